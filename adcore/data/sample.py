@@ -1,0 +1,117 @@
+"""One image with its label and mask, and a data set as lists of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adcore.errors import DataError, ParameterError
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as RGB; one channel becomes three equal ones.
+
+    Raises:
+        DataError: the file is missing, truncated or no image.
+    """
+    return _decode(path).convert("RGB")
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Read a mask file as (H, W) bool, True where anomalous (any value above zero).
+
+    `size` is the (H, W) of the image that it belongs to.
+
+    Raises:
+        DataError: the file is missing, truncated, no image, or of another size than its image.
+    """
+    mask = np.asarray(_decode(path).convert("L")) > 0
+    if mask.shape != size:
+        raise DataError(f"mask {path} is {mask.shape[0]}x{mask.shape[1]} but its image is {size[0]}x{size[1]}: "
+                        f"make them the same height and width")
+    return mask
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise DataError(f"{path} is not there: restore the file or remove it from the data set") from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format
+        raise DataError(f"{path} cannot be read as an image ({error}): fetch or copy it again") from error
+    return image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image on disk.
+
+    path       image file
+    category   what it shows ('screw')
+    label      0 normal, 1 anomalous
+    defect     'good' or the kind of defect
+    mask_path  pixel mask of the defect; None for a normal image, or when the data set has no masks
+    """
+
+    path: Path
+    category: str
+    label: int
+    defect: str = "good"
+    mask_path: Path | None = None
+
+    @property
+    def image(self) -> Image.Image:
+        """The image as RGB. Raises DataError when the file cannot be read."""
+        return read_image(self.path)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """(H, W) bool, True where anomalous; all False for a normal image; None when nobody drew one."""
+        if self.label == 0 or self.mask_path is not None:
+            width, height = Image.open(self.path).size if self.path.is_file() else self.image.size
+            if self.mask_path is None:
+                return np.zeros((height, width), bool)
+            return read_mask(self.mask_path, (height, width))
+        return None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training images (normal only) and test images of one or more categories.
+
+    A method fits on what it is allowed to see, `train`; `test` is for `predict` alone.
+    """
+
+    name: str
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    has_masks: bool = True
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Categories in the order of their first image."""
+        return tuple(dict.fromkeys(sample.category for sample in (*self.train, *self.test)))
+
+    def only(self, categories: str | Sequence[str]) -> Dataset:
+        """The same data set with some of its categories.
+
+        Raises:
+            ParameterError: a category that is not there; the message lists those that are.
+        """
+        wanted = [categories] if isinstance(categories, str) else list(categories)
+        for category in wanted:
+            if category not in self.categories:
+                raise ParameterError(f"unknown category '{category}' in data set '{self.name}'; it has "
+                                     f"{', '.join(self.categories)}")
+        return replace(self, train=tuple(s for s in self.train if s.category in wanted),
+                       test=tuple(s for s in self.test if s.category in wanted))
+
+    def __add__(self, other: Dataset) -> Dataset:
+        """Both data sets as one, for a model that serves all categories."""
+        return Dataset(f"{self.name}+{other.name}", self.train + other.train, self.test + other.test,
+                       self.has_masks and other.has_masks)

@@ -1,0 +1,85 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adcore.errors import StoreError
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends well and vanishes when it does not.
+
+    A reader sees the old file or the new one, never half of one, also after a kill or a full disk.
+
+    Raises:
+        StoreError: the folder cannot be written or has no room left.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        # An error about another file (an unreadable image, say) is not about this folder: leave it as it is.
+        about_another_file = error.filename is not None and Path(str(error.filename)).parent != path.parent
+        if about_another_file and not _inside(path, str(error.filename)):
+            raise
+        reason = error.strerror or str(error)
+        raise StoreError(f"cannot write {path}: {reason}; free the folder or name another one (--out, ADCORE_RUNS, "
+                         f"ADCORE_CACHE)") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _inside(path: Path, culprit: str) -> bool:
+    """True when `culprit` is a folder on the way to `path`, as when making that folder failed."""
+    return Path(culprit) in path.parents
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` to `path` atomically, as UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` to `path` atomically, as sorted, indented JSON without NaN."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def digest_file(path: Path | str, algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of a file, read in blocks."""
+    hasher = hashlib.new(algorithm)
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def digest_text(text: str, length: int = 16) -> str:
+    """The first `length` hexadecimal digits of the SHA-256 of `text`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -1,0 +1,49 @@
+"""Where things lie: data, weights, caches, runs. Each can be moved by an environment variable.
+
+    ADCORE_DATA      folders that hold real data sets (several joined as in PATH)
+    ADCORE_WEIGHTS   folders that hold checkpoints
+    ADCORE_CACHE     made once, may be deleted: embedded data, cached features
+    ADCORE_RUNS      the results store
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def repository() -> Path | None:
+    """The checkout this package runs from, or None when it was installed elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "data_manifest.csv").is_file() else None
+
+
+def _folders(variable: str) -> list[Path]:
+    return [Path(part).expanduser() for part in os.environ.get(variable, "").split(os.pathsep) if part]
+
+
+def data_folders() -> list[Path]:
+    """Folders searched for real data sets: those of ADCORE_DATA, then `data` in the user's adcore folder."""
+    return [*_folders("ADCORE_DATA"), Path(platformdirs.user_data_dir("adcore")) / "data"]
+
+
+def weight_folders() -> list[Path]:
+    """Folders searched for checkpoints: ADCORE_WEIGHTS, the user's adcore folder, torch's own cache."""
+    torch_home = Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser()
+    return [*_folders("ADCORE_WEIGHTS"), Path(platformdirs.user_data_dir("adcore")) / "weights",
+            torch_home / "hub" / "checkpoints"]
+
+
+def cache_folder() -> Path:
+    """What can be made again: embedded data and cached features."""
+    return Path(os.environ.get("ADCORE_CACHE") or platformdirs.user_cache_dir("adcore")).expanduser()
+
+
+def runs_folder(out: str | Path | None = None) -> Path:
+    """The results store: `out` if given, else ADCORE_RUNS, else `runs` in the checkout, else `runs` here."""
+    chosen = out or os.environ.get("ADCORE_RUNS")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return (repository() or Path.cwd()) / "runs"
