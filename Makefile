@@ -1,0 +1,55 @@
+# adcore: two commands matter, `make reproduce` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= all
+GRID ?= quick
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test lint lab notebooks report bench lock clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+setup: $(VENV)/.ready  ## the environment alone, in .venv
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "adcore needs Python 3.10 to 3.13: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all]'
+	@touch $@
+
+reproduce: setup  ## run every notebook (GRID=quick), write report/index.html
+	@$(BIN)/adcore reproduce --grid $(GRID) --cores $(CORES)
+
+test: setup lint  ## unit tests, then nbval on every notebook
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	ADCORE_PROGRESS=0 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+lab: setup  ## JupyterLab at the first notebook
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+notebooks: setup  ## execute every notebook in place, so that the committed outputs are today's
+	ADCORE_PROGRESS=0 $(BIN)/python -m adcore.notebook_outputs
+
+report: setup  ## write report/index.html from what has been run
+	@$(BIN)/adcore report
+
+bench: setup  ## adcore against its peers, into benchmarks/results.csv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all,bench]'
+	$(BIN)/adcore bench
+
+lock: setup  ## choose exact versions anew, for every supported Python
+	$(BIN)/python -m uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --upgrade \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file constraints.new
+	(echo '# Exact versions for every supported Python; made by `make lock`.'; cat constraints.new) > constraints.txt
+	rm constraints.new
+
+clean:  ## remove the environment, the report and tools' caches; results in runs/ stay
+	rm -rf $(VENV) report .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

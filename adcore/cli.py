@@ -1,0 +1,182 @@
+"""The command line: `adcore doctor | data | weights | run | reproduce | report | results | bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import adcore
+from adcore.errors import AdcoreError
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it went well, 2 with one sentence on stderr when the user can mend it."""
+    arguments = _parser().parse_args(words)
+    try:
+        return int(arguments.command(arguments) or 0)
+    except AdcoreError as error:
+        print(f"adcore: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("adcore: interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="adcore", description=adcore.__doc__.splitlines()[0] if adcore.__doc__ else "")
+    parser.add_argument("--version", action="version", version=f"adcore {adcore.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    doctor = commands.add_parser("doctor", help="check Python, torch, device, weights and data")
+    doctor.set_defaults(command=_doctor)
+
+    data = commands.add_parser("data", help="data sets: list | path | verify")
+    actions = data.add_subparsers(required=True, metavar="action")
+    listing = actions.add_parser("list", help="every data set, and where it is")
+    listing.set_defaults(command=_data_list)
+    path = actions.add_parser("path", help="print the folder of a data set")
+    path.add_argument("name")
+    path.set_defaults(command=_data_path)
+    verify = actions.add_parser("verify", help="read every image and mask of a data set, or check an archive of it")
+    verify.add_argument("name")
+    verify.add_argument("--file", type=Path, help="an archive to check against the manifest instead")
+    verify.set_defaults(command=_data_verify)
+
+    weights = commands.add_parser("weights", help="checkpoints: list | path | verify | fetch")
+    actions = weights.add_subparsers(required=True, metavar="action")
+    listing = actions.add_parser("list", help="every checkpoint of the manifest, and whether it is here")
+    listing.set_defaults(command=_weights_list)
+    for action, what, command in (("path", "print the file of a checkpoint", _weights_path),
+                                  ("verify", "check a checkpoint against the manifest", _weights_verify),
+                                  ("fetch", "download a checkpoint and check it", _weights_fetch)):
+        sub = actions.add_parser(action, help=what)
+        sub.add_argument("name")
+        sub.set_defaults(command=command)
+
+    run = commands.add_parser("run", help="execute a notebook with checked parameters")
+    run.add_argument("notebook", help="path, or name such as uniad2022/01_architecture")
+    run.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value")
+    run.add_argument("-o", "--output", type=Path, help="executed copy (default: in the runs folder)")
+    run.add_argument("--record", type=Path, help="JSON file written when all went well")
+    run.set_defaults(command=_run)
+
+    reproduce = commands.add_parser("reproduce", help="run every notebook of a grid, then write the report")
+    reproduce.add_argument("--grid", default="quick", help="a file of workflow/grids, without .yaml")
+    reproduce.add_argument("--cores", default="all")
+    reproduce.add_argument("--profile", help="a Snakemake profile, such as workflow/profiles/slurm")
+    reproduce.add_argument("--dry-run", action="store_true", help="print what would run")
+    reproduce.set_defaults(command=_reproduce)
+
+    report = commands.add_parser("report", help="write report/index.html from the store and the executed notebooks")
+    report.add_argument("--to", type=Path, help="folder (default: report)")
+    report.add_argument("--readme", action="store_true", help="also rewrite the README's table and figure from results/")
+    report.set_defaults(command=_report)
+
+    results = commands.add_parser("results", help="export the store's numbers to a csv with provenance")
+    results.add_argument("--dataset", help="only this data set")
+    results.add_argument("--profile", help="only this profile")
+    results.add_argument("--to", type=Path, help="csv to write (default: print)")
+    results.set_defaults(command=_results)
+
+    bench = commands.add_parser("bench", help="time adcore against its peers and write benchmarks/results.csv")
+    bench.add_argument("names", nargs="*", help="which benchmarks (default: all)")
+    bench.set_defaults(command=_bench)
+    return parser
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from adcore.doctor import examine
+    return 0 if examine() else 1
+
+
+def _data_list(_: argparse.Namespace) -> None:
+    from adcore.data import find_dataset
+    from adcore.data.manifest import load_manifest
+    for entry in load_manifest().values():
+        if entry.kind == "dataset":
+            folder = "embedded" if entry.name == "mini" else find_dataset(entry.name)
+            print(f"{entry.name:<14} {folder or 'not here: ' + entry.url}")
+
+
+def _data_path(arguments: argparse.Namespace) -> None:
+    from adcore.data.verify import dataset_folder
+    print(dataset_folder(arguments.name))
+
+
+def _data_verify(arguments: argparse.Namespace) -> None:
+    from adcore.data.manifest import check, entry
+    from adcore.data.verify import verify_dataset
+    if arguments.file is not None:
+        check(entry(arguments.name), arguments.file)
+        print(f"{arguments.file} is what the manifest says of {arguments.name}")
+    else:
+        print(verify_dataset(arguments.name))
+
+
+def _weights_list(_: argparse.Namespace) -> None:
+    from adcore.data.manifest import load_manifest
+    from adcore.features import find_weights
+    for entry in load_manifest().values():
+        if entry.kind == "weights":
+            try:
+                where = str(find_weights(entry.name))
+            except AdcoreError:
+                where = f"not here: {entry.url}"
+            print(f"{entry.name:<26} {where}")
+
+
+def _weights_path(arguments: argparse.Namespace) -> None:
+    from adcore.features import find_weights
+    print(find_weights(arguments.name))
+
+
+def _weights_verify(arguments: argparse.Namespace) -> None:
+    from adcore.data.manifest import check, entry
+    from adcore.features import find_weights, read_checkpoint
+    path = find_weights(arguments.name)
+    check(entry(arguments.name), path)
+    print(f"{path.name}: {len(read_checkpoint(path))} tensors, as the manifest says")
+
+
+def _weights_fetch(arguments: argparse.Namespace) -> None:
+    from adcore.features.weights import fetch_weights
+    print(fetch_weights(arguments.name))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from adcore.notebook import find_notebook, notebook_name, parse_assignments, run_notebook
+    from adcore.paths import runs_folder
+    path = find_notebook(arguments.notebook)
+    output = arguments.output or runs_folder() / "notebooks" / notebook_name(path) / "run.ipynb"
+    print(run_notebook(path, parse_assignments(arguments.parameters), output, record=arguments.record))
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from adcore.reproduce import reproduce
+    return reproduce(arguments.grid, arguments.cores, arguments.profile, dry_run=arguments.dry_run)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from adcore.report import score_card, write_report
+    if arguments.readme:
+        from adcore.report.readme import rewrite_readme
+        rewrite_readme()
+    path = write_report(arguments.to)
+    print(score_card())
+    print(f"report: {path}")
+
+
+def _results(arguments: argparse.Namespace) -> None:
+    from adcore.experiments.record import export_results
+    print(export_results(arguments.dataset, arguments.profile, arguments.to))
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from adcore.reproduce import bench
+    return bench(arguments.names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""Data sets as lists of samples, read lazily.
+
+    >>> dataset = load_dataset("mini", categories=["brick", "gear"])
+    >>> dataset.train[0].image, dataset.test[-1].mask
+"""
+
+from adcore.data.registry import DATASETS, find_dataset, load_dataset
+from adcore.data.sample import Dataset, Sample
+from adcore.data.transforms import View, read_images, read_masks
+
+__all__ = ["DATASETS", "Dataset", "Sample", "View", "find_dataset", "load_dataset", "read_images", "read_masks"]

@@ -1,0 +1,60 @@
+"""Solar cells in electroluminescence (Deitsch et al., Solar Energy 2019), from the PyPI package `elpv-dataset`.
+
+2,624 grey cells of 300x300 pixels with a probability of being defective (0, 1/3, 2/3, 1) and no masks. Two categories:
+`mono` and `poly` (crystalline). Probability 0 is normal, 2/3 and 1 are anomalous; the cells at 1/3, of which the
+annotators were unsure, are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from pathlib import Path
+
+from adcore.data.sample import Dataset, Sample
+from adcore.data.split import hold_out
+from adcore.errors import DataError
+
+
+def elpv_folder() -> Path | None:
+    """The package's data folder, or None when the package is not installed."""
+    found = importlib.util.find_spec("elpv_dataset")
+    return Path(found.origin).parent / "data" if found and found.origin else None
+
+
+def load_elpv(root: Path | None = None, name: str = "elpv", *, train_fraction: float = 0.8) -> Dataset:
+    """List ELPV; image level only.
+
+    Raises:
+        DataError: the package is not installed, or its list of labels is missing or malformed.
+    """
+    root = root or elpv_folder()
+    if root is None:
+        raise DataError("data set 'elpv' needs the package elpv-dataset: pip install 'adcore[elpv]' "
+                        "(CC BY-NC-SA 4.0, not for commercial use)")
+    labels = Path(root) / "labels.csv"
+    if not labels.is_file():
+        raise DataError(f"{labels} is not there: install elpv-dataset again")
+    train: list[Sample] = []
+    test: list[Sample] = []
+    cells = _read_labels(labels)
+    for category in ("mono", "poly"):
+        normal = [Sample(path, category, 0) for path, probability, kind in cells if kind == category and probability == 0]
+        fit, held_out = hold_out(normal, train_fraction)
+        train += fit
+        test += held_out
+        test += [Sample(path, category, 1, "defective" if probability == 1 else "likely_defective")
+                 for path, probability, kind in cells if kind == category and probability > 0.5]
+    return Dataset(name, tuple(train), tuple(test), has_masks=False)
+
+
+def _read_labels(labels: Path) -> list[tuple[Path, float, str]]:
+    cells = []
+    with labels.open(newline="") as file:
+        for number, row in enumerate(csv.reader((" ".join(line.split()) for line in file), delimiter=" "), start=1):
+            try:
+                name, probability, kind = row
+                cells.append((labels.parent / name, float(probability), kind))
+            except ValueError:
+                raise DataError(f"{labels}, line {number}: expected 'image probability type', found {row}") from None
+    return cells

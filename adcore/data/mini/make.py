@@ -1,0 +1,149 @@
+"""Writes `mini` to disk, once, and reads it back as a Dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from adcore.data.mini.picture import CATEGORIES, defect_of, defects, picture
+from adcore.data.mini.shot import Shot
+from adcore.data.sample import Dataset, Sample
+from adcore.errors import ParameterError, StoreError
+from adcore.paths import cache_folder
+
+VERSION = "1"       # part of the cache folder's name; another one whenever a pixel changes
+
+TRAIN, GOOD, DEFECTIVE = 60, 20, 30
+
+
+def make(category: str, folder: Path, *, train: int = TRAIN, good: int = GOOD, defective: int = DEFECTIVE,
+         progress: bool | None = None) -> Path:
+    """Write one category in MVTec's layout and return its folder, `<folder>/<category>`.
+
+        train/good/NNN.png  test/good/NNN.png  test/<defect>/NNN.png  ground_truth/<defect>/NNN_mask.png
+
+    Images are 256 x 256 RGB, masks 256 x 256 with 0 and 255. Defective images take turns among the kinds of defect.
+    Image number i is the same whatever the counts are. The folder appears when it is whole; one that stands already is
+    left as it is, also when another process has made it meanwhile. `progress` None: a bar if someone is watching.
+
+    Raises:
+        ParameterError: unknown category, or a count below zero.
+        StoreError: the folder cannot be written.
+    """
+    _check(category, train, good, defective)
+    target = Path(folder) / category
+    if target.is_dir():
+        return target
+    shots = [Shot(category, split, index) for split, count in (("train", train), ("good", good),
+                                                               ("defective", defective)) for index in range(count)]
+    try:
+        with _appears_whole(target) as building:
+            for part in ("train/good", "test/good"):
+                (building / part).mkdir(parents=True)
+            for defect in defects(category):
+                (building / "test" / defect).mkdir()
+                (building / "ground_truth" / defect).mkdir(parents=True)
+            # Threads, not processes: NumPy and Pillow let go of the lock, and notebooks need no picklable main.
+            with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
+                written = pool.map(lambda shot: _write(shot, building), shots)
+                for _ in tqdm(written, f"making mini/{category}", len(shots), unit="image", leave=False,
+                              disable=not (_watched() if progress is None else progress)):
+                    pass
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}; free the folder or name another one "
+                         f"(ADCORE_CACHE)") from error
+    return target
+
+
+def load_mini(categories: Sequence[str] | str | None = None, root: Path | None = None, *, train: int = TRAIN,
+              good: int = GOOD, defective: int = DEFECTIVE) -> Dataset:
+    """The data set `mini`, made now if it is not there yet (all categories: half a minute).
+
+    categories  which ones, all by default
+    root        folder of the categories; by default `mini-<VERSION>` in adcore.paths.cache_folder()
+    train, good, defective   images of each category to take, the first ones; the defects take turns
+
+    Raises:
+        ParameterError: unknown category, or more images asked for than there are.
+        StoreError: the folder cannot be written.
+    """
+    wanted = [categories] if isinstance(categories, str) else list(CATEGORIES if categories is None else categories)
+    for category in wanted:
+        _check(category, train, good, defective)
+    folder = cache_folder() / f"mini-{VERSION}" if root is None else Path(root)
+    train_samples: list[Sample] = []
+    test_samples: list[Sample] = []
+    for category in wanted:
+        # Whole categories are made whatever was asked for, so that a larger request finds them.
+        home = make(category, folder, train=max(train, TRAIN), good=max(good, GOOD),
+                    defective=max(defective, DEFECTIVE))
+        train_samples += [Sample(home / _name(Shot(category, "train", i)), category, 0) for i in range(train)]
+        test_samples += [Sample(home / _name(Shot(category, "good", i)), category, 0) for i in range(good)]
+        bad = [Shot(category, "defective", i) for i in range(defective)]
+        bad.sort(key=lambda shot: (shot.index % len(defects(shot.category)), shot.index))
+        test_samples += [Sample(home / _name(shot), category, 1, defect_of(category, shot.index)[0],
+                                home / _mask_name(shot)) for shot in bad]
+        for sample in (*train_samples, *test_samples):
+            if sample.category == category and not sample.path.is_file():
+                raise ParameterError(f"{home} does not hold {sample.path.relative_to(home)}: it was made with fewer "
+                                     f"images; ask for fewer, or delete the folder to have it made anew")
+    return Dataset("mini", tuple(train_samples), tuple(test_samples))
+
+
+def _check(category: str, *counts: int) -> None:
+    if category not in CATEGORIES:
+        raise ParameterError(f"unknown category '{category}' in data set 'mini'; it has {', '.join(CATEGORIES)}")
+    if min(counts) < 0:
+        raise ParameterError(f"mini/{category} cannot have {min(counts)} images: give train, good and defective as "
+                             f"numbers from 0")
+
+
+def _name(shot: Shot) -> Path:
+    if shot.split == "defective":
+        defect, number = defect_of(shot.category, shot.index)
+        return Path("test", defect, f"{number:03}.png")
+    return Path("train" if shot.split == "train" else "test", "good", f"{shot.index:03}.png")
+
+
+def _mask_name(shot: Shot) -> Path:
+    defect, number = defect_of(shot.category, shot.index)
+    return Path("ground_truth", defect, f"{number:03}_mask.png")
+
+
+def _write(shot: Shot, folder: Path) -> None:
+    made = picture(shot)
+    Image.fromarray(made.image).save(folder / _name(shot), compress_level=3)
+    if shot.split == "defective":
+        mask = Image.fromarray(made.mask.astype(np.uint8) * 255)
+        mask.save(folder / _mask_name(shot), compress_level=3)
+
+
+@contextlib.contextmanager
+def _appears_whole(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its name when the block ends well and vanishes when it does not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield building
+        building.chmod(0o755)       # mkdtemp lets nobody else in
+        try:
+            building.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise               # else another process was faster, and its copy is the same
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _watched() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules

@@ -1,0 +1,82 @@
+"""One finished image of `mini`, with the same image as it would have been without its defect, and the exact mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from adcore.data.mini import button, capsule, chip, gear, photographs
+from adcore.data.mini.shading import sensor
+from adcore.data.mini.shapes import SIZE, Array
+from adcore.data.mini.shot import Shot
+
+Draw = Callable[[Shot, "str | None", int], Array]
+
+RECIPES: dict[str, tuple[Draw, tuple[str, ...]]] = {
+    **{name: (photographs.draw, tuple(texture.flaws)) for name, texture in photographs.TEXTURES.items()},
+    "capsule": (capsule.draw, capsule.DEFECTS),
+    "gear": (gear.draw, gear.DEFECTS),
+    "chip": (chip.draw, chip.DEFECTS),
+    "button": (button.draw, button.DEFECTS),
+}
+CATEGORIES = tuple(RECIPES)
+
+VISIBLE = 5 / 255                 # a smaller change of every channel is lost in the sensor's noise
+AREA = (0.0018, 0.11)             # of a mask, as a share of the image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`image` and `clean` (SIZE, SIZE, 3) uint8, equal outside `mask` (SIZE, SIZE) bool; a normal one is clean."""
+
+    image: Array
+    clean: Array
+    mask: Array
+    defect: str
+
+
+def defects(category: str) -> tuple[str, ...]:
+    """The kinds of defect of a category."""
+    return RECIPES[category][1]
+
+
+def defect_of(category: str, index: int) -> tuple[str, int]:
+    """Kind of the defective image `index` and its number within the kind: they take turns."""
+    kinds = defects(category)
+    return kinds[index % len(kinds)], index // len(kinds)
+
+
+def picture(shot: Shot) -> Picture:
+    """Make the image of a shot.
+
+    The mask is where the defect changed any channel visibly, before sensor noise: shadows that it casts count, specks
+    below 4 pixels do not, and pinholes inside it are closed. Outside of the mask the defect leaves no trace at all.
+    """
+    draw, _ = RECIPES[shot.category]
+    clean = draw(shot, None, 0)
+    if shot.split != "defective":
+        image = sensor(clean, shot)
+        return Picture(image, image, np.zeros((SIZE, SIZE), bool), "good")
+    defect, _ = defect_of(shot.category, shot.index)
+    for attempt in range(50):
+        flawed = draw(shot, defect, attempt)
+        mask = _changed(clean, flawed)
+        if AREA[0] <= mask.mean() <= AREA[1]:     # else it fell beside the object, or nearly: try another
+            break
+    else:
+        raise AssertionError(f"{shot}: no {defect} of a visible size in 50 attempts")
+    return Picture(sensor(np.where(mask[..., None], flawed, clean), shot), sensor(clean, shot), mask, defect)
+
+
+def _changed(clean: Array, flawed: Array) -> Array:
+    visible = np.abs(flawed - clean).max(2) > VISIBLE
+    closed = visible | ndimage.binary_closing(visible, np.ones((3, 3), bool))
+    parts, count = ndimage.label(closed, np.ones((3, 3), int))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    keep = sizes >= 4
+    keep[0] = False
+    mask: Array = keep[parts]
+    return mask

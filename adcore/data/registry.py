@@ -1,0 +1,89 @@
+"""Data sets by name, and where they lie.
+
+A name is one of `DATASETS`, a folder in MVTec layout below ADCORE_DATA, or several of those joined by '+', which makes
+one data set of them: `mtd+mvtec_512`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from adcore.data.elpv import elpv_folder, load_elpv
+from adcore.data.manifest import load_manifest
+from adcore.data.mtd import load_mtd
+from adcore.data.mvtec import categories_in, load_mvtec
+from adcore.data.sample import Dataset
+from adcore.errors import DataError, ParameterError
+from adcore.paths import data_folders
+
+# What a data set's folder below ADCORE_DATA may be called.
+DATASETS: dict[str, tuple[str, ...]] = {
+    "mini": (),
+    "mvtec_ad": ("mvtec_ad", "mvtec_anomaly_detection", "mvtec"),
+    "mtd": ("mtd", "Magnetic-tile-defect-datasets."),
+    "elpv": (),
+}
+
+
+def find_dataset(name: str) -> Path | None:
+    """The folder of a data set, or None when it is not here (`mini` is made on demand and needs no folder)."""
+    if name == "elpv":
+        return elpv_folder()
+    for folder in data_folders():
+        for called in DATASETS.get(name, (name,)):
+            if (folder / called).is_dir():
+                return folder / called
+    return None
+
+
+def load_dataset(name: str, categories: Sequence[str] | str | None = None, *, root: Path | None = None,
+                 **options: int) -> Dataset:
+    """A data set by name, whole or in part.
+
+    categories  the ones to keep, all by default
+    root        where it lies; by default it is looked for in ADCORE_DATA
+    options     train, good, defective: how many images of each category of `mini`
+
+    Raises:
+        ParameterError: an unknown data set or category.
+        DataError: the data set is not here (the message says how to get it), or its files are not in order.
+    """
+    if isinstance(categories, str):
+        categories = None if categories == "all" else [categories]
+    if "+" in name:
+        parts = [load_dataset(part, root=root, **options) for part in name.split("+")]
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = whole + part
+        return whole.only(categories) if categories else whole
+    if name == "mini":
+        from adcore.data.mini import load_mini  # here, because drawing needs scikit-image, which is slow to import
+        return load_mini(categories, root, **options)
+    if options:
+        raise ParameterError(f"data set '{name}' takes no option {', '.join(options)}; those are for 'mini'")
+    folder = root or find_dataset(name)
+    if folder is None:
+        raise _missing(name)
+    loaders: dict[str, Callable[[], Dataset]] = {"mtd": lambda: load_mtd(folder), "elpv": lambda: load_elpv(folder)}
+    if name in loaders:
+        dataset = loaders[name]()
+        return dataset.only(categories) if categories else dataset
+    return load_mvtec(folder, name, categories)
+
+
+def _missing(name: str) -> Exception:
+    local = sorted({path.name for folder in data_folders() if folder.is_dir() for path in folder.iterdir()
+                    if path.is_dir() and categories_in(path)})
+    if name == "elpv":
+        return DataError("data set 'elpv' needs the package elpv-dataset: pip install 'adcore[elpv]'")
+    if name not in DATASETS:
+        known = [*DATASETS, *local]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        return ParameterError(f"unknown data set '{name}'{hint}; there are {', '.join(dict.fromkeys(known))}")
+    entry = load_manifest()[name]
+    places = " or ".join(str(folder / DATASETS[name][0]) for folder in data_folders())
+    return DataError(f"data set '{name}' is not here: fetch it from {entry.url} and unpack it to {places}, "
+                     f"then run `adcore data verify {name}`")

@@ -1,0 +1,96 @@
+"""From files to tensors: one geometric view for an image and its mask, and one reader for all methods.
+
+Images leave here as RGB in [0, 1]; what a backbone wants (mean, std) is the backbone's business, in `features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adcore.data.sample import Sample
+from adcore.errors import ParameterError
+
+Size = int | tuple[int, int]
+
+
+def as_size(size: Size) -> tuple[int, int]:
+    """(H, W) from a number (a square) or a pair. Raises ParameterError for anything below one pixel."""
+    h, w = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if h < 1 or w < 1:
+        raise ParameterError(f"image size {size} is not a height and width of at least one pixel")
+    return h, w
+
+
+@dataclass(frozen=True)
+class View:
+    """Resize straight to `size` (bilinear for images, nearest for masks), then cut the middle `crop` out.
+
+    size  (H, W) or a side in pixels
+    crop  (H, W) or a side in pixels; None keeps everything
+    """
+
+    size: Size
+    crop: Size | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of what comes out."""
+        return as_size(self.size if self.crop is None else self.crop)
+
+    def image(self, image: Image.Image) -> Tensor:
+        """(3, H, W) float32 in [0, 1]."""
+        h, w = as_size(self.size)
+        pixels = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR), dtype=np.float32) / 255.0
+        return self._cut(torch.from_numpy(pixels).permute(2, 0, 1)).contiguous()
+
+    def mask(self, mask: np.ndarray) -> Tensor:
+        """(H, W) bool."""
+        h, w = as_size(self.size)
+        small = Image.fromarray(mask.astype(np.uint8)).resize((w, h), Image.Resampling.NEAREST)
+        return self._cut(torch.from_numpy(np.array(small, dtype=bool))).contiguous()
+
+    def _cut(self, pixels: Tensor) -> Tensor:
+        if self.crop is None:
+            return pixels
+        (h, w), (crop_h, crop_w) = pixels.shape[-2:], as_size(self.crop)
+        if crop_h > h or crop_w > w:
+            raise ParameterError(f"crop {crop_h}x{crop_w} is larger than the resized image {h}x{w}")
+        top, left = (h - crop_h) // 2, (w - crop_w) // 2
+        return pixels[..., top:top + crop_h, left:left + crop_w]
+
+
+def read_images(samples: Sequence[Sample], view: View, batch_size: int = 16, workers: int = 2) -> Iterator[Tensor]:
+    """Batches (B, 3, H, W) of the samples' images in their order, decoded ahead in threads.
+
+    Raises:
+        DataError: an image that cannot be read; the message names the file.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = [pool.submit(_read, sample, view) for sample in samples[: 2 * batch_size]]
+        for start in range(0, len(samples), batch_size):
+            images = [future.result() for future in ahead[:batch_size]]
+            following = samples[start + 2 * batch_size: start + 3 * batch_size]
+            ahead = ahead[batch_size:] + [pool.submit(_read, sample, view) for sample in following]
+            yield torch.stack(images)
+
+
+def _read(sample: Sample, view: View) -> Tensor:
+    return view.image(sample.image)
+
+
+def read_masks(samples: Sequence[Sample], view: View) -> list[Tensor | None]:
+    """(H, W) bool masks in the samples' order, None where there is none.
+
+    Raises:
+        DataError: a mask that is missing, unreadable or of another size than its image.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        masks = pool.map(lambda sample: sample.mask, samples)
+        return [None if mask is None else view.mask(mask) for mask in masks]

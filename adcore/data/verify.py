@@ -1,0 +1,64 @@
+"""Is a data set in place and whole? Every image and mask is read, every count compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from adcore.data.registry import find_dataset, load_dataset
+from adcore.data.sample import Dataset, Sample
+from adcore.errors import DataError
+from adcore.paths import cache_folder
+from adcore.progress import progress_bar
+
+# Training and test images of each category as MVTec AD is published (Bergmann et al., 2019).
+MVTEC_AD_COUNTS = {
+    "bottle": (209, 83), "cable": (224, 150), "capsule": (219, 132), "carpet": (280, 117), "grid": (264, 78),
+    "hazelnut": (391, 110), "leather": (245, 124), "metal_nut": (220, 115), "pill": (267, 167), "screw": (320, 160),
+    "tile": (230, 117), "toothbrush": (60, 42), "transistor": (213, 100), "wood": (247, 79), "zipper": (240, 151)}
+
+
+def dataset_folder(name: str) -> Path:
+    """Where a data set lies. Raises DataError or ParameterError when it is not here or unknown."""
+    if name == "mini":
+        load_dataset("mini")
+        return cache_folder()
+    folder = find_dataset(name)
+    if folder is None:
+        load_dataset(name)  # raises with the reason and the way to get it
+        raise DataError(f"data set '{name}' is not here")
+    return folder
+
+
+def verify_dataset(name: str, progress: bool | None = None) -> str:
+    """Read every image and mask; a summary in one sentence.
+
+    Raises:
+        DataError: the first file that is missing, unreadable or of the wrong size, or a wrong count.
+    """
+    dataset = load_dataset(name)
+    if name == "mvtec_ad":
+        _compare_counts(dataset)
+    samples = [*dataset.train, *dataset.test]
+    with ThreadPoolExecutor(2) as pool, progress_bar(total=len(samples), desc=f"verify {name}", enabled=progress) as bar:
+        for _ in pool.map(_read, samples):
+            bar.update()
+    masks = sum(sample.mask_path is not None for sample in samples)
+    return (f"{name}: {len(dataset.categories)} categories, {len(dataset.train)} training and {len(dataset.test)} test "
+            f"images, {masks} masks, all readable")
+
+
+def _read(sample: Sample) -> None:
+    image, mask = sample.image, sample.mask
+    if sample.label == 1 and mask is not None and not mask.any():
+        raise DataError(f"mask {sample.mask_path} of the defective image {image.size} marks no pixel")
+
+
+def _compare_counts(dataset: Dataset) -> None:
+    train, test = (Counter(sample.category for sample in samples) for samples in (dataset.train, dataset.test))
+    for category, expected in MVTEC_AD_COUNTS.items():
+        found = train[category], test[category]
+        if found != expected:
+            raise DataError(f"mvtec_ad/{category} has {found[0]} training and {found[1]} test images, expected "
+                            f"{expected[0]} and {expected[1]}: unpack the archive again")

@@ -1,0 +1,14 @@
+"""Experiments: what to run, running it once, and its numbers beside the published ones.
+
+    >>> table = run(grid(UniAD, nma=[False, True], seeds=[0, 1, 2]))
+    >>> table.against("uniad2022.table_s2")
+"""
+
+from adcore.experiments.comparison import Comparison, compare_values
+from adcore.experiments.experiment import Experiment, grid
+from adcore.experiments.runner import evaluate, predict_all, run
+from adcore.experiments.store import Result, Store, load_results
+from adcore.experiments.table import ResultTable
+
+__all__ = ["Comparison", "Experiment", "Result", "ResultTable", "Store", "compare_values", "evaluate", "grid",
+           "load_results", "predict_all", "run"]

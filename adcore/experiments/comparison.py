@@ -1,0 +1,176 @@
+"""Published beside measured, cell by cell, with a verdict.
+
+A verdict is one of
+    reproduced      measured is within the tolerance of the published number
+    higher, lower   it is not
+    not run         there is no measurement that may be compared, and why
+
+The tolerance is the larger of two printed standard deviations and 0.5 points for a percentage, half a unit of the last
+printed digit for anything else. A result on other data, in another profile or with reduced settings is shown, but its
+verdict is 'not run': it does not reproduce anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from adcore.errors import ParameterError
+from adcore.experiments.provenance import commit
+from adcore.files import write_json
+from adcore.papers import exhibits, published
+
+if TYPE_CHECKING:
+    from adcore.experiments.table import ResultTable
+
+VERDICTS = ("reproduced", "higher", "lower", "not run")
+SHOWN = ["row", "column", "metric", "unit", "published", "measured", "std", "seeds", "verdict", "why"]
+
+
+def tolerance(value: float, std: float, unit: str, printed: str = "") -> float:
+    """How far a measured number may lie from the published one and count as the same."""
+    if unit in ("%", "fraction"):
+        floor = 0.5 if unit == "%" else 0.005
+        return max(floor, 2 * std) if std == std else floor  # std is NaN where none was printed
+    decimals = len(printed.partition(".")[2]) if printed else 0
+    return 0.5 * 10**-decimals
+
+
+def verdict(measured: float, value: float, allowed: float) -> str:
+    """'reproduced', 'higher' or 'lower'."""
+    if abs(measured - value) <= allowed + 1e-9:
+        return "reproduced"
+    return "higher" if measured > value else "lower"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An exhibit's published numbers beside measured ones; `frame` has the columns `SHOWN`."""
+
+    exhibit: str
+    frame: pd.DataFrame
+    context: str
+
+    def counts(self) -> dict[str, int]:
+        """How many cells got each verdict."""
+        found = self.frame.verdict.value_counts()
+        return {name: int(found.get(name, 0)) for name in VERDICTS}
+
+    def record(self, root: Path) -> None:
+        """Keep the comparison in the store, where the report finds it."""
+        rows = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
+        write_json(root / "exhibits" / f"{self.exhibit}.json",
+                   {"exhibit": self.exhibit, "context": self.context, "commit": commit(), "rows": rows})
+
+    def _repr_html_(self) -> str:
+        return f"{comparison_html(self.frame)}<p><small>{self.context}</small></p>"
+
+    def __repr__(self) -> str:
+        return f"{self.exhibit} ({self.context})\n{self.frame[SHOWN].to_string(index=False)}"
+
+
+def _number(value: Any, digits: str = "") -> str:
+    if value is None or value != value:
+        return ""
+    return str(value) if isinstance(value, str) else digits or f"{value:,.6g}"
+
+
+def comparison_html(frame: pd.DataFrame) -> str:
+    """The cells as an HTML table; the verdict is a word, not only a colour."""
+    colours = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "not run": "#777"}
+    lines = []
+    for row in frame.to_dict("records"):
+        spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""
+        why = f"<br><small>{row['why']}</small>" if row["why"] else ""
+        cells = [row["row"], row["column"], row["metric"], f"{_number(row['published'])} {row['unit']}".strip(),
+                 f"{_number(row['measured'])}{spread}", _number(row["seeds"])]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells)
+                     + f"<td style='color:{colours[row['verdict']]}'><b>{row['verdict']}</b>{why}</td></tr>")
+    head = "".join(f"<th>{name}</th>" for name in ("row", "column", "metric", "published", "measured", "seeds", "verdict"))
+    return f"<table class='adcore-comparison'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def compare_values(exhibit: str, values: Mapping[tuple[str, str], float | int | str], *, reasons: Mapping[
+        tuple[str, str], str] | None = None, context: str = "computed, no data needed", root: Path | None = None) -> Comparison:
+    """Compare an exhibit that needs no training: (row, column) -> what we computed.
+
+    reasons  (row, column) -> why a cell has no value, or why it differs
+    root     the store in which to record it
+
+    Raises:
+        ParameterError: unknown exhibit, or a cell that the exhibit does not have.
+    """
+    cells = published(exhibit)
+    known = set(zip(cells["row"], cells["column"], strict=True))
+    for cell in {**values, **(reasons or {})}:
+        if cell not in known:
+            raise ParameterError(f"{exhibit} has no cell {cell}; it has {sorted(known)[:6]} ...")
+    rows = []
+    for cell in cells.to_dict("records"):
+        at = (cell["row"], cell["column"])
+        textual = cell["value"] != cell["value"]
+        target = cell["text"] if textual else cell["value"]
+        row = {"row": at[0], "column": at[1], "metric": cell["metric"], "unit": cell["unit"], "published": target,
+               "measured": None, "std": None, "seeds": None, "verdict": "not run",
+               "why": (reasons or {}).get(at, "" if at in values else "not computed here")}
+        if at in values:
+            row["measured"] = values[at]
+            row["verdict"] = (("reproduced" if values[at] == target else "lower") if textual else
+                              verdict(float(values[at]), target, tolerance(target, cell["std"], cell["unit"], cell["text"])))
+        rows.append(row)
+    comparison = Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"{context} · commit {commit() or 'unknown'}")
+    if root is not None:
+        comparison.record(root)
+    return comparison
+
+
+def compare_results(exhibit: str, table: ResultTable) -> Comparison:
+    """Join measured results to an exhibit's cells by the fields in their `match`."""
+    described = exhibits().loc[exhibit]
+    why_not = _not_comparable(described, table)
+    rows = []
+    for cell in published(exhibit).to_dict("records"):
+        row = {"row": cell["row"], "column": cell["column"], "metric": cell["metric"], "unit": cell["unit"],
+               "published": cell["value"], "measured": None, "std": None, "seeds": None, "verdict": "not run", "why": ""}
+        frame = _matching(table.frame, cell["match"], cell["metric"])
+        if frame.empty:
+            row["why"] = "no result with these settings"
+        else:
+            scale = 100.0 if cell["unit"] == "%" else 1.0
+            per_seed = frame.groupby("seed")["value"].mean() * scale
+            row |= {"measured": round(float(per_seed.mean()), 4), "seeds": len(per_seed),
+                    "std": round(float(per_seed.std()), 4) if len(per_seed) > 1 else None}
+            if why_not:
+                row["why"] = why_not
+            else:
+                row["verdict"] = verdict(row["measured"], cell["value"], tolerance(cell["value"], cell["std"], cell["unit"]))
+        rows.append(row)
+    return Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"measured: {table._settings_line()}")
+
+
+def _matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.DataFrame:
+    frame = frame[frame.metric == metric]
+    for name, wanted in match.items():
+        if name not in frame:
+            return frame.iloc[:0]
+        frame = frame[frame[name].map(lambda value, wanted=wanted: value == wanted)]
+    return frame
+
+
+def _not_comparable(exhibit: Any, table: ResultTable) -> str:
+    """Why these results may not be called a reproduction; '' when they may."""
+    profiles = set(table.frame.profile)
+    if profiles != {"paper"}:
+        return f"{'/'.join(sorted(profiles))} profile"
+    needed = str(exhibit.needs_data)
+    if set(table.frame.dataset) != {needed}:
+        return f"the paper's data is {needed or 'none'}, this is {', '.join(sorted(set(table.frame.dataset)))}"
+    changed = {name for result in table.results for name, _ in result.experiment.settings}
+    matched = {name for match in published(exhibit.name)["match"] for name in match}
+    if changed - matched:
+        return f"settings other than the paper's: {', '.join(sorted(changed - matched))}"
+    return f"{len(table.stale)} results made by older code" if table.stale else ""

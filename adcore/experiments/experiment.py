@@ -1,0 +1,95 @@
+"""One training or evaluation that yields numbers, named by what determines them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adcore.data import Dataset, load_dataset
+from adcore.experiments.profiles import data_options, method_named, profile_settings
+from adcore.files import digest_text
+from adcore.models import Detector
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to run. Two experiments with equal settings have equal keys, whatever way they were written down.
+
+    category  one category, several joined by '+', or 'all'
+    settings  what differs from the profile's settings, sorted by name
+    """
+
+    method: str
+    dataset: str = "mini"
+    category: str = "all"
+    seed: int = 0
+    profile: str = "quick"
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def config(self) -> Any:
+        """The method's complete config.
+
+        Raises:
+            ParameterError: unknown method, profile or setting.
+        """
+        method = method_named(self.method)
+        return method.Config.make({**profile_settings(method, self.profile), **dict(self.settings)})
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the numbers, as plain values."""
+        return {"method": self.method, "version": method_named(self.method).version, "dataset": self.dataset,
+                "category": self.category, "seed": self.seed, "profile": self.profile, "config": self.config().values(),
+                "data": data_options(self.dataset, self.profile)}
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits, equal on every machine."""
+        return digest_text(json.dumps(self.identity(), sort_keys=True))
+
+    @property
+    def title(self) -> str:
+        """For people: 'uniad mini all seed 0 nma=False'."""
+        settings = " ".join(f"{name}={value}" for name, value in self.settings)
+        return f"{self.method} {self.dataset} {self.category} seed {self.seed} {settings}".strip()
+
+    def data(self) -> Dataset:
+        """The images. Raises DataError or ParameterError when they are not here."""
+        categories = None if self.category == "all" else self.category.split("+")
+        return load_dataset(self.dataset, categories, **data_options(self.dataset, self.profile))
+
+    def detector(self, device: Any = "cpu") -> Detector:
+        """The method, ready to fit."""
+        return method_named(self.method)(self.config(), device=device, seed=self.seed)
+
+
+def grid(method: type[Detector] | str, *, dataset: str = "mini", categories: Sequence[str] | str | None = None,
+         seeds: Iterable[int] = (0,), profile: str = "quick", **settings: Any) -> list[Experiment]:
+    """Experiments over every combination of the settings given as lists, every seed, and the categories.
+
+    A pooled method (one model for all categories) gives one experiment for all categories together; any other one
+    experiment a category. A setting that is itself a sequence (taps) is written as a tuple, a sweep over it as a list.
+
+        >>> grid(UniAD, nma=[False, True], jitter=[False, True], seeds=[0, 1])    # 8 experiments
+
+    Raises:
+        ParameterError: unknown method, profile, setting, data set or category.
+    """
+    name = method if isinstance(method, str) else method.name
+    wanted = [categories] if isinstance(categories, str) else list(categories or ())
+    if wanted == ["all"]:
+        wanted = []
+    swept = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
+    if method_named(name).pooled:
+        groups = ["+".join(wanted) or "all"]
+    else:
+        groups = wanted or list(load_dataset(dataset, **data_options(dataset, profile)).categories)
+    experiments = []
+    for values in itertools.product(*swept.values()):
+        chosen = tuple(sorted(zip(swept, values, strict=True)))
+        experiments += [Experiment(name, dataset, category, seed, profile, chosen) for category in groups for seed in seeds]
+    for experiment in experiments:
+        experiment.config()
+    return experiments

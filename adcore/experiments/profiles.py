@@ -1,0 +1,36 @@
+"""Profiles change numbers, never code paths.
+
+    quick  embedded data, cut-down sizes: the method's `quick` settings, a part of `mini`
+    paper  the paper's own settings, which are the defaults of the method's config
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adcore.errors import ParameterError
+from adcore.models import METHODS, Detector
+
+PROFILES = ("quick", "paper")
+
+# Images of each category of `mini` in the quick profile; the paper profile takes all there are.
+QUICK_MINI = {"train": 40, "good": 12, "defective": 18}
+
+
+def method_named(name: str) -> type[Detector]:
+    """A method's class. Raises ParameterError for an unknown name."""
+    if name not in METHODS:
+        raise ParameterError(f"unknown method '{name}'; there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def profile_settings(method: type[Detector], profile: str) -> dict[str, Any]:
+    """What a profile sets away from the config's defaults. Raises ParameterError for an unknown profile."""
+    if profile not in PROFILES:
+        raise ParameterError(f"unknown profile '{profile}': use {' or '.join(PROFILES)}")
+    return dict(method.quick) if profile == "quick" else {}
+
+
+def data_options(dataset: str, profile: str) -> dict[str, int]:
+    """How much of a data set a profile reads."""
+    return dict(QUICK_MINI) if dataset == "mini" and profile == "quick" else {}

@@ -1,0 +1,119 @@
+"""Experiment in, result out: fit, predict, measure, store. What is in the store already is not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from adcore.data import Dataset, Sample, read_images, read_masks
+from adcore.experiments.experiment import Experiment
+from adcore.experiments.provenance import Meter, fingerprint, provenance
+from adcore.experiments.store import Result, Store
+from adcore.experiments.table import ResultTable
+from adcore.features import images_digest
+from adcore.metrics import image_scores, pixel_scores
+from adcore.models import Detector
+from adcore.progress import progress_bar
+from adcore.training import resolve_device
+
+KEPT_MAPS = 12  # of each category, for figures
+
+
+def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, device: str = "auto",
+        progress: bool | None = None) -> ResultTable:
+    """Run those experiments whose results are missing, and return the table of all of them.
+
+    A stored result made by other code than today's is computed again in the quick profile; in the paper profile, where
+    that may cost days, it is kept and marked in the table's column `code`.
+
+    Raises:
+        AdcoreError: data or weights that are missing or broken, an unknown setting, a store that cannot be written.
+    """
+    store, on = Store(out), resolve_device(device)
+    experiments = list(dict.fromkeys(experiments))
+    results = []
+    with progress_bar(total=len(experiments), desc="experiments", enabled=progress) as bar:
+        for experiment in experiments:
+            bar.set_postfix_str(experiment.title)
+            result = store.load(experiment)
+            if result is None or (experiment.profile == "quick" and result.provenance["code"] != fingerprint(experiment.method)):
+                result = run_one(experiment, store, on, progress)
+            results.append(result)
+            bar.update()
+    return ResultTable(results, store)
+
+
+def run_one(experiment: Experiment, store: Store, device: torch.device, progress: bool | None = None) -> Result:
+    """Run one experiment and store its result. A killed run goes on from its last checkpoint.
+
+    Raises:
+        AdcoreError: see `run`.
+    """
+    dataset = experiment.data()
+    checkpoint = store.folder(experiment) / "checkpoint"
+    with Meter(device) as fitting:
+        detector = experiment.detector(device)
+        detector.fit(dataset.train, checkpoint=checkpoint, progress=progress)
+    with Meter(device) as testing:
+        scores, maps, measures = evaluate(detector, dataset, progress)
+    whole = Meter(device)
+    whole.seconds = fitting.seconds + testing.seconds
+    whole.peak_bytes = max(fitting.peak_bytes, testing.peak_bytes)
+    origin = {**provenance(device, experiment.method, whole), "fit_seconds": round(fitting.seconds, 2),
+              "test_seconds": round(testing.seconds, 2), "weights": detector.weights_digest,
+              "data": images_digest([*dataset.train, *dataset.test]), "train_images": len(dataset.train),
+              "test_images": len(dataset.test)}
+    result = Result(experiment, tuple(measures), origin)
+    store.save(result, scores, maps)
+    checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
+             batch_size: int = 16) -> tuple[pd.DataFrame, dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Score the test images: (a row an image, a few maps, the measures of each category).
+
+    Metrics are taken category by category at the size of the method's view, pixels of all test images of a category
+    pooled (normal images included); averaging over categories is left to the table.
+    """
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, np.ndarray] = {}
+    measures: list[dict[str, Any]] = []
+    for category in dataset.categories:
+        samples = [sample for sample in dataset.test if sample.category == category]
+        scores, maps = predict_all(detector, samples, progress, batch_size)
+        rows += [{"category": category, "defect": sample.defect, "label": sample.label, "score": float(score),
+                  "image": f"{sample.path.parent.name}/{sample.path.name}"}
+                 for sample, score in zip(samples, scores, strict=True)]
+        values: dict[str, float | None] = {}
+        image = image_scores([sample.label for sample in samples], scores)
+        values |= {"image_auroc": image.auroc, "image_ap": image.ap}
+        if maps is not None and dataset.has_masks:
+            masks = [mask.numpy() for mask in read_masks(samples, detector.view) if mask is not None]
+            pixel = pixel_scores(masks, maps)
+            values |= {"pixel_auroc": pixel.auroc, "pixel_ap": pixel.ap, "aupro": pixel.aupro}
+        measures += [{"category": category, "metric": metric, "value": value} for metric, value in values.items()]
+        if maps is not None:
+            for i in np.unique(np.linspace(0, len(samples) - 1, KEPT_MAPS).round().astype(int)):
+                sample = samples[i]
+                kept[f"{category}/{sample.path.parent.name}/{sample.path.name}"] = maps[i].astype(np.float16)
+    return pd.DataFrame(rows), kept, measures
+
+
+def predict_all(detector: Detector, samples: list[Sample], progress: bool | None = None,
+                batch_size: int = 16) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores (n,) and maps (n, H, W), or None for a method without maps."""
+    scores, maps = [], []
+    with progress_bar(total=len(samples), desc="predict", enabled=progress) as bar:
+        for images in read_images(samples, detector.view, batch_size):
+            prediction = detector.predict(images)
+            scores.append(prediction.score.float().cpu().numpy())
+            if prediction.map is not None:
+                maps.append(prediction.map.float().cpu().numpy())
+            bar.update(len(images))
+    return np.concatenate(scores), np.concatenate(maps) if maps else None

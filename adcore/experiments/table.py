@@ -1,0 +1,120 @@
+"""Results as a table: means over categories and seeds, gains of a switch, and the published numbers beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from adcore.errors import ParameterError
+from adcore.experiments.comparison import Comparison, compare_results
+from adcore.experiments.provenance import fingerprint
+
+if TYPE_CHECKING:
+    from adcore.experiments.store import Result, Store
+
+HEADLINE = ("image_auroc", "pixel_auroc", "aupro")
+
+
+class ResultTable:
+    """Results of some experiments.
+
+    frame  one tidy row a number: method, dataset, category, seed, the whole config, metric, value, provenance
+    """
+
+    def __init__(self, results: Sequence[Result], store: Store) -> None:
+        self.results, self.store = tuple(results), store
+        self.frame = pd.DataFrame([row for result in results for row in result.rows()])
+        fresh = [result.provenance["code"] == fingerprint(result.experiment.method) for result in results]
+        self.stale = [result.experiment.title for result, good in zip(results, fresh, strict=True) if not good]
+
+    def swept(self) -> list[str]:
+        """Settings that differ between the results, besides seed and category."""
+        named = {name for result in self.results for name, _ in result.experiment.settings}
+        columns = ["method", "dataset", "profile", *sorted(named)]
+        return [name for name in columns if self.frame[name].map(repr).nunique() > 1]
+
+    def by_seed(self) -> pd.DataFrame:
+        """Categories averaged within each seed: one row for each setting, seed and metric."""
+        groups = [*(self.swept() or ["method"]), "seed", "metric"]
+        return self.frame.groupby(groups, sort=False, dropna=False)["value"].mean().reset_index()
+
+    def mean_std(self, metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
+        """Mean and standard deviation over seeds (in per cent), and how many seeds there were."""
+        groups = self.swept() or ["method"]
+        frame = self.by_seed()
+        frame = frame[frame.metric.isin(metrics)]
+        table = frame.groupby([*groups, "metric"], sort=False, dropna=False)["value"].agg(["mean", "std", "count"])
+        return table.assign(mean=table["mean"] * 100, std=table["std"] * 100).rename(columns={"count": "seeds"})
+
+    def by_category(self, metric: str = "image_auroc") -> pd.DataFrame:
+        """Mean over seeds of one metric in per cent: categories down, settings across."""
+        frame = self.frame[self.frame.metric == metric]
+        groups = self.swept() or ["method"]
+        return frame.pivot_table(index="category", columns=groups, values="value", aggfunc="mean", sort=False) * 100
+
+    def value(self, metric: str, **settings: Any) -> float:
+        """One number: the mean over categories and seeds of the results with those settings, a fraction.
+
+        Raises:
+            ParameterError: no result has those settings.
+        """
+        frame = self.frame[self.frame.metric == metric]
+        for name, wanted in settings.items():
+            if name not in frame:
+                raise ParameterError(f"results have no field '{name}'; they have {', '.join(map(str, frame.columns))}")
+            frame = frame[frame[name].map(lambda value, wanted=wanted: value == wanted)]
+        if frame.empty:
+            raise ParameterError(f"no result has metric={metric} with {settings}")
+        return float(frame.groupby("seed")["value"].mean().mean())
+
+    def gain(self, switch: str, metric: str = "image_auroc") -> float:
+        """What turning a switch on adds to a metric, everything else equal, averaged over everything else.
+
+        Raises:
+            ParameterError: the results do not hold the switch both on and off.
+        """
+        frame = self.frame[self.frame.metric == metric]
+        if switch not in frame or set(frame[switch]) != {True, False}:
+            raise ParameterError(f"'{switch}' is not both True and False in these results")
+        others = [name for name in self.swept() if name != switch]
+        paired = frame.pivot_table(index=[*others, "category", "seed"], columns=switch, values="value").dropna()
+        return float((paired[True] - paired[False]).mean())
+
+    def against(self, exhibit: str) -> Comparison:
+        """The published numbers of an exhibit beside these, with a verdict for each; recorded for the report.
+
+        Raises:
+            ParameterError: unknown exhibit.
+        """
+        comparison = compare_results(exhibit, self)
+        comparison.record(self.store.root)
+        return comparison
+
+    def summary(self) -> str:
+        """The headline numbers as text, for the message of a failed claim."""
+        lines = [self._settings_line(), self.mean_std().round(2).to_string()]
+        return "\n".join(lines)
+
+    def _settings_line(self) -> str:
+        first = self.frame.iloc[0]
+        seeds = ", ".join(str(seed) for seed in sorted(self.frame.seed.unique()))
+        parts = [f"data set {first['dataset']}", f"profile {first['profile']}", f"seeds {seeds}",
+                 f"commit {first['commit'] or 'unknown'}"]
+        if self.stale:
+            parts.append(f"{len(self.stale)} results made by older code")
+        return " · ".join(parts)
+
+    def _repr_html_(self) -> str:
+        table = self.mean_std().reset_index()
+        table["value"] = [f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+                          for mean, std in zip(table["mean"], table["std"], strict=True)]
+        groups = self.swept() or ["method"]
+        wide = table.pivot_table(index=groups, columns="metric", values="value", aggfunc="first", sort=False)
+        wide.columns.name = None
+        return (f"<div class='adcore-measured'>{wide.to_html(border=0)}<p><small>measured, per cent · "
+                f"{self._settings_line()}</small></p></div>")
+
+    def __repr__(self) -> str:
+        return self.summary()

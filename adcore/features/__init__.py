@@ -1,0 +1,9 @@
+"""Frozen backbones, their taps and their weights."""
+
+from adcore.features.backbones import BACKBONES, Backbone, find_backbone
+from adcore.features.cache import cached_features, images_digest
+from adcore.features.extractor import FeatureExtractor, Tap, concatenate
+from adcore.features.weights import find_weights, load_weights, read_checkpoint
+
+__all__ = ["BACKBONES", "Backbone", "FeatureExtractor", "Tap", "cached_features", "concatenate", "find_backbone",
+           "find_weights", "images_digest", "load_weights", "read_checkpoint"]

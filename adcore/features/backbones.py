@@ -1,0 +1,90 @@
+"""Backbones by name: who builds them, where a stage ends, how their input is normalised, which checkpoint is theirs.
+
+A tap is a stage number or the name of a node of the network's graph. Stages and block indices: methods.md follows the
+published UniAD code; in timm's numbering of an EfficientNet, stage s ends with `blocks.{0, 1, 2, 4, 6}[s - 1]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from adcore.errors import ParameterError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+_EFFICIENTNET = {1: "blocks.0", 2: "blocks.1", 3: "blocks.2", 4: "blocks.4", 5: "blocks.6"}
+_RESNET = {1: "layer1", 2: "layer2", 3: "layer3", 4: "layer4"}
+_DENSENET = {stage: f"features.denseblock{stage}" for stage in (1, 2, 3, 4)}
+_EFFICIENTNET_TV = {1: "features.1", 2: "features.2", 3: "features.3", 4: "features.5", 5: "features.7"}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How to build a network and what belongs to it.
+
+    library   'torchvision' or 'timm'
+    model     its name there
+    weights   name in data_manifest.csv of the checkpoint the papers use; '' when the manifest has none
+    stages    stage number -> node where the stage ends
+    """
+
+    name: str
+    library: str
+    model: str
+    weights: str = ""
+    stages: dict[int, str] = field(default_factory=dict)
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """The network with random weights drawn from `seed`; the caller's random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.library == "timm":
+                return timm.create_model(self.model, pretrained=False)
+            return torchvision.models.get_model(self.model, weights=None)
+
+
+def _known() -> dict[str, Backbone]:
+    known = [Backbone(f"efficientnet_lite{n}", "timm", f"tf_efficientnet_lite{n}", f"efficientnet_lite{n}",
+                      _EFFICIENTNET, *HALF) for n in (0, 1, 2)]
+    # UniAD took its EfficientNets from the EfficientNet-PyTorch package: TensorFlow's padding, its own checkpoints.
+    known += [Backbone(f"efficientnet_b{n}", "timm", f"tf_efficientnet_b{n}", f"efficientnet_b{n}_lukemelas",
+                       _EFFICIENTNET) for n in (0, 2, 4, 6)]
+    known += [Backbone("efficientnet_b5", "torchvision", "efficientnet_b5", "efficientnet_b5", _EFFICIENTNET_TV)]
+    known += [Backbone(name, "torchvision", name, weights, _RESNET) for name, weights in (
+        ("resnet18", "resnet18"), ("resnet34", "resnet34"), ("resnet50", "resnet50_v1"), ("resnet101", "resnet101_v1"),
+        ("wide_resnet50_2", "wide_resnet50_2_v1"))]
+    known += [Backbone("densenet201", "torchvision", "densenet201", "densenet201", _DENSENET)]
+    return {backbone.name: backbone for backbone in known}
+
+
+BACKBONES: dict[str, Backbone] = _known()
+
+
+def find_backbone(name: str) -> Backbone:
+    """A backbone by name: one of `BACKBONES`, or any network as `timm:NAME` or `torchvision:NAME`.
+
+    Raises:
+        ParameterError: unknown name; the message suggests the nearest.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    library, _, model = name.partition(":")
+    if library == "timm" and timm.is_model(model):
+        config = timm.get_pretrained_cfg(model)
+        return Backbone(name, library, model, mean=tuple(config.mean), std=tuple(config.std)) if config else Backbone(
+            name, library, model)
+    if library == "torchvision" and model in torchvision.models.list_models():
+        return Backbone(name, library, model)
+    close = difflib.get_close_matches(name, BACKBONES, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    raise ParameterError(f"unknown backbone '{name}'{hint}; there are {', '.join(BACKBONES)}, and any network as "
+                         f"timm:NAME or torchvision:NAME")

@@ -1,0 +1,111 @@
+"""Frozen features: a pretrained network cut at its taps.
+
+    images (B, 3, H, W) in [0, 1] -> normalise -> network -> one map (B, C, h, w) a tap
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm.models
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import get_graph_node_names
+
+from adcore.errors import DataError, ParameterError
+from adcore.features.backbones import find_backbone
+from adcore.features.weights import load_weights, resolve_weights, weights_digest
+
+Tap = int | str
+
+
+class FeatureExtractor(nn.Module):
+    """A frozen backbone in eval mode that returns the maps at its taps.
+
+    backbone  a name of `adcore.features.BACKBONES`, `timm:NAME` or `torchvision:NAME`
+    taps      stage numbers (1, 2, 3, 4) or node names ('layer2.3.relu_2')
+    weights   'default', 'random', a file, or a name of data_manifest.csv
+    seed      of random weights
+
+    Raises:
+        ParameterError: unknown backbone, or a tap that it does not have.
+        WeightsError: the checkpoint is not here or does not fit.
+    """
+
+    def __init__(self, backbone: str = "efficientnet_lite0", taps: Sequence[Tap] = (1, 2, 3, 4),
+                 weights: str | Path | None = "default", seed: int = 0) -> None:
+        super().__init__()
+        self.backbone = find_backbone(backbone)
+        self.taps = tuple(taps)
+        path = resolve_weights(self.backbone, weights)
+        self.digest = weights_digest(path, seed)
+        network = self.backbone.build(seed)
+        if path is not None:
+            load_weights(network, self.backbone, path)
+        nodes = [_node(network.eval(), self.backbone.name, self.backbone.stages, tap) for tap in self.taps]
+        self.nodes = tuple(nodes)
+        self.network = timm.models.create_feature_extractor(network, return_nodes=list(dict.fromkeys(nodes)))
+        self.register_buffer("mean", torch.tensor(self.backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.backbone.std).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last)
+        self.channels, self.strides = self._measure()
+
+    @property
+    def key(self) -> str:
+        """What the features depend on besides the images."""
+        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}"
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stays in eval mode: batch statistics of the data at hand must not leak into frozen features."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [0, 1] -> [(B, C, h, w) for each tap].
+
+        Raises:
+            DataError: a feature is NaN or infinite.
+        """
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        found = self.network(x)
+        maps = [found[node] for node in self.nodes]
+        for tap, features in zip(self.taps, maps, strict=True):
+            if not bool(torch.isfinite(features).all()):
+                bad = [i for i in range(len(features)) if not bool(torch.isfinite(features[i]).all())]
+                raise DataError(f"features of {self.backbone.name} at tap {tap} are NaN or infinite for image "
+                                f"{', '.join(map(str, bad))} of the batch: check those images and the weights")
+        return maps
+
+    def _measure(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        side = 64
+        with torch.no_grad():
+            found = self.network(torch.zeros(1, 3, side, side))
+        maps = [found[node] for node in self.nodes]
+        return tuple(m.shape[1] for m in maps), tuple(round(side / m.shape[-1]) for m in maps)
+
+
+def _node(network: nn.Module, name: str, stages: dict[int, str], tap: Tap) -> str:
+    if isinstance(tap, int):
+        if tap in stages:
+            return stages[tap]
+        raise ParameterError(f"backbone '{name}' has no stage {tap}; it has "
+                             f"{', '.join(map(str, stages)) or 'none known by number, name nodes instead'}")
+    leaves = {"leaf_modules": timm.models.get_notrace_modules()}
+    nodes = get_graph_node_names(network, tracer_kwargs=leaves)[1]
+    modules = {node.rsplit(".", cut)[0] for node in nodes for cut in range(1, node.count(".") + 1)}
+    if tap in nodes or tap in modules:
+        return tap
+    close = difflib.get_close_matches(tap, [*nodes, *modules], n=4, cutoff=0.3)
+    raise ParameterError(f"backbone '{name}' has no tap '{tap}'; near it are {', '.join(close)}; stages are "
+                         f"{', '.join(map(str, stages)) or 'not numbered'}")
+
+
+def concatenate(maps: Sequence[Tensor], size: tuple[int, int], *, align_corners: bool) -> Tensor:
+    """Resize each (B, C_i, h_i, w_i) bilinearly to `size` and concatenate: (B, sum C_i, h, w)."""
+    resized = [m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=align_corners)
+               for m in maps]
+    return torch.cat(resized, dim=1)

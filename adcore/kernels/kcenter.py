@@ -1,0 +1,94 @@
+"""Greedy k-center: pick, k times, the point that is farthest from everything picked so far.
+
+    S <- {start};  repeat: s* = argmax_i min_{s in S} |x_i - x_s|,  S <- S + {s*}        (PatchCore, Sec. 3.2)
+
+Done to the letter this passes over all n points for each pick. The minimum distances only ever shrink, so old ones are
+upper bounds. Take the M points with the largest bounds, keep their distances exact and pick among them: as long as the
+best of them is at least the (M+1)-th bound, no other point can be farther, and the pick is the greedy one. When that
+fails, bring all n points up to date with the new picks by one matrix product, and take the top M again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adcore.errors import ParameterError
+from adcore.progress import progress_bar
+
+POOL = 2048
+
+
+def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int = POOL,
+            progress: bool | None = None) -> Tensor:
+    """Indices of k points by greedy k-center, in the order in which they are picked.
+
+    points   (n, d) float32 or float64
+    initial  (n,) distances to start from: the first pick is their largest, and a point's distance never counts for more
+             than its own. None starts from the first point.
+    pool     how many points the inner greedy watches at a time; changes the speed, never the picks (but for ties and
+             rounding)
+
+    Returns (k,) long.
+
+    Raises:
+        ParameterError: k is not between 1 and n, or `initial` has not one distance a point.
+    """
+    n = len(points)
+    if not 1 <= k <= n:
+        raise ParameterError(f"k={k} centres out of {n} points: k must be between 1 and {n}")
+    if initial is not None and initial.shape != (n,):
+        raise ParameterError(f"initial distances {tuple(initial.shape)} are not one for each of {n} points")
+    norms = points.square().sum(1)                                       # (n,)
+    # Squared distances; upper bounds of the true ones until refreshed.
+    bounds = _squared_distances(points, norms, points[:1], norms[:1])[:, 0] if initial is None else initial.square()
+    picked = [] if initial is not None else [0]
+    if initial is None:
+        bounds[0] = 0
+    fresh = len(picked)                                                  # picks that the bounds know of
+    with progress_bar(total=k, desc="coreset", enabled=progress) as bar:
+        while len(picked) < k:
+            picked += _greedy_among_top(bounds, points, norms, k - len(picked), pool)
+            bar.update(len(picked) - bar.n)
+            if len(picked) < k:
+                _refresh(bounds, points, norms, picked[fresh:])
+                fresh = len(picked)
+    return torch.tensor(picked, device=points.device)
+
+
+def _squared_distances(points: Tensor, norms: Tensor, centres: Tensor, centre_norms: Tensor) -> Tensor:
+    """(n, c) squared distances by one matrix product."""
+    return torch.addmm(norms[:, None] + centre_norms[None], points, centres.T, alpha=-2).clamp_(min=0)
+
+
+def _refresh(bounds: Tensor, points: Tensor, norms: Tensor, centres: list[int], rows: int = 1 << 13) -> None:
+    """Lower the bounds to the squared distances to `centres`, for all points, in blocks that fit a cache."""
+    at = torch.tensor(centres, device=points.device)
+    chosen, chosen_norms = points[at], norms[at]
+    for begin in range(0, len(points), rows):
+        part = slice(begin, begin + rows)
+        distances = _squared_distances(points[part], norms[part], chosen, chosen_norms)
+        torch.minimum(bounds[part], distances.amin(1), out=bounds[part])
+    bounds[at] = 0  # exactly: rounding must not let a centre be picked twice
+
+
+def _greedy_among_top(bounds: Tensor, points: Tensor, norms: Tensor, wanted: int, pool: int) -> list[int]:
+    """Picks from the points with the largest bounds, until one outside might be farther.
+
+    The first pick is always good: it is the largest bound, and the caller has just made the bounds exact.
+    """
+    size = min(pool, len(bounds))
+    top = bounds.topk(min(size + 1, len(bounds)))
+    inside = top.indices[:size]                                          # (M,)
+    outside = float(top.values[size]) if len(bounds) > size else -1.0    # the (M+1)-th bound
+    distance, near, near_norms = top.values[:size].clone(), points[inside], norms[inside]
+    picks: list[int] = []
+    while len(picks) < wanted:
+        best = int(distance.argmax())
+        if float(distance[best]) < outside:
+            break
+        picks.append(int(inside[best]))
+        to_best = (near_norms + near_norms[best]).addmv_(near, near[best], alpha=-2).clamp_(min=0)
+        torch.minimum(distance, to_best, out=distance)
+        distance[best] = -1 if len(picks) < size else 0  # a centre again only when nothing else is left
+    return picks

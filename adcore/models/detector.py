@@ -1,0 +1,104 @@
+"""What every method is to the rest of the collection: it fits on normal images and scores new ones.
+
+    fit(samples)             learn from what the method is allowed to see
+    predict(images)          (B, 3, H, W) in [0, 1] -> score (B,) and map (B, H, W), larger is more anomalous
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from adcore.data import Sample, View
+from adcore.errors import ParameterError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Scores and maps of a batch.
+
+    score  (B,) float, one number an image
+    map    (B, H, W) float at the size of the images given, or None for a method that scores images only
+    """
+
+    score: Tensor
+    map: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a method. Defaults are the paper's own."""
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any]) -> Any:
+        """A config from plain values, checked by name.
+
+        Raises:
+            ParameterError: a name that the method does not have; the message lists those it has.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ParameterError(f"{cls.__qualname__} has no setting '{name}'; it has {', '.join(sorted(known))}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def values(self) -> dict[str, Any]:
+        """Plain values, as stored with a result."""
+        return asdict(self)
+
+
+class Detector(ABC):
+    """A method. Subclasses hold the method and nothing else: loops, seeds and stores live in `training`, `experiments`.
+
+    name     as in experiments and published tables ('uniad')
+    paper    whose exhibits it serves
+    pooled   True when one model serves all categories of a data set
+    version  raised when a change makes the same settings give other numbers
+    quick    settings of the quick profile, where they differ from the paper's
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    pooled: ClassVar[bool] = False
+    version: ClassVar[int] = 1
+    Config: ClassVar[type[Any]]
+    quick: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, config: Any = None, *, device: str | torch.device = "cpu", seed: int = 0) -> None:
+        self.config = config if config is not None else self.Config()
+        self.device = torch.device(device)
+        self.seed = seed
+
+    @property
+    @abstractmethod
+    def view(self) -> View:
+        """How images and masks are resized for this method."""
+
+    @property
+    def weights_digest(self) -> str:
+        """Which pretrained weights the numbers came from; '' for a method that uses none."""
+        return ""
+
+    @abstractmethod
+    def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Detector:
+        """Learn from training samples.
+
+        checkpoint  file from which an interrupted fit goes on, and to which it saves; None keeps nothing
+        """
+
+    @abstractmethod
+    def predict(self, images: Tensor) -> Prediction:
+        """Score images of any height and width: (B, 3, H, W) in [0, 1], maps come back at H, W."""
+
+    def _checked(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ParameterError(f"images must be (B, 3, H, W) floats in [0, 1], not {images.dtype} {tuple(images.shape)}")
+        if not bool(torch.isfinite(images).all()):
+            raise ParameterError("images hold NaN or infinite pixels")
+        return images.to(self.device)

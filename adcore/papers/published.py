@@ -1,0 +1,137 @@
+"""Printed numbers and exhibits, read from the csv files beside this module.
+
+    papers.csv              one paper a row
+    exhibits.csv            one exhibit a row: table, figure, algorithm, equations or protocol
+    <paper>/<exhibit>.csv   one printed number a row
+
+Numbers are kept as printed, percent as percent and misprints as misprints; `note` says what is wrong with a cell.
+Whatever the papers print as text (a layer's name, a checkpoint's source) has metric 'text'.
+
+`match` joins a measured result to a printed cell: fields of an experiment and their values, `all` standing for the mean
+over a field's values.
+
+    method=atacnet;step=cutmix;category=all    the mean over categories of the first step of ATAC-Net
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import io
+import math
+import re
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from adcore.errors import DataError, ParameterError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable  # not in Python 3.10
+
+COLUMNS = ("row", "column", "metric", "value", "std", "unit", "match", "note")
+TEXT = "text"  # the metric of a cell that holds words
+
+Value = bool | int | float | str
+
+
+def papers() -> pd.DataFrame:
+    """The five papers: index `id`; columns title, authors ('; ' between them), venue, year, arxiv, url."""
+    table = _read("papers.csv")
+    return table.assign(year=table["year"].astype(int)).set_index("id")
+
+
+def exhibits() -> pd.DataFrame:
+    """All exhibits in the papers' order: index `id`, as in 'uniad2022.table_s2'.
+
+    paper           id of a row of `papers()`
+    number, title   'Table S2' and what we call it
+    caption         one sentence, our words
+    kind            table, figure, algorithm, equations or protocol
+    notebook        path below notebooks/ without suffix
+    needs_data      names of data_manifest.csv with ';' between them, for profile=paper; '' when none
+    needs_weights   likewise
+    state           'regenerated' or 'planned'
+    deterministic   bool: no training and no data needed
+    note            what is missing, misprinted or not stated
+    """
+    table = _read("exhibits.csv")
+    return table.assign(deterministic=table["deterministic"] == "true").set_index("id")
+
+
+def published(exhibit: str) -> pd.DataFrame:
+    """The printed cells of an exhibit, one a row.
+
+    row, column   labels as printed
+    metric        our word for what the cell holds; 'text' for words
+    value, std    float in `unit` (%, fraction, G, M or ''), NaN where nothing or no number is printed
+    text          the cell as printed, words or digits: '19' and '19.0' are not equally exact
+    match         dict of experiment fields, see the module
+    note          misprints, defaults
+    exhibit       the argument, and
+    source        'published', so that rows keep their label when joined with measured ones
+
+    Raises:
+        ParameterError: no such exhibit, or one without printed numbers.
+    """
+    known = exhibits().index
+    printed = [name for name in known if _resource(_file(name)).is_file()]
+    if exhibit not in printed:
+        listing = f"those with printed cells are {', '.join(printed)}"
+        if exhibit in known:
+            raise ParameterError(f"exhibit '{exhibit}' has no printed numbers; {listing}")
+        close = difflib.get_close_matches(exhibit, known, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ParameterError(f"unknown exhibit '{exhibit}'{hint}; {listing}")
+    table = _read(_file(exhibit))
+    words = table["metric"] == TEXT
+    return pd.DataFrame({
+        "row": table["row"],
+        "column": table["column"],
+        "metric": table["metric"],
+        "value": [math.nan if is_text else float(cell) for cell, is_text in zip(table["value"], words, strict=True)],
+        "text": table["value"],
+        "std": [float(cell) if cell else math.nan for cell in table["std"]],
+        "unit": table["unit"],
+        "match": [parse_match(cell) for cell in table["match"]],
+        "note": table["note"],
+        "exhibit": exhibit,
+        "source": "published",
+    })
+
+
+def parse_match(text: str) -> dict[str, Value]:
+    """`field=value;field=value` as a dict; true and false are bool, digits are numbers, the rest is text.
+
+    Raises:
+        DataError: a part without '=', or a field given twice.
+    """
+    fields: dict[str, Value] = {}
+    for part in text.split(";") if text else ():
+        field, equals, value = part.partition("=")
+        if not (field and equals and value) or field in fields:
+            raise DataError(f"match '{text}' is not a list of field=value joined by ';', each field once")
+        fields[field] = _value(value)
+    return fields
+
+
+def _value(text: str) -> Value:
+    if text in ("true", "false"):
+        return text == "true"
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?\d+\.\d+", text) else text
+
+
+def _file(exhibit: str) -> str:
+    return exhibit.replace(".", "/", 1) + ".csv"
+
+
+def _resource(path: str) -> Traversable:
+    return importlib.resources.files("adcore.papers") / path
+
+
+def _read(path: str) -> pd.DataFrame:
+    """A csv of this package, every cell as printed: '-' and 'none' are words here, not missing values."""
+    text = _resource(path).read_text(encoding="utf-8")
+    return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)

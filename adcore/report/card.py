@@ -1,0 +1,96 @@
+"""The score card: how much of each paper stands, counted from what is in the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adcore.errors import ParameterError
+from adcore.experiments.provenance import commit
+from adcore.notebook import all_notebooks, notebook_name
+from adcore.papers import exhibits, papers, published
+from adcore.paths import runs_folder
+
+
+@dataclass(frozen=True)
+class NotebookRun:
+    """How the last batch run of a notebook went.
+
+    state     'ran', 'failed' or 'not run'
+    executed  the executed copy, or None
+    """
+
+    name: str
+    state: str
+    executed: Path | None
+    seconds: float | None = None
+
+
+def recorded(exhibit: str, root: Path) -> dict[str, Any] | None:
+    """What a notebook recorded of an exhibit: context, commit, rows. None when nothing or when it cannot be read."""
+    path = root / "exhibits" / f"{exhibit}.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def cells(exhibit: str) -> pd.DataFrame | None:
+    """An exhibit's published cells, or None when the paper prints no numbers."""
+    try:
+        return published(exhibit)
+    except ParameterError:
+        return None
+
+
+def notebook_runs(root: Path) -> list[NotebookRun]:
+    """The last batch run of every notebook of the collection."""
+    runs = []
+    for path in all_notebooks():
+        name = notebook_name(path)
+        executed, record = root / "notebooks" / f"{name}.ipynb", root / "notebooks" / f"{name}.json"
+        if not executed.is_file():
+            runs.append(NotebookRun(name, "not run", None))
+        elif record.is_file() and record.stat().st_mtime >= executed.stat().st_mtime - 1:
+            runs.append(NotebookRun(name, "ran", executed, json.loads(record.read_text())["seconds"]))
+        else:
+            runs.append(NotebookRun(name, "failed", executed))
+    return runs
+
+
+def count_exhibits(root: Path) -> pd.DataFrame:
+    """A row a paper: exhibits, how many were regenerated here, printed cells, and how many got each verdict."""
+    rows = []
+    table = exhibits()
+    for paper in papers().index:
+        mine = table[table.paper == paper]
+        row = {"paper": paper, "exhibits": len(mine), "regenerated": 0, "cells": 0, "reproduced": 0, "higher": 0, "lower": 0,
+               "not run": 0}
+        for exhibit in mine.index:
+            found, printed = recorded(exhibit, root), cells(exhibit)
+            row["regenerated"] += found is not None or (root / "exhibits" / f"{exhibit}.png").is_file()
+            number = 0 if printed is None else len(printed)
+            row["cells"] += number
+            verdicts = [cell["verdict"] for cell in found["rows"]] if found else ["not run"] * number
+            for verdict in ("reproduced", "higher", "lower", "not run"):
+                row[verdict] += verdicts.count(verdict)
+        rows.append(row)
+    frame = pd.DataFrame(rows).set_index("paper")
+    frame.loc["all"] = frame.sum()
+    return frame
+
+
+def score_card(out: str | Path | None = None) -> str:
+    """The score card as text."""
+    root = runs_folder(out)
+    runs = notebook_runs(root)
+    states = [run.state for run in runs]
+    failed = ", ".join(run.name for run in runs if run.state == "failed")
+    return "\n".join([
+        f"score card, commit {commit() or 'unknown'}", count_exhibits(root).to_string(),
+        f"notebooks: {states.count('ran')} ran, {states.count('failed')} failed{f' ({failed})' if failed else ''}, "
+        f"{states.count('not run')} not run"])

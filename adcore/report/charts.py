@@ -1,0 +1,65 @@
+"""The report's own plots, as pictures inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from adcore.figures import COLOURS, use_style
+from adcore.report.on_record import METRICS, summarise
+
+HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+
+
+def as_data(figure: Figure) -> str:
+    """A figure as the address of a PNG inside the page."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def record_chart(frame: pd.DataFrame) -> str:
+    """Bars: image AUROC, pixel AUROC and AUPRO of each method and category, the mean over seeds with one deviation."""
+    table = summarise(frame)
+    labels = [f"{row['method']}\n{row['category'].replace('_', ' ')}" for _, row in table.iterrows()]
+    with matplotlib.rc_context():
+        use_style()
+        figure = Figure(figsize=(max(4.5, 1.15 * len(labels)), 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        for i, title in enumerate(METRICS.values()):
+            parts = [str(cell).split(" ± ") if cell else ["nan"] for cell in table[title]]
+            means = np.array([float(part[0]) for part in parts])
+            spread = np.array([float(part[1]) if len(part) > 1 else 0.0 for part in parts])
+            axes.bar(np.arange(len(labels)) + 0.27 * (i - 1), means, 0.25, yerr=np.where(spread > 0, spread, np.nan),
+                     color=COLOURS[i], hatch=HATCHES[i], edgecolor="white", label=title, error_kw={"linewidth": 1})
+        axes.set(xticks=np.arange(len(labels)), ylabel="per cent", ylim=(40, 101))
+        axes.set_xticklabels(labels, fontsize=7.5)
+        axes.axhline(50, color="#888", linewidth=0.8, linestyle=":")
+        axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+        axes.grid(axis="x", visible=False)
+        return as_data(figure)
+
+
+def benchmark_chart(frame: pd.DataFrame | None) -> str | None:
+    """Bars: how many times faster than each peer, on a logarithmic axis with level at 1."""
+    if frame is None or frame.empty:
+        return None
+    with matplotlib.rc_context():
+        use_style()
+        figure = Figure(figsize=(6.4, 0.8 + 0.3 * len(frame)), layout="constrained")
+        axes = figure.add_subplot()
+        names = [f"{row.benchmark} vs {row.peer}" for row in frame.itertuples()]
+        axes.barh(names, frame["ratio"], color=[COLOURS[2] if ratio >= 1 else COLOURS[1] for ratio in frame["ratio"]])
+        for y, ratio in enumerate(frame["ratio"]):
+            axes.text(ratio * 1.03, y, f"{ratio:.2g}x", va="center", fontsize=8)
+        axes.axvline(1, color="#333", linewidth=1)
+        axes.set(xscale="log", xlabel="peer's time / ours")
+        axes.invert_yaxis()
+        return as_data(figure)

@@ -1,0 +1,109 @@
+"""The report's pages: front, one a paper, numbers on record, benchmarks, executed notebooks."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from adcore.errors import StoreError
+from adcore.experiments.comparison import comparison_html
+from adcore.experiments.provenance import commit
+from adcore.papers import exhibits, papers
+from adcore.paths import repository, runs_folder
+from adcore.report.card import NotebookRun, cells, count_exhibits, notebook_runs, recorded
+from adcore.report.charts import benchmark_chart, record_chart
+from adcore.report.executed import to_html
+from adcore.report.on_record import benchmark_results, headline, records
+
+
+def write_report(folder: Path | None = None, out: str | Path | None = None) -> Path:
+    """Write the report and return its index page. The old one is replaced only when the new one is whole.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    root = runs_folder(out)
+    folder = (folder or (repository() or Path.cwd()) / "report").absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder.parent) as name:
+            fresh = Path(name) / "report"
+            fresh.mkdir()
+            _write(fresh, root)
+            if folder.exists():
+                shutil.rmtree(folder)
+            fresh.replace(folder)
+    except OSError as error:
+        raise StoreError(f"cannot write the report to {folder}: {error.strerror or error}; name another folder with --to") from error
+    return folder / "index.html"
+
+
+def _write(folder: Path, root: Path) -> None:
+    environment = Environment(loader=PackageLoader("adcore.report", "templates"), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    runs = notebook_runs(root)
+    pages = _notebook_pages(runs, folder)
+    # A page's own heading and file; `links` is the navigation on each of them.
+    links = [("index.html", "Score card"), *[(f"{paper}.html", paper) for paper in papers().index],
+             ("record.html", "Real images"), ("benchmarks.html", "Speed")]
+    shared: dict[str, Any] = {"links": links, "commit": commit() or "unknown"}
+
+    def page(template: str, name: str, **values: Any) -> None:
+        text = environment.get_template(template).render(**shared, here=name, **values)
+        (folder / name).write_text(text, encoding="utf-8")
+
+    tables = [{"name": record.name, "about": record.about, "html": record.html, "chart": record_chart(record.frame)}
+              for record in records()]
+    page("index.html", "index.html", card=count_exhibits(root), papers=papers().to_dict("index"), runs=runs, pages=pages,
+         headline=headline())
+    for paper, described in papers().to_dict("index").items():
+        page("paper.html", f"{paper}.html", paper=paper, described=described, pages=pages,
+             exhibits=[_exhibit(name, row, root, folder) for name, row in exhibits().iterrows() if row.paper == paper])
+    page("record.html", "record.html", tables=tables)
+    benchmarks = benchmark_results()
+    page("benchmarks.html", "benchmarks.html", frame=None if benchmarks is None else benchmarks.to_html(index=False, border=0),
+         chart=benchmark_chart(benchmarks))
+
+
+def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:
+    """Executed notebooks as pages: name -> file below the report."""
+    pages = {}
+    for run in runs:
+        if run.executed is not None:
+            target = folder / "notebooks" / f"{run.name}.html"
+            to_html(run.executed, target)
+            pages[run.name] = target.relative_to(folder).as_posix()
+    return pages
+
+
+def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
+    """What a paper's page shows of one exhibit."""
+    found, printed = recorded(name, root), cells(name)
+    picture = root / "exhibits" / f"{name}.png"
+    if picture.is_file():
+        (folder / "exhibits").mkdir(exist_ok=True)
+        shutil.copyfile(picture, folder / "exhibits" / picture.name)
+    if found is not None:
+        state, table, context = "regenerated", comparison_html(pd.DataFrame(found["rows"])), found["context"]
+    else:
+        state = "regenerated" if picture.is_file() else "planned" if row.state == "planned" else "not run yet"
+        table, context = (None if printed is None else _published_html(printed)), ""
+    return {"id": name, "number": row.number, "title": row.title, "caption": row.caption, "notebook": row.notebook,
+            "needs": ", ".join(filter(None, [row.needs_data.replace(";", ", "), row.needs_weights.replace(";", ", ")])),
+            "note": row.note, "state": state, "table": table, "context": context,
+            "cells": 0 if printed is None else len(printed),
+            "picture": f"exhibits/{picture.name}" if picture.is_file() else None}
+
+
+def _published_html(printed: pd.DataFrame) -> str:
+    """Published cells that nothing has been measured against yet: rows by columns, as printed."""
+    shown = printed.assign(cell=[text or (f"{value:g}" if pd.isna(std) else f"{value:g} ± {std:g}")
+                                 for value, std, text in zip(printed["value"], printed["std"], printed["text"], strict=True)])
+    wide = shown.pivot_table(index="row", columns="column", values="cell", aggfunc=" / ".join, sort=False).fillna("")
+    wide.index.name = wide.columns.name = None
+    return wide.to_html(border=0, classes="adcore-published")

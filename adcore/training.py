@@ -1,0 +1,127 @@
+"""What every training shares: device, seeds, the loop over batches, checkpoints from which it goes on exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adcore.errors import AdcoreError, ParameterError
+from adcore.files import atomic
+from adcore.progress import progress_bar
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """'auto' is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ParameterError: a device that torch does not know or this machine does not have.
+    """
+    if isinstance(name, torch.device):
+        return name
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ParameterError(f"unknown device '{name}': use auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ParameterError(f"device '{name}' is not here: this torch sees no CUDA device, use device=cpu or auto")
+    return device
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with torch's random state set by `seed`; the caller's state comes back afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed of its own for every epoch, so that going on from epoch e needs no saved random state."""
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+def train(module: nn.Module, loss_of: Callable[[Tensor], Tensor], data: Tensor, optimizer: torch.optim.Optimizer,
+          scheduler: torch.optim.lr_scheduler.LRScheduler, *, epochs: int, batch_size: int, seed: int,
+          clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None, save_every: float = 30.0,
+          progress: bool | None = None, desc: str = "training") -> list[float]:
+    """Train on shuffled batches of one tensor, typically cached features.
+
+    loss_of     batch (B, ...) on the module's device -> scalar
+    data        (n, ...), may be memory-mapped and in half precision
+    scheduler   stepped once an epoch
+    amp         bfloat16 autocast
+    checkpoint  where the state is saved (at most every `save_every` seconds and at the end) and resumed from
+
+    Interrupted and uninterrupted runs end with equal weights: shuffling, dropout and noise of an epoch depend on the
+    seed and the epoch alone. Returns the mean loss of each epoch.
+
+    Raises:
+        AdcoreError: the loss is not finite.
+    """
+    device = next(module.parameters()).device
+    losses: list[float] = []
+    if checkpoint is not None and checkpoint.is_file():
+        losses = _restore(checkpoint, module, optimizer, scheduler, device)
+    saved = time.monotonic()
+    module.train()
+    with progress_bar(total=epochs, initial=len(losses), desc=desc, unit="epoch", enabled=progress) as bar:
+        for epoch in range(len(losses), epochs):
+            with seeded(epoch_seed(seed, epoch)):
+                losses.append(_epoch(module, loss_of, data, optimizer, batch_size, clip_norm, amp, device))
+            if not torch.isfinite(torch.tensor(losses[-1])):
+                raise AdcoreError(f"{desc}: the loss became {losses[-1]} in epoch {epoch + 1}: lower the learning rate")
+            scheduler.step()
+            bar.set_postfix(loss=f"{losses[-1]:.4g}", refresh=False)
+            bar.update()
+            if checkpoint is not None and (time.monotonic() - saved > save_every or epoch + 1 == epochs):
+                _save(checkpoint, module, optimizer, scheduler, losses)
+                saved = time.monotonic()
+    module.eval()
+    return losses
+
+
+def _epoch(module: nn.Module, loss_of: Callable[[Tensor], Tensor], data: Tensor, optimizer: torch.optim.Optimizer,
+           batch_size: int, clip_norm: float | None, amp: bool, device: torch.device) -> float:
+    total = torch.zeros((), device=device)
+    for indices in torch.randperm(len(data)).split(batch_size):
+        # Ascending order reads a memory-mapped file front to back; within a batch the order does not matter.
+        batch = data[indices.sort().values].to(device, non_blocking=True).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            loss = loss_of(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+        optimizer.step()
+        total += loss.detach() * len(indices)
+    return float(total) / len(data)
+
+
+def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer,
+          scheduler: torch.optim.lr_scheduler.LRScheduler, losses: list[float]) -> None:
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
+             "losses": losses}
+    with atomic(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer,
+             scheduler: torch.optim.lr_scheduler.LRScheduler, device: torch.device) -> list[float]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdcoreError(f"checkpoint {path} cannot be resumed from ({reason}): delete it to start again") from error
+    return list(state["losses"])
