@@ -82,7 +82,8 @@ def _writable(which: str) -> Check:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return Check(f"{which} folder", False, f"{folder}: {error.strerror}", f"set ADCORE_{which.upper()} to a folder of yours")
+        return Check(f"{which} folder", False, f"{folder}: {error.strerror}",
+                     f"set ADCORE_{which.upper()} to a folder of yours")
     return Check(f"{which} folder", True, str(folder))
 
 

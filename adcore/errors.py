@@ -1,5 +1,14 @@
 """What goes wrong for a reason the user can mend: one sentence that says what, where and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """" (did you mean 'seed'?)" when one of the known names is near, else nothing; to go behind the wrong name."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
 
 class AdcoreError(Exception):
     """Base of every error whose message is meant for the person at the keyboard. The CLI prints it and exits with 2."""

@@ -100,7 +100,8 @@ def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]
         image = view.image(sample.image).permute(1, 2, 0).numpy()
         mask = view.mask(sample.mask).numpy() if sample.mask is not None else np.zeros(view.shape, bool)
         grid[0, column].imshow(image)
-        grid[0, column].set_title(f"{sample.category.replace('_', ' ')}\n{sample.defect.replace('_', ' ')}", fontsize=7.5, pad=2)
+        title = f"{sample.category}\n{sample.defect}".replace("_", " ")
+        grid[0, column].set_title(title, fontsize=7.5, pad=2)
         grid[1, column].imshow(mask, cmap="gray", vmin=0, vmax=1)
         for axes, (method, stack) in zip(grid[2:, column], maps.items(), strict=True):
             low, high = (limits or {}).get(method) or (np.percentile(np.stack(stack), 1), np.max(np.stack(stack)))

@@ -6,7 +6,6 @@ papermill alone only warns of an unknown parameter and runs the default; here it
 from __future__ import annotations
 
 import ast
-import difflib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from adcore.errors import AdcoreError, ParameterError
+from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import atomic, write_json
 from adcore.paths import repository
 
@@ -46,9 +45,7 @@ def find_notebook(name: str | Path) -> Path:
     if named.is_file():
         return named
     known = [notebook_name(path) for path in all_notebooks()]
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
-    raise ParameterError(f"there is no notebook '{name}'{hint}; there are {', '.join(known)}")
+    raise ParameterError(f"there is no notebook '{name}'{did_you_mean(str(name), known)}; there are {', '.join(known)}")
 
 
 def notebook_name(path: Path) -> str:
@@ -95,9 +92,8 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise ParameterError(f"unknown parameter '{name}' for {notebook_name(path)}{hint}; it takes {', '.join(known)}")
+            raise ParameterError(f"unknown parameter '{name}' for {notebook_name(path)}{did_you_mean(name, known)}; it takes "
+                                 f"{', '.join(known)}")
         default = known[name]
         if isinstance(default, list) and not isinstance(value, list):
             value = [value]

@@ -21,6 +21,7 @@ def interactive() -> bool:
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
 
-def progress_bar(*args: Any, enabled: bool | None = None, **options: Any) -> Any:
+def progress_bar(*, enabled: bool | None = None, **options: Any) -> Any:
     """A tqdm bar; `enabled=None` shows it only when interactive."""
-    return tqdm(*args, disable=not (interactive() if enabled is None else enabled), leave=False, **options)
+    options = {"leave": False, **options, "disable": not (interactive() if enabled is None else enabled)}
+    return tqdm(**options)

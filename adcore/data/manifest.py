@@ -13,18 +13,19 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adcore.errors import DataError, ParameterError
+from adcore.errors import DataError, ParameterError, did_you_mean
 from adcore.files import digest_file
 from adcore.paths import repository
 
 COLUMNS = ("name", "kind", "version", "url", "file", "sha256", "bytes", "licence", "citation", "unpacks", "verified",
            "note")
 KINDS = ("dataset", "weights")
+INSTALLED = Path(sys.prefix) / "share" / "adcore"  # where pyproject.toml's data-files lie
 _CHECKSUM = re.compile(r"|[0-9a-f]{64}|prefix:[0-9a-f]{8,64}|md5:[0-9a-f]{32}")
 
 
@@ -47,17 +48,14 @@ class Entry:
 
 
 def load_manifest(path: Path | None = None) -> dict[str, Entry]:
-    """All rows by name, in the file's order; by default those of the checkout's data_manifest.csv.
+    """All rows by name, in the file's order; by default those of the checkout's data_manifest.csv, or of the copy that
+    an installed wheel puts beside it.
 
     Raises:
-        DataError: there is no checkout and no `path`, or the file is missing or malformed (the message names the line).
+        DataError: the file is missing or malformed (the message names the line).
     """
     if path is None:
-        root = repository()
-        if root is None:
-            raise DataError("data_manifest.csv lies in adcore's repository, not in the installed package: run from a "
-                            "checkout (pip install -e .) or pass the file's path")
-        path = root / "data_manifest.csv"
+        path = (repository() or INSTALLED) / "data_manifest.csv"
     if not path.is_file():
         raise DataError(f"{path} is not there: it should be the list of data sets and weights, data_manifest.csv")
     entries: dict[str, Entry] = {}
@@ -114,9 +112,8 @@ def entry(name: str) -> Entry:
     """
     manifest = load_manifest()
     if name not in manifest:
-        close = difflib.get_close_matches(name, manifest, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise ParameterError(f"unknown data set or weights '{name}'{hint}; data_manifest.csv has {', '.join(manifest)}")
+        raise ParameterError(f"unknown data set or weights '{name}'{did_you_mean(name, manifest)}; data_manifest.csv has "
+                             f"{', '.join(manifest)}")
     return manifest[name]
 
 

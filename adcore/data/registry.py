@@ -6,16 +6,16 @@ one data set of them: `mtd+mvtec_512`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from adcore.data.elpv import elpv_folder, load_elpv
 from adcore.data.manifest import load_manifest
 from adcore.data.mtd import load_mtd
 from adcore.data.mvtec import categories_in, load_mvtec
 from adcore.data.sample import Dataset
-from adcore.errors import DataError, ParameterError
+from adcore.errors import DataError, ParameterError, did_you_mean
 from adcore.paths import data_folders
 
 # What a data set's folder below ADCORE_DATA may be called.
@@ -39,7 +39,7 @@ def find_dataset(name: str) -> Path | None:
 
 
 def load_dataset(name: str, categories: Sequence[str] | str | None = None, *, root: Path | None = None,
-                 **options: int) -> Dataset:
+                 **options: Any) -> Dataset:
     """A data set by name, whole or in part.
 
     categories  the ones to keep, all by default
@@ -80,9 +80,8 @@ def _missing(name: str) -> Exception:
         return DataError("data set 'elpv' needs the package elpv-dataset: pip install 'adcore[elpv]'")
     if name not in DATASETS:
         known = [*DATASETS, *local]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        return ParameterError(f"unknown data set '{name}'{hint}; there are {', '.join(dict.fromkeys(known))}")
+        there = ", ".join(dict.fromkeys(known))
+        return ParameterError(f"unknown data set '{name}'{did_you_mean(name, known)}; there are {there}")
     entry = load_manifest()[name]
     places = " or ".join(str(folder / DATASETS[name][0]) for folder in data_folders())
     return DataError(f"data set '{name}' is not here: fetch it from {entry.url} and unpack it to {places}, "

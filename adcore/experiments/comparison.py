@@ -3,6 +3,7 @@
 A verdict is one of
     reproduced      measured is within the tolerance of the published number
     higher, lower   it is not
+    other           words that are not the published ones
     not run         there is no measurement that may be compared, and why
 
 The tolerance is the larger of two printed standard deviations and 0.5 points for a percentage, half a unit of the last
@@ -27,17 +28,16 @@ from adcore.papers import exhibits, published
 if TYPE_CHECKING:
     from adcore.experiments.table import ResultTable
 
-VERDICTS = ("reproduced", "higher", "lower", "not run")
+VERDICTS = ("reproduced", "higher", "lower", "other", "not run")
 SHOWN = ["row", "column", "metric", "unit", "published", "measured", "std", "seeds", "verdict", "why"]
 
 
-def tolerance(value: float, std: float, unit: str, printed: str = "") -> float:
-    """How far a measured number may lie from the published one and count as the same."""
+def tolerance(std: float, unit: str, printed: str) -> float:
+    """How far a measured number may lie from the published one, `printed`, and count as the same."""
     if unit in ("%", "fraction"):
         floor = 0.5 if unit == "%" else 0.005
         return max(floor, 2 * std) if std == std else floor  # std is NaN where none was printed
-    decimals = len(printed.partition(".")[2]) if printed else 0
-    return 0.5 * 10**-decimals
+    return float(0.5 * 10 ** -len(printed.partition(".")[2]))
 
 
 def verdict(measured: float, value: float, allowed: float) -> str:
@@ -81,7 +81,7 @@ def _number(value: Any, digits: str = "") -> str:
 
 def comparison_html(frame: pd.DataFrame) -> str:
     """The cells as an HTML table; the verdict is a word, not only a colour."""
-    colours = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "not run": "#777"}
+    colours = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b", "not run": "#777"}
     lines = []
     for row in frame.to_dict("records"):
         spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""
@@ -112,15 +112,19 @@ def compare_values(exhibit: str, values: Mapping[tuple[str, str], float | int | 
     rows = []
     for cell in cells.to_dict("records"):
         at = (cell["row"], cell["column"])
-        textual = cell["value"] != cell["value"]
+        textual = cell["metric"] == "text"
         target = cell["text"] if textual else cell["value"]
-        row = {"row": at[0], "column": at[1], "metric": cell["metric"], "unit": cell["unit"], "published": target,
-               "measured": None, "std": None, "seeds": None, "verdict": "not run",
-               "why": (reasons or {}).get(at, "" if at in values else "not computed here")}
+        row: dict[str, Any] = {
+            "row": at[0], "column": at[1], "metric": cell["metric"], "unit": cell["unit"], "published": target,
+            "measured": None, "std": None, "seeds": None, "verdict": "not run",
+            "why": (reasons or {}).get(at, "" if at in values else "not computed here")}
         if at in values:
             row["measured"] = values[at]
-            row["verdict"] = (("reproduced" if values[at] == target else "lower") if textual else
-                              verdict(float(values[at]), target, tolerance(target, cell["std"], cell["unit"], cell["text"])))
+            if textual:
+                row["verdict"] = "reproduced" if values[at] == target else "other"
+            else:
+                allowed = tolerance(cell["std"], cell["unit"], cell["text"])
+                row["verdict"] = verdict(float(values[at]), target, allowed)
         rows.append(row)
     comparison = Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"{context} · commit {commit() or 'unknown'}")
     if root is not None:
@@ -134,8 +138,9 @@ def compare_results(exhibit: str, table: ResultTable) -> Comparison:
     why_not = _not_comparable(described, table)
     rows = []
     for cell in published(exhibit).to_dict("records"):
-        row = {"row": cell["row"], "column": cell["column"], "metric": cell["metric"], "unit": cell["unit"],
-               "published": cell["value"], "measured": None, "std": None, "seeds": None, "verdict": "not run", "why": ""}
+        row: dict[str, Any] = {
+            "row": cell["row"], "column": cell["column"], "metric": cell["metric"], "unit": cell["unit"],
+            "published": cell["value"], "measured": None, "std": None, "seeds": None, "verdict": "not run", "why": ""}
         frame = _matching(table.frame, cell["match"], cell["metric"])
         if frame.empty:
             row["why"] = "no result with these settings"
@@ -147,7 +152,8 @@ def compare_results(exhibit: str, table: ResultTable) -> Comparison:
             if why_not:
                 row["why"] = why_not
             else:
-                row["verdict"] = verdict(row["measured"], cell["value"], tolerance(cell["value"], cell["std"], cell["unit"]))
+                allowed = tolerance(cell["std"], cell["unit"], cell["text"])
+                row["verdict"] = verdict(row["measured"], cell["value"], allowed)
         rows.append(row)
     return Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"measured: {table._settings_line()}")
 
@@ -155,6 +161,8 @@ def compare_results(exhibit: str, table: ResultTable) -> Comparison:
 def _matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.DataFrame:
     frame = frame[frame.metric == metric]
     for name, wanted in match.items():
+        if wanted == "all":
+            continue  # the mean over this field, which the caller takes
         if name not in frame:
             return frame.iloc[:0]
         frame = frame[frame[name].map(lambda value, wanted=wanted: value == wanted)]

@@ -31,6 +31,6 @@ def profile_settings(method: type[Detector], profile: str) -> dict[str, Any]:
     return dict(method.quick) if profile == "quick" else {}
 
 
-def data_options(dataset: str, profile: str) -> dict[str, int]:
+def data_options(dataset: str, profile: str) -> dict[str, Any]:
     """How much of a data set a profile reads."""
     return dict(QUICK_MINI) if dataset == "mini" and profile == "quick" else {}

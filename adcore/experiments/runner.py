@@ -12,7 +12,7 @@ import torch
 
 from adcore.data import Dataset, Sample, read_images, read_masks
 from adcore.experiments.experiment import Experiment
-from adcore.experiments.provenance import Meter, fingerprint, provenance
+from adcore.experiments.provenance import Meter, provenance
 from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
 from adcore.features import images_digest
@@ -41,7 +41,7 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
         for experiment in experiments:
             bar.set_postfix_str(experiment.title)
             result = store.load(experiment)
-            if result is None or (experiment.profile == "quick" and result.provenance["code"] != fingerprint(experiment.method)):
+            if result is None or (experiment.profile == "quick" and not result.made_by_this_code):
                 result = run_one(experiment, store, on, progress)
             results.append(result)
             bar.update()

@@ -22,6 +22,7 @@ import yaml
 
 from adcore.errors import StoreError
 from adcore.experiments.experiment import Experiment
+from adcore.experiments.provenance import fingerprint
 from adcore.files import atomic, digest_text, write_json, write_text
 from adcore.paths import runs_folder
 
@@ -37,6 +38,11 @@ class Result:
     experiment: Experiment
     measures: tuple[dict[str, Any], ...]
     provenance: dict[str, Any]
+
+    @property
+    def made_by_this_code(self) -> bool:
+        """False when code on which the numbers rest has changed since."""
+        return bool(self.provenance.get("code") == fingerprint(self.experiment.method))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row a number: the experiment's fields and its whole config, then the number and its provenance."""

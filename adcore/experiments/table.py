@@ -9,7 +9,6 @@ import pandas as pd
 
 from adcore.errors import ParameterError
 from adcore.experiments.comparison import Comparison, compare_results
-from adcore.experiments.provenance import fingerprint
 
 if TYPE_CHECKING:
     from adcore.experiments.store import Result, Store
@@ -26,8 +25,7 @@ class ResultTable:
     def __init__(self, results: Sequence[Result], store: Store) -> None:
         self.results, self.store = tuple(results), store
         self.frame = pd.DataFrame([row for result in results for row in result.rows()])
-        fresh = [result.provenance["code"] == fingerprint(result.experiment.method) for result in results]
-        self.stale = [result.experiment.title for result, good in zip(results, fresh, strict=True) if not good]
+        self.stale = [result.experiment.title for result in results if not result.made_by_this_code]
 
     def swept(self) -> list[str]:
         """Settings that differ between the results, besides seed and category."""

@@ -6,7 +6,6 @@ published UniAD code; in timm's numbering of an EfficientNet, stage s ends with 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 
 import timm
@@ -14,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from adcore.errors import ParameterError
+from adcore.errors import ParameterError, did_you_mean
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -84,7 +83,5 @@ def find_backbone(name: str) -> Backbone:
             name, library, model)
     if library == "torchvision" and model in torchvision.models.list_models():
         return Backbone(name, library, model)
-    close = difflib.get_close_matches(name, BACKBONES, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
-    raise ParameterError(f"unknown backbone '{name}'{hint}; there are {', '.join(BACKBONES)}, and any network as "
-                         f"timm:NAME or torchvision:NAME")
+    raise ParameterError(f"unknown backbone '{name}'{did_you_mean(name, BACKBONES)}; there are {', '.join(BACKBONES)}, "
+                         f"and any network as timm:NAME or torchvision:NAME")

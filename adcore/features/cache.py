@@ -6,7 +6,6 @@ memory-mapped array (n, ...), in half precision on request.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -73,11 +72,12 @@ def _compute(path: Path, samples: Sequence[Sample], view: View, extractor: Featu
              assemble: Callable[[list[Tensor]], Tensor], half: bool, batch_size: int, device: str | torch.device,
              progress: bool | None) -> None:
     extractor = extractor.to(device)
-    with atomic(path) as temporary, contextlib.closing(read_images(samples, view, batch_size)) as batches:
+    with atomic(path) as temporary:
         store: np.memmap | None = None
         done = 0
-        with progress_bar(total=len(samples), desc=f"features {extractor.backbone.name}", enabled=progress) as bar:
-            for images in batches:
+        title = f"features {extractor.backbone.name}"
+        with progress_bar(total=len(samples), desc=title, enabled=progress) as bar:
+            for images in read_images(samples, view, batch_size):
                 features = assemble(extractor(images.to(device))).cpu()
                 features = features.half() if half else features.float()
                 if store is None:

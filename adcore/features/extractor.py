@@ -48,6 +48,8 @@ class FeatureExtractor(nn.Module):
         nodes = [_node(network.eval(), self.backbone.name, self.backbone.stages, tap) for tap in self.taps]
         self.nodes = tuple(nodes)
         self.network = timm.models.create_feature_extractor(network, return_nodes=list(dict.fromkeys(nodes)))
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(self.backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.backbone.std).view(3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()

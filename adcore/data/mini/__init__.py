@@ -6,13 +6,13 @@
 
     shot.py      which image, and all random numbers that go into it
     picture.py   one image, the same without its defect, and the mask of what the defect changed
-    make.py      the files, and the Dataset
+    write.py     the files, and the Dataset
 
 Every image is a function of (category, split, index): neither the order of making, nor the number of threads, nor how
 many others are made alters a pixel.
 """
 
-from adcore.data.mini.make import VERSION, load_mini, make
+from adcore.data.mini.write import VERSION, load_mini, make
 from adcore.data.mini.picture import CATEGORIES
 
 __all__ = ["CATEGORIES", "VERSION", "load_mini", "make"]

@@ -86,30 +86,30 @@ def paint(image: Array, rng: np.random.Generator, sun: float) -> Array:
                rgb(40, 110, 74))[int(rng.integers(6))]
     where = _anywhere(rng)
     if rng.random() < 0.5:
-        line = stroke(crooked(rng, where, rng.uniform(0, 2 * math.pi), rng.uniform(40, 110), 0.2), rng.uniform(4, 9))
+        line = stroke(crooked(rng, where, rng.uniform(0, 2 * math.pi), rng.uniform(45, 120), 0.15), rng.uniform(5, 11))
         cover = ndimage.gaussian_filter(reduce(line), 1.3) * np.clip(0.9 + 0.2 * reduce(noise(rng, 3, 2)), 0, 1)
     else:
-        size = _radius(rng, 9, 26)
+        size = _radius(rng, 12, 32)
         d = blob(rng, where, size, 0.18, rng.uniform(1, 1.4))
         mist = np.exp(-np.maximum(d + size * 0.5, 0) / (size * 0.22))
         cover = reduce(np.clip(mist + 0.35 * noise(rng, 1.3) * mist * (1 - mist) * 2, 0, 1))
     texture = _grey(image) / max(float(_grey(image).mean()), 1e-3)
-    return mix(image, pigment * np.clip(0.35 + 0.65 * texture, 0.1, 1.7)[..., None], cover * rng.uniform(0.6, 0.93))
+    return mix(image, pigment * np.clip(0.55 + 0.45 * texture, 0.1, 1.6)[..., None], cover * rng.uniform(0.7, 0.96))
 
 
 def dry(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """Grass that has withered: straw-coloured, with the blades still there."""
-    size = _radius(rng, 13, 38)
+    size = _radius(rng, 17, 42)
     d = blob(rng, _anywhere(rng), size, 0.4, rng.uniform(1, 1.7))
-    patch = reduce(smooth(0.15, 0.9, 0.55 - d / size * 1.3 + 0.22 * noise(rng, 4, 2))) * rng.uniform(0.5, 1)
+    patch = reduce(smooth(0.15, 0.9, 0.55 - d / size * 1.3 + 0.22 * noise(rng, 4, 2))) * rng.uniform(0.7, 1)
     grey = _grey(image)
-    straw = (rgb(206, 176, 112) / 0.42) * (grey * rng.uniform(0.85, 1.2))[..., None]
+    straw = (rgb(212, 176, 112) / 0.36) * (grey * rng.uniform(0.85, 1.2))[..., None]
     return mix(image, straw, patch)
 
 
 def soil(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """A bare patch of earth, crumbs and all, which blades overhang at its edge."""
-    size = _radius(rng, 9, 28)
+    size = _radius(rng, 13, 32)
     d = blob(rng, _anywhere(rng), size, 0.35, rng.uniform(1, 1.6))
     grey = _grey(image)
     ragged = reduce(d) + 9 * (ndimage.gaussian_filter(grey, 0.8) - 0.14) / 0.14
@@ -123,7 +123,7 @@ def soil(image: Array, rng: np.random.Generator, sun: float) -> Array:
 def wire(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """A piece of bent wire or cable on the lawn; some blades grow over it."""
     path = crooked(rng, _anywhere(rng, 30), rng.uniform(0, 2 * math.pi), rng.uniform(55, 190), 0.33)
-    thick = rng.uniform(2.0, 4.2)
+    thick = rng.uniform(2.6, 5.0)
     line = reduce(stroke(path, thick, taper=False))
     core = ndimage.gaussian_filter(line, thick * 0.35)
     coat = (rgb(150, 88, 52), rgb(150, 152, 156), rgb(40, 42, 46), rgb(176, 40, 38))[int(rng.integers(4))]
@@ -176,14 +176,14 @@ def scrap(image: Array, rng: np.random.Generator, sun: float) -> Array:
 
 def oil(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """A pool of oil has soaked in; a fresh one gleams."""
-    size = _radius(rng, 11, 36)
-    d = blob(rng, _anywhere(rng), size, 0.35, rng.uniform(1, 1.6))
+    size = _radius(rng, 14, 38)
+    d = blob(rng, _anywhere(rng), size, 0.3, rng.uniform(1, 1.6))
     grey = _grey(image)
-    wet = reduce(smooth(3, -4, d + 2 * noise(rng, 5, 2))) * rng.uniform(0.45, 1)
+    wet = reduce(smooth(3, -4, d + 2 * noise(rng, 5, 2))) * rng.uniform(0.6, 1)
     if rng.random() < 0.4:      # spilled lime or cement dust is the pale cousin
         dust = wet * np.clip(0.75 + 0.3 * reduce(noise(rng, 3, 2)), 0, 1)
-        return mix(image, 0.5 * rgb(226, 222, 212) + 0.55 * image, dust * 0.8)
-    soaked = image * np.array([0.34, 0.30, 0.28], np.float32)
+        return mix(image, 0.72 * rgb(226, 222, 212) + 0.3 * image, dust * 0.9)
+    soaked = image * np.array([0.24, 0.21, 0.19], np.float32)
     gleam = 0.30 * smooth(0.32, 0.55, grey)
     return mix(image, soaked + gleam[..., None], wet)
 
@@ -191,8 +191,8 @@ def oil(image: Array, rng: np.random.Generator, sun: float) -> Array:
 def twig(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """A dry twig with side shoots."""
     heading = rng.uniform(0, 2 * math.pi)
-    path = crooked(rng, _anywhere(rng, 30), heading, rng.uniform(45, 150), 0.16)
-    thick = rng.uniform(2.8, 5.5)
+    path = crooked(rng, _anywhere(rng, 30), heading, rng.uniform(60, 170), 0.13)
+    thick = rng.uniform(3.4, 7.5)
     line = stroke(path, thick)
     for _ in range(int(rng.integers(1, 4))):
         fork = path[int(rng.integers(2, max(len(path) - 2, 3)))]

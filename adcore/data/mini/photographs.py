@@ -46,11 +46,11 @@ TEXTURES = {
         {"crack": litter.crack, "hole": litter.spall, "stain": litter.bloom, "paint": litter.paint}),
     "grass": Texture(
         skimage.data.grass, ((0, (10, 16, 8)), (60, (40, 56, 20)), (120, (86, 108, 40)), (165, (146, 158, 78)),
-                             (205, (204, 204, 142)), (255, (246, 244, 214))), (160, 204), 0,
+                             (205, (204, 204, 142)), (255, (246, 244, 214))), (176, 204), 0,
         {"dry": litter.dry, "soil": litter.soil, "wire": litter.wire, "litter": litter.scrap}),
     "gravel": Texture(
         skimage.data.gravel, ((0, (16, 15, 16)), (70, (66, 62, 60)), (130, (128, 121, 114)), (180, (176, 169, 158)),
-                              (215, (212, 205, 193)), (255, (246, 242, 234))), (150, 200), 0,
+                              (215, (212, 205, 193)), (255, (246, 242, 234))), (172, 204), 0,
         {"oil": litter.oil, "twig": litter.twig, "leaf": litter.leaf, "paint": litter.paint}),
 }
 
@@ -71,14 +71,14 @@ def colored(category: str) -> Array:
     if category == "grass":       # drier and lusher places, and blades of differing green
         lush = ndimage.gaussian_filter(rng.standard_normal(grey.shape), 22) * 22 * 2
         blades = ndimage.gaussian_filter(rng.standard_normal(grey.shape), 3) * 3 * 2
-        tint = 0.045 * (lush + blades)[..., None] * np.array([1.0, 0.1, -0.6])
+        tint = 0.035 * (lush + blades)[..., None] * np.array([1.0, 0.1, -0.6])
     else:                         # every brick and every stone has a tint of its own
         dark = grey < 128 if category == "brick" else grey > ndimage.gaussian_filter(grey, 5) - 6
         pieces, count = ndimage.label(ndimage.binary_opening(dark, iterations=1 if category == "brick" else 2))
         warm, light = rng.normal(0, 1, (2, count + 1))
         warm[0] = light[0] = 0
         each = ndimage.gaussian_filter(np.stack([warm[pieces], light[pieces]]), (0, 1.2, 1.2))
-        amount = (0.030, 0.05) if category == "brick" else (0.045, 0.03)
+        amount = (0.030, 0.05) if category == "brick" else (0.028, 0.02)
         tint = (amount[0] * each[0][..., None] * np.array([1.0, 0.25, -0.7]) + amount[1] * each[1][..., None])
     return np.clip(image * (1 + tint), 0, 1).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""One finished image of `mini`, with the same image as it would have been without its defect, and the exact mask."""
+"""One finished image of `mini`, its exact mask, and the same image as it would have been without its defect."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ AREA = (0.0018, 0.11)             # of a mask, as a share of the image
 
 @dataclass(frozen=True)
 class Picture:
-    """`image` and `clean` (SIZE, SIZE, 3) uint8, equal outside `mask` (SIZE, SIZE) bool; a normal one is clean."""
+    """`image` (SIZE, SIZE, 3) uint8; `mask` (SIZE, SIZE) bool, all False when `defect` is 'good'."""
 
     image: Array
-    clean: Array
     mask: Array
     defect: str
 
@@ -53,13 +52,13 @@ def picture(shot: Shot) -> Picture:
     """Make the image of a shot.
 
     The mask is where the defect changed any channel visibly, before sensor noise: shadows that it casts count, specks
-    below 4 pixels do not, and pinholes inside it are closed. Outside of the mask the defect leaves no trace at all.
+    below 4 pixels do not, and pinholes inside it are closed. Outside of the mask the defect leaves no trace at all:
+    there the image equals `without_defect(shot)`.
     """
     draw, _ = RECIPES[shot.category]
     clean = draw(shot, None, 0)
     if shot.split != "defective":
-        image = sensor(clean, shot)
-        return Picture(image, image, np.zeros((SIZE, SIZE), bool), "good")
+        return Picture(sensor(clean, shot), np.zeros((SIZE, SIZE), bool), "good")
     defect, _ = defect_of(shot.category, shot.index)
     for attempt in range(50):
         flawed = draw(shot, defect, attempt)
@@ -68,7 +67,13 @@ def picture(shot: Shot) -> Picture:
             break
     else:
         raise AssertionError(f"{shot}: no {defect} of a visible size in 50 attempts")
-    return Picture(sensor(np.where(mask[..., None], flawed, clean), shot), sensor(clean, shot), mask, defect)
+    return Picture(sensor(np.where(mask[..., None], flawed, clean), shot), mask, defect)
+
+
+def without_defect(shot: Shot) -> Array:
+    """The image of a shot as it would have been, (SIZE, SIZE, 3) uint8, with the same sensor noise."""
+    draw, _ = RECIPES[shot.category]
+    return sensor(draw(shot, None, 0), shot)
 
 
 def _changed(clean: Array, flawed: Array) -> Array:
