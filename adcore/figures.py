@@ -11,11 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adcore.data import Dataset, Sample, View
+from adcore.data import Dataset, Sample, View, map_name
 from adcore.files import atomic
 from adcore.paths import runs_folder
 
 if TYPE_CHECKING:
+    from adcore.experiments import ResultTable
     from adcore.receptive_field import ReceptiveField
 
 # Okabe and Ito's colours, told apart by colour-blind readers; each has a line style and a marker of its own as well.
@@ -32,6 +33,12 @@ def use_style() -> None:
         "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
         "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
         "grid.linewidth": 0.6, "image.interpolation": "nearest", "axes.prop_cycle": plt.cycler(color=COLOURS)})
+
+
+def show(figure: Figure) -> None:
+    """Show a figure in its notebook and let go of it."""
+    plt.show()
+    plt.close(figure)
 
 
 def record(figure: Figure, exhibit: str, out: str | Path | None = None) -> None:
@@ -109,6 +116,36 @@ def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]
             outline(axes, mask, "#66E0FF")
     for axes, label in zip(grid[:, 0], ["image", "mask", *maps], strict=True):
         axes.set_ylabel(label, fontsize=9, fontweight="bold")
+    return figure
+
+
+def stored_maps(dataset: Dataset, tables: Mapping[str, ResultTable], columns: int = 9) -> Figure:
+    """Heat maps of test images whose maps are in the store, of several methods on the same images: first a normal and then
+    the defective ones of each category in turn.
+
+    tables  method's title -> its results; a map of the first seed is shown
+    """
+    maps = {title: table.maps() for title, table in tables.items()}
+    kept = [sample for sample in dataset.test if all(map_name(sample) in found for found in maps.values())]
+    share = max(1, columns // len(dataset.categories))
+    chosen: list[Sample] = []
+    for category in dataset.categories:
+        mine = [sample for sample in kept if sample.category == category]
+        chosen += [s for s in mine if not s.label][:1] + [s for s in mine if s.label][::2][: share - 1]
+    size = next(iter(maps.values()))[map_name(chosen[0])].shape
+    return heat_maps(chosen, {title: [found[map_name(sample)] for sample in chosen] for title, found in maps.items()}, View(size))
+
+
+def side_by_side(pictures: Mapping[str, Any]) -> Figure:
+    """Titled pictures in a row: (3, H, W) images in [0, 1] as they are, (H, W) maps in the heat colours with a bar."""
+    figure, axes_row = plt.subplots(1, len(pictures), figsize=(3.1 * len(pictures), 2.9), squeeze=False)
+    for axes, (title, picture) in zip(axes_row[0], pictures.items(), strict=True):
+        picture = np.asarray(picture)
+        drawn = axes.imshow(picture.transpose(1, 2, 0) if picture.ndim == 3 else picture, cmap=HEAT)
+        if picture.ndim == 2:
+            figure.colorbar(drawn, ax=axes, shrink=0.85)
+        axes.set_title(title)
+        _bare(axes)
     return figure
 
 

@@ -57,14 +57,27 @@ def load_grid(name: str, folder: Path | None = None) -> list[Job]:
         raise ParameterError(f"there is no grid '{name}'; there are {there}")
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))["notebooks"]
-        entries = [(row["notebook"], row.get("parameters", {}), row.get("each", {})) for row in rows]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        entries = [_entry(**row) for row in rows]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
         raise ParameterError(f"{path} is not a grid ({type(error).__name__}): expected notebooks, a list of "
                              f"notebook, parameters, each") from error
-    jobs: list[Job] = []
+    jobs: dict[str, Job] = {}
     for notebook, parameters, each in entries:
-        jobs += _jobs(find_notebook(notebook), parameters, each)
-    return jobs
+        for job in _jobs(find_notebook(notebook), parameters, each):
+            if job.id in jobs:
+                raise ParameterError(f"{path} asks for {job.id} twice: put what differs under each")
+            jobs[job.id] = job
+    return list(jobs.values())
+
+
+def _entry(notebook: str, parameters: Any = None, each: Any = None) -> tuple[str, dict[str, Any], dict[str, list[Any]]]:
+    """A row of the file, made sure to be of its types. Raises TypeError."""
+    parameters, each = parameters or {}, each or {}
+    if not isinstance(notebook, str) or not isinstance(parameters, dict) or not isinstance(each, dict):
+        raise TypeError
+    if not all(isinstance(values, list) for values in each.values()):
+        raise TypeError
+    return notebook, parameters, each
 
 
 def _jobs(path: Path, parameters: dict[str, Any], each: dict[str, list[Any]]) -> list[Job]:

@@ -6,6 +6,7 @@ papermill alone only warns of an unknown parameter and runs the default; here it
 from __future__ import annotations
 
 import ast
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -64,11 +65,20 @@ def read_parameters(path: Path) -> dict[str, Any]:
     """
     import nbformat
 
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if "parameters" in cell.metadata.get("tags", ())]
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat has half a dozen of its own
+        raise ParameterError(f"{path} cannot be read as a notebook ({type(error).__name__}): restore the file") from error
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     if len(cells) != 1:
         raise ParameterError(f"{path.name} has {len(cells)} cells tagged 'parameters': expected one")
     parameters = {}
-    for statement in ast.parse(cells[0].source).body:
+    try:
+        statements = ast.parse(cells[0].source).body
+    except SyntaxError as error:
+        raise ParameterError(f"{path.name}, parameters cell, line {error.lineno}: expected name = literal, found what is no "
+                             f"Python") from error
+    for statement in statements:
         try:
             if not isinstance(statement, ast.Assign):
                 raise ValueError
@@ -109,12 +119,21 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """['seeds=[0, 1]', 'profile=quick'] -> values, read as YAML. Raises ParameterError for anything else."""
+    """['seeds=[0, 1]', 'profile=quick'] -> values, read as JSON or else YAML (to which 1e-5 is a word).
+
+    Raises:
+        ParameterError: anything else.
+    """
     values = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.isidentifier():
             raise ParameterError(f"'{assignment}' is not name=value")
+        try:
+            values[name] = json.loads(text)
+            continue
+        except ValueError:
+            pass
         try:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError:

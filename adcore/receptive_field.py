@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,9 +40,6 @@ TABLE_2: dict[str, tuple[str, ...]] = {
 
 Pair = tuple[int, int]
 Box = tuple[int, int, int, int]
-
-
-# ---------------------------------------------------------------- by arithmetic
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Field:
         """The field after a convolution or pooling: it grows by (kernel - 1) * dilation jumps, then the jump grows."""
         low = [self.low[a] - padding[a] * self.jump[a] for a in (0, 1)]
         high = [self.high[a] + ((kernel[a] - 1) * dilation[a] - padding[a]) * self.jump[a] for a in (0, 1)]
-        return Field((low[0], low[1]), (high[0], high[1]), (self.jump[0] * stride[0], self.jump[1] * stride[1]))
+        return Field(_pair(low), _pair(high), (self.jump[0] * stride[0], self.jump[1] * stride[1]))
 
 
 def analytic(model: nn.Module | Sequence[nn.Module], taps: Iterable[str] | None = None) -> dict[str, Field]:
@@ -145,8 +143,8 @@ def _follow(extractor: fx.GraphModule, node: fx.Node, inputs: list[Field | None]
         return None
     if len({field.jump for field in known}) > 1:
         raise ParameterError(f"node {node.name!r} joins branches of strides {sorted({f.stride for f in known})}")
-    low, high = np.array([f.low for f in known]).min(0), np.array([f.high for f in known]).max(0)
-    return Field((int(low[0]), int(low[1])), (int(high[0]), int(high[1])), known[0].jump)
+    low = min(f.low[0] for f in known), min(f.low[1] for f in known)
+    return Field(low, (max(f.high[0] for f in known), max(f.high[1] for f in known)), known[0].jump)
 
 
 def _through_module(module: nn.Module, field: Field | None, name: str) -> Field | None:
@@ -163,11 +161,11 @@ def _through_module(module: nn.Module, field: Field | None, name: str) -> Field 
         dilation = _pair(getattr(module, "dilation", 1))
         spare = [dilation[a] * (kernel[a] - 1) for a in (0, 1)]
         if type(module).__name__.endswith("Same"):       # TensorFlow's rule, exact where the stride divides the input
-            padding = (max(spare[0] + 1 - stride[0], 0) // 2, max(spare[1] + 1 - stride[1], 0) // 2)
-        elif module.padding == "same":
-            padding = (spare[0] // 2, spare[1] // 2)
+            padding = _pair([max(spare[a] + 1 - stride[a], 0) // 2 for a in (0, 1)])
+        elif isinstance(module.padding, str):
+            padding = _pair([s // 2 for s in spare]) if module.padding == "same" else (0, 0)
         else:
-            padding = (0, 0) if module.padding == "valid" else _pair(module.padding)
+            padding = _pair(module.padding)
         return field.through(kernel, stride, padding, dilation)
     if _is_local(module) or _is_gate(module):
         return field
@@ -175,14 +173,12 @@ def _through_module(module: nn.Module, field: Field | None, name: str) -> Field 
                          f"use measure instead")
 
 
-# ---------------------------------------------------------------- by gradient
-
-
 @dataclass(frozen=True, eq=False)
 class ReceptiveField:
     """What one tap's centre cell was measured to see.
 
     box: (top, left, bottom, right) in pixels, bottom and right excluded.  size: its longer side.
+    stride: the input's side over the map's, rounded.
     gradient: (H, W) float32, norm over colours, before clipping; its maximum is 1 where `measure` was relative.
     clipped: the box reaches the ignored border, so that the true field may be larger than what the input could show.
     """
@@ -238,7 +234,8 @@ def measure(
         for tap in names:
             if features[tap].ndim != 4:
                 raise ParameterError(f"{tap!r} is {tuple(features[tap].shape)}, expected a map (B, C, H, W)")
-            centre = features[tap].mean(1)[0][tuple(_centre(n) for n in features[tap].shape[2:])]
+            y, x = ((n - 1) // 2 for n in features[tap].shape[2:])         # of two middle cells, the first
+            centre = features[tap][0, :, y, x].mean()
             (gradient,) = torch.autograd.grad(centre, start, retain_graph=tap != names[-1])
             norm = torch.linalg.vector_norm(gradient[0].to(torch.promote_types(dtype, torch.float32)), dim=0)
             result[tap] = _read(tap, norm, features[tap].shape, threshold, border, relative)
@@ -271,11 +268,6 @@ def _read(tap: str, norm: Tensor, shape: torch.Size, threshold: float, border: i
         clipped=min(top, left) <= border or bottom >= height - border or right >= width - border)
 
 
-def _centre(n: int) -> int:
-    """Index of the centre cell: n // 2, and of two middle ones the first."""
-    return (n - 1) // 2
-
-
 def linearised(model: nn.Module) -> nn.Module:
     """A copy in which only the geometry is left: measured with threshold 0 it shows the analytic field.
 
@@ -302,9 +294,6 @@ def linearised(model: nn.Module) -> nn.Module:
     return result
 
 
-# ---------------------------------------------------------------- shared
-
-
 def _twin(model: nn.Module) -> nn.Module:
     """A copy of the modules over the same memory, whose parameters take no gradient; the original never changes."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
@@ -324,7 +313,7 @@ def _extract(model: nn.Module, taps: Sequence[str]) -> fx.GraphModule:
         from timm.models import get_graph_node_names as list_nodes
     name = type(model).__name__
     try:
-        extractor = create(model, {tap: tap for tap in taps}).eval()
+        return create(model, {tap: tap for tap in taps}).eval()
     except fx.proxy.TraceError as error:
         raise ParameterError(f"cannot trace {name}: {error}") from error
     except ValueError:
@@ -334,10 +323,6 @@ def _extract(model: nn.Module, taps: Sequence[str]) -> fx.GraphModule:
             close = difflib.get_close_matches(tap, sorted(names), n=4, cutoff=0.4) or nodes[:4]
             raise ParameterError(f"{name} has no node {tap!r}: the nearest are {', '.join(close)}") from None
         raise
-    given = next(node.args[0] for node in extractor.graph.nodes if node.op == "output")
-    for tap in set(taps) - set(given):
-        raise ParameterError(f"{name}: {tap!r} is the same node as another tap; name it once")
-    return extractor
 
 
 class _Affine(nn.Module):
@@ -371,7 +356,7 @@ def _frozen(extractor: fx.GraphModule, dtype: torch.dtype) -> nn.Module:
     if silent:
         warnings.warn(f"{len(silent)} batch norms (the first is {silent[0]!r}) scale by zero: their branches pass "
                       f"nothing and the field comes out too small; load trained weights", stacklevel=3)
-    return extractor.to(dtype=dtype, memory_format=torch.channels_last)      # depthwise layers on a CPU: 4 times faster
+    return extractor.to(dtype).to(memory_format=torch.channels_last)      # on a CPU, depthwise layers run 4 times faster
 
 
 def _is_local(module: nn.Module) -> bool:
@@ -393,6 +378,9 @@ def _names(taps: Iterable[str]) -> list[str]:
     names = list(dict.fromkeys([taps] if isinstance(taps, str) else taps))
     if not names:
         raise ParameterError("no taps given: name at least one node")
+    for outer, inner in itertools.permutations(names, 2):
+        if inner.startswith(f"{outer}."):                # torchvision would give one of them another node, silently
+            raise ParameterError(f"{outer!r} contains {inner!r}: name the node itself")
     return names
 
 

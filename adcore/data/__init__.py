@@ -5,7 +5,7 @@
 """
 
 from adcore.data.registry import DATASETS, find_dataset, load_dataset
-from adcore.data.sample import Dataset, Sample
+from adcore.data.sample import Dataset, Sample, map_name
 from adcore.data.transforms import View, read_images, read_masks
 
-__all__ = ["DATASETS", "Dataset", "Sample", "View", "find_dataset", "load_dataset", "read_images", "read_masks"]
+__all__ = ["DATASETS", "Dataset", "Sample", "View", "find_dataset", "load_dataset", "map_name", "read_images", "read_masks"]

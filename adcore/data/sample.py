@@ -36,6 +36,16 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+def _size(path: Path) -> tuple[int, int]:
+    """(H, W) of an image file, from its header alone."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception:
+        image = read_image(path)  # which says what is wrong with it
+        return image.height, image.width
+
+
 def _decode(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
@@ -73,11 +83,14 @@ class Sample:
     def mask(self) -> np.ndarray | None:
         """(H, W) bool, True where anomalous; all False for a normal image; None when nobody drew one."""
         if self.label == 0 or self.mask_path is not None:
-            width, height = Image.open(self.path).size if self.path.is_file() else self.image.size
-            if self.mask_path is None:
-                return np.zeros((height, width), bool)
-            return read_mask(self.mask_path, (height, width))
+            size = _size(self.path)
+            return np.zeros(size, bool) if self.mask_path is None else read_mask(self.mask_path, size)
         return None
+
+
+def map_name(sample: Sample) -> str:
+    """'category/folder/file', the name under which a sample's anomaly map is stored."""
+    return f"{sample.category}/{sample.path.parent.name}/{sample.path.name}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adcore.data.registry import find_dataset, load_dataset
-from adcore.data.sample import Dataset, Sample
+from adcore.data.sample import Dataset, Sample, read_image
 from adcore.errors import DataError
 from adcore.paths import cache_folder
 from adcore.progress import progress_bar
@@ -50,9 +50,10 @@ def verify_dataset(name: str, progress: bool | None = None) -> str:
 
 
 def _read(sample: Sample) -> None:
-    image, mask = sample.image, sample.mask
+    read_image(sample.path)
+    mask = sample.mask
     if sample.label == 1 and mask is not None and not mask.any():
-        raise DataError(f"mask {sample.mask_path} of the defective image {image.size} marks no pixel")
+        raise DataError(f"mask {sample.mask_path} of the defective image {sample.path} marks no pixel: copy it again")
 
 
 def _compare_counts(dataset: Dataset) -> None:

@@ -1,15 +1,21 @@
-"""Numbers on record: an extract of the store as a csv with provenance, for results/. Never typed by hand."""
+"""Numbers on record: extracts of the store as csv with provenance, in results/. Never typed by hand."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from adcore.errors import StoreError
 from adcore.experiments.store import load_results
 from adcore.files import write_text
+from adcore.paths import repository
 
 COLUMNS = ["method", "dataset", "category", "profile", "settings", "seed", "metric", "value", "seconds", "peak_bytes", "device",
            "machine", "commit", "data", "weights", "finished", "key"]
+
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
 
 def export_results(dataset: str | None = None, profile: str | None = None, to: Path | None = None,
@@ -31,3 +37,61 @@ def export_results(dataset: str | None = None, profile: str | None = None, to: P
         return text
     write_text(to, text)
     return f"{to}: {len(frame)} numbers of {frame['key'].nunique()} experiments"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One csv of results/: `about` says in a sentence what it is, `frame` has a row a number."""
+
+    name: str
+    about: str
+    frame: pd.DataFrame
+
+    @property
+    def html(self) -> str:
+        """Mean and standard deviation over seeds, with the provenance of each row."""
+        return summarise(self.frame).to_html(index=False, border=0, na_rep="")
+
+
+def records(folder: Path | None = None) -> list[Record]:
+    """Every csv of results/, in the order of their names."""
+    folder = folder or (repository() or Path.cwd()) / "results"
+    found = []
+    for path in sorted(folder.glob("*.csv")):
+        frame = pd.read_csv(path)
+        data = ", ".join(dict.fromkeys(frame["dataset"]))
+        found.append(Record(path.stem, f"{path.name}: {frame['key'].nunique()} experiments on {data}", frame))
+    return found
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for each method, data set, category and settings: metrics in per cent over seeds, seconds, memory, commit."""
+    rows = []
+    for (method, dataset, category, settings), part in frame.fillna({"settings": ""}).groupby(
+            ["method", "dataset", "category", "settings"], sort=False):
+        row = {"method": method, "data set": dataset, "category": category}
+        for metric, title in METRICS.items():
+            values = part.loc[part.metric == metric, "value"] * 100
+            row[title] = "" if values.empty else (f"{values.mean():.1f}" if len(values) == 1 else
+                                                  f"{values.mean():.1f} ± {values.std():.1f}")
+        once = part.drop_duplicates("key")
+        row |= {"seeds": ", ".join(str(seed) for seed in sorted(once["seed"])), "seconds": f"{once['seconds'].mean():.0f}",
+                "peak GB": f"{once['peak_bytes'].mean() / 1e9:.1f}", "machine": once["machine"].iloc[0],
+                "commit": ", ".join(dict.fromkeys(once["commit"].astype(str))), "settings": settings}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def on_record(name: str, **only: str) -> pd.DataFrame:
+    """One csv of results/ as a table, for the notebooks: `on_record("real_images", method="uniad")`.
+
+    Raises:
+        StoreError: there is no such record.
+    """
+    found = {record.name: record for record in records()}
+    if name not in found:
+        raise StoreError(f"results/ has no record '{name}'; it has {', '.join(found) or 'none'}")
+    frame = found[name].frame
+    for column, wanted in only.items():
+        frame = frame[frame[column] == wanted]
+    return summarise(frame)

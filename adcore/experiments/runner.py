@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from adcore.data import Dataset, Sample, read_images, read_masks
+from adcore.data import Dataset, Sample, map_name, read_images, read_masks
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.provenance import Meter, provenance
 from adcore.experiments.store import Result, Store
@@ -100,8 +100,7 @@ def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
         measures += [{"category": category, "metric": metric, "value": value} for metric, value in values.items()]
         if maps is not None:
             for i in np.unique(np.linspace(0, len(samples) - 1, KEPT_MAPS).round().astype(int)):
-                sample = samples[i]
-                kept[f"{category}/{sample.path.parent.name}/{sample.path.name}"] = maps[i].astype(np.float16)
+                kept[map_name(samples[i])] = maps[i].astype(np.float16)
     return pd.DataFrame(rows), kept, measures
 
 

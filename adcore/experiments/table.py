@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from adcore.errors import ParameterError
@@ -26,6 +27,20 @@ class ResultTable:
         self.results, self.store = tuple(results), store
         self.frame = pd.DataFrame([row for result in results for row in result.rows()])
         self.stale = [result.experiment.title for result in results if not result.made_by_this_code]
+
+    def scores(self) -> pd.DataFrame:
+        """Score, label and defect of every test image: the stored ones of all experiments, with their seed."""
+        return pd.concat([self.store.scores(result.experiment).assign(seed=result.experiment.seed, method=result.experiment.method)
+                          for result in self.results], ignore_index=True)
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """The anomaly maps kept of the first seed's experiments: 'category/folder/file' -> (H, W)."""
+        first = min(result.experiment.seed for result in self.results)
+        found: dict[str, np.ndarray] = {}
+        for result in self.results:
+            if result.experiment.seed == first:
+                found |= self.store.maps(result.experiment)
+        return found
 
     def swept(self) -> list[str]:
         """Settings that differ between the results, besides seed and category."""

@@ -59,11 +59,14 @@ def cached_features(samples: Sequence[Sample], view: View, extractor: FeatureExt
         DataError: an image that cannot be read, or a feature that is not finite.
     """
     key = digest_text("|".join([images_digest(samples), repr(view), extractor.key, name, "half" if half else "single"]), 24)
+    if not samples:
+        raise DataError("no image to take features of")
     folder = folder or cache_folder() / "features"
     path = folder / f"{key}.npy"
     if not path.is_file():
         _compute(path, samples, view, extractor, assemble, half, batch_size, device, progress)
-        write_json(folder / f"{key}.json", {"features": extractor.key, "view": repr(view), "what": name, "images": len(samples)})
+        write_json(folder / f"{key}.json", {"features": extractor.key, "view": repr(view), "what": name,
+                                            "images": len(samples)})
     stored = np.load(path, mmap_mode="c")
     return torch.from_numpy(stored)
 
@@ -72,23 +75,18 @@ def _compute(path: Path, samples: Sequence[Sample], view: View, extractor: Featu
              assemble: Callable[[list[Tensor]], Tensor], half: bool, batch_size: int, device: str | torch.device,
              progress: bool | None) -> None:
     extractor = extractor.to(device)
-    with atomic(path) as temporary:
-        store: np.memmap | None = None
-        done = 0
+    # Written in order, not through a memory map: on a full disk a map kills the process, a write raises an error.
+    with atomic(path) as temporary, temporary.open("wb") as file:
         title = f"features {extractor.backbone.name}"
         with progress_bar(total=len(samples), desc=title, enabled=progress) as bar:
             for images in read_images(samples, view, batch_size):
                 features = assemble(extractor(images.to(device))).cpu()
                 features = features.half() if half else features.float()
-                if store is None:
-                    store = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16 if half else np.float32,
-                                                      shape=(len(samples), *features.shape[1:]))
-                store[done:done + len(features)] = features.numpy()
-                done += len(features)
+                if file.tell() == 0:
+                    np.lib.format.write_array_header_1_0(file, {"descr": "<f2" if half else "<f4", "fortran_order": False,
+                                                                "shape": (len(samples), *features.shape[1:])})
+                file.write(features.numpy().tobytes())
                 bar.update(len(features))
-        if store is None:
-            raise DataError("no image to take features of")
-        store.flush()
 
 
 def describe_cache(folder: Path | None = None) -> list[dict[str, object]]:

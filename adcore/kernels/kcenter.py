@@ -17,6 +17,7 @@ from adcore.errors import ParameterError
 from adcore.progress import progress_bar
 
 POOL = 2048
+PICKED = -1.0  # below every squared distance, so that no centre is picked twice, not even among duplicates
 
 
 def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int = POOL,
@@ -40,11 +41,11 @@ def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int 
     if initial is not None and initial.shape != (n,):
         raise ParameterError(f"initial distances {tuple(initial.shape)} are not one for each of {n} points")
     norms = points.square().sum(1)                                       # (n,)
-    # Squared distances; upper bounds of the true ones until refreshed.
+    # Squared distances; upper bounds of the true ones until refreshed; PICKED for a point that is a centre already.
     bounds = _squared_distances(points, norms, points[:1], norms[:1])[:, 0] if initial is None else initial.square()
     picked = [] if initial is not None else [0]
     if initial is None:
-        bounds[0] = 0
+        bounds[0] = PICKED
     fresh = len(picked)                                                  # picks that the bounds know of
     with progress_bar(total=k, desc="coreset", enabled=progress) as bar:
         while len(picked) < k:
@@ -69,7 +70,7 @@ def _refresh(bounds: Tensor, points: Tensor, norms: Tensor, centres: list[int], 
         part = slice(begin, begin + rows)
         distances = _squared_distances(points[part], norms[part], chosen, chosen_norms)
         torch.minimum(bounds[part], distances.amin(1), out=bounds[part])
-    bounds[at] = 0  # exactly: rounding must not let a centre be picked twice
+    bounds[at] = PICKED
 
 
 def _greedy_among_top(bounds: Tensor, points: Tensor, norms: Tensor, wanted: int, pool: int) -> list[int]:
@@ -80,15 +81,15 @@ def _greedy_among_top(bounds: Tensor, points: Tensor, norms: Tensor, wanted: int
     size = min(pool, len(bounds))
     top = bounds.topk(min(size + 1, len(bounds)))
     inside = top.indices[:size]                                          # (M,)
-    outside = float(top.values[size]) if len(bounds) > size else -1.0    # the (M+1)-th bound
+    outside = float(top.values[size]) if len(bounds) > size else 0.0     # the (M+1)-th bound
     distance, near, near_norms = top.values[:size].clone(), points[inside], norms[inside]
     picks: list[int] = []
     while len(picks) < wanted:
         best = int(distance.argmax())
-        if float(distance[best]) < outside:
+        if float(distance[best]) < max(outside, 0.0):  # also when the whole pool is picked
             break
         picks.append(int(inside[best]))
         to_best = (near_norms + near_norms[best]).addmv_(near, near[best], alpha=-2).clamp_(min=0)
         torch.minimum(distance, to_best, out=distance)
-        distance[best] = -1 if len(picks) < size else 0  # a centre again only when nothing else is left
+        distance[best] = PICKED
     return picks

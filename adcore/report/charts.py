@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from adcore.experiments.record import METRICS, summarise
 from adcore.figures import COLOURS, use_style
-from adcore.report.on_record import METRICS, summarise
 
 HATCHES = ("", "///", "...", "xxx", "\\\\\\")
 

@@ -1,58 +1,13 @@
-"""Numbers on record: the csv files in results/ and benchmarks/results.csv, as tables."""
+"""What the report shows of numbers on record: the front page's table and the benchmarks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from adcore.experiments.record import METRICS, records, summarise
 from adcore.paths import repository
-
-METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """One csv of results/: `about` says in a sentence what it is, `frame` has a row a number."""
-
-    name: str
-    about: str
-    frame: pd.DataFrame
-
-    @property
-    def html(self) -> str:
-        """Mean and standard deviation over seeds, with the provenance of each row."""
-        return summarise(self.frame).to_html(index=False, border=0, na_rep="")
-
-
-def records(folder: Path | None = None) -> list[Record]:
-    """Every csv of results/, in the order of their names."""
-    folder = folder or (repository() or Path.cwd()) / "results"
-    found = []
-    for path in sorted(folder.glob("*.csv")):
-        frame = pd.read_csv(path)
-        data = ", ".join(dict.fromkeys(frame["dataset"]))
-        found.append(Record(path.stem, f"{path.name}: {frame['key'].nunique()} experiments on {data}", frame))
-    return found
-
-
-def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row for each method, data set, category and settings: metrics in per cent over seeds, seconds, memory, commit."""
-    rows = []
-    for (method, dataset, category, settings), part in frame.fillna({"settings": ""}).groupby(
-            ["method", "dataset", "category", "settings"], sort=False):
-        row = {"method": method, "data set": dataset, "category": category}
-        for metric, title in METRICS.items():
-            values = part.loc[part.metric == metric, "value"] * 100
-            row[title] = "" if values.empty else (f"{values.mean():.1f}" if len(values) == 1 else
-                                                  f"{values.mean():.1f} ± {values.std():.1f}")
-        once = part.drop_duplicates("key")
-        row |= {"seeds": ", ".join(str(seed) for seed in sorted(once["seed"])), "seconds": f"{once['seconds'].mean():.0f}",
-                "peak GB": f"{once['peak_bytes'].mean() / 1e9:.1f}", "machine": once["machine"].iloc[0],
-                "commit": ", ".join(dict.fromkeys(once["commit"].astype(str))), "settings": settings}
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def headline() -> str | None:

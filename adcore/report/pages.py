@@ -13,12 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from adcore.errors import StoreError
 from adcore.experiments.comparison import comparison_html
 from adcore.experiments.provenance import commit
+from adcore.experiments.record import records
 from adcore.papers import exhibits, papers
 from adcore.paths import repository, runs_folder
 from adcore.report.card import NotebookRun, cells, count_exhibits, notebook_runs, recorded
 from adcore.report.charts import benchmark_chart, record_chart
 from adcore.report.executed import to_html
-from adcore.report.on_record import benchmark_results, headline, records
+from adcore.report.on_record import benchmark_results, headline
 
 
 def write_report(folder: Path | None = None, out: str | Path | None = None) -> Path:

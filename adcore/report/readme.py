@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from adcore.errors import AdcoreError
+from adcore.experiments.record import METRICS, records, summarise
 from adcore.files import write_text
 from adcore.paths import repository
-from adcore.report.on_record import METRICS, records, summarise
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 

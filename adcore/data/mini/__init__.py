@@ -12,7 +12,7 @@ Every image is a function of (category, split, index): neither the order of maki
 many others are made alters a pixel.
 """
 
-from adcore.data.mini.write import VERSION, load_mini, make
 from adcore.data.mini.picture import CATEGORIES
+from adcore.data.mini.write import VERSION, load_mini, make
 
 __all__ = ["CATEGORIES", "VERSION", "load_mini", "make"]

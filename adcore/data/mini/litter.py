@@ -74,7 +74,7 @@ def bloom(image: Array, rng: np.random.Generator, sun: float) -> Array:
     size = _radius(rng, 12, 40)
     d = blob(rng, _anywhere(rng), size, 0.5, rng.uniform(1, 1.8))
     patchy = reduce(np.clip(0.6 - d / size * 1.2 + 0.28 * noise(rng, 6, 3), 0, 1))
-    film = smooth(0.15, 0.95, patchy) * rng.uniform(0.45, 0.95)
+    film = smooth(0.15, 0.95, patchy) * rng.uniform(0.6, 1)
     if rng.random() < 0.5:
         return mix(image, 0.72 * rgb(226, 222, 214) + 0.3 * image, film * 0.75)
     return image * (1 - 0.72 * film)[..., None] + 0.01 * film[..., None]
@@ -99,11 +99,12 @@ def paint(image: Array, rng: np.random.Generator, sun: float) -> Array:
 
 def dry(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """Grass that has withered: straw-coloured, with the blades still there."""
-    size = _radius(rng, 17, 42)
+    size = _radius(rng, 20, 44)
     d = blob(rng, _anywhere(rng), size, 0.4, rng.uniform(1, 1.7))
     patch = reduce(smooth(0.15, 0.9, 0.55 - d / size * 1.3 + 0.22 * noise(rng, 4, 2))) * rng.uniform(0.7, 1)
     grey = _grey(image)
-    straw = (rgb(212, 176, 112) / 0.36) * (grey * rng.uniform(0.85, 1.2))[..., None]
+    matted = 0.65 * grey + 0.35 * ndimage.gaussian_filter(grey, 2.5)      # dead blades lie flat and cast no shadows
+    straw = (rgb(226, 186, 122) / 0.30) * (matted * rng.uniform(0.85, 1.25))[..., None]
     return mix(image, straw, patch)
 
 
@@ -123,11 +124,11 @@ def soil(image: Array, rng: np.random.Generator, sun: float) -> Array:
 def wire(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """A piece of bent wire or cable on the lawn; some blades grow over it."""
     path = crooked(rng, _anywhere(rng, 30), rng.uniform(0, 2 * math.pi), rng.uniform(55, 190), 0.33)
-    thick = rng.uniform(2.6, 5.0)
+    thick = rng.uniform(3.0, 6.0)
     line = reduce(stroke(path, thick, taper=False))
     core = ndimage.gaussian_filter(line, thick * 0.35)
     coat = (rgb(150, 88, 52), rgb(150, 152, 156), rgb(40, 42, 46), rgb(176, 40, 38))[int(rng.integers(4))]
-    hidden = smooth(0.28, 0.5, _grey(image)) * (reduce(noise(rng, 7)) > 0.1)
+    hidden = smooth(0.28, 0.5, _grey(image)) * (reduce(noise(rng, 7)) > 0.7)
     line = line * (1 - 0.9 * hidden)
     shine = 0.25 * np.clip(_relief(core * thick * 1.5, sun) - 1.1, 0, 1)
     body = coat * (_relief(core * thick, sun) * 0.85)[..., None] + shine[..., None]
@@ -176,16 +177,20 @@ def scrap(image: Array, rng: np.random.Generator, sun: float) -> Array:
 
 def oil(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """A pool of oil has soaked in; a fresh one gleams."""
-    size = _radius(rng, 14, 38)
+    size = _radius(rng, 16, 40)
     d = blob(rng, _anywhere(rng), size, 0.3, rng.uniform(1, 1.6))
     grey = _grey(image)
     wet = reduce(smooth(3, -4, d + 2 * noise(rng, 5, 2))) * rng.uniform(0.6, 1)
     if rng.random() < 0.4:      # spilled lime or cement dust is the pale cousin
         dust = wet * np.clip(0.75 + 0.3 * reduce(noise(rng, 3, 2)), 0, 1)
         return mix(image, 0.72 * rgb(226, 222, 212) + 0.3 * image, dust * 0.9)
-    soaked = image * np.array([0.24, 0.21, 0.19], np.float32)
-    gleam = 0.30 * smooth(0.32, 0.55, grey)
-    return mix(image, soaked + gleam[..., None], wet)
+    # It fills the gaps to a smooth black mirror, out of which wet stones stand.
+    level = ndimage.gaussian_filter(grey, 1.5)
+    pool = smooth(1.25, 0.75, level / float(level.mean()))
+    sky = 0.05 + 0.22 * smooth(0.9, 1.6, reduce(noise(rng, 13)))
+    mirror = sky[..., None] * np.array([0.9, 1.0, 1.15], np.float32)
+    soaked = image * np.array([0.24, 0.21, 0.19], np.float32) + 0.35 * smooth(0.30, 0.5, grey)[..., None]
+    return mix(image, mix(soaked, mirror, pool), wet)
 
 
 def twig(image: Array, rng: np.random.Generator, sun: float) -> Array:

@@ -1,0 +1,47 @@
+"""The interactive part of a notebook: sliders for a person, one picture in a batch run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from adcore.progress import interactive
+
+
+def explore(draw: Callable[..., Any], **controls: Any) -> None:
+    """Draw with the controls' first values; with sliders and menus when a person is there to move them.
+
+    draw      makes a figure from the controls' values
+    controls  name -> list of choices (a menu) or (low, high, step) (a slider, starting in its middle)
+    """
+    start = {name: _first(control) for name, control in controls.items()}
+    if not interactive():
+        draw(**start)
+        plt.show()
+        return
+    import ipywidgets
+    from IPython.display import display
+
+    def redraw(**values: Any) -> None:
+        draw(**values)
+        plt.show()
+
+    sliders = {name: _widget(ipywidgets, name, control, start[name]) for name, control in controls.items()}
+    display(ipywidgets.VBox([ipywidgets.HBox(list(sliders.values())), ipywidgets.interactive_output(redraw, sliders)]))
+
+
+def _first(control: Any) -> Any:
+    if isinstance(control, list):
+        return control[0]
+    low, high, step = control
+    return type(step)(low + step * round((high - low) / (2 * step)))
+
+
+def _widget(ipywidgets: Any, name: str, control: Any, value: Any) -> Any:
+    if isinstance(control, list):
+        return ipywidgets.Dropdown(options=control, value=value, description=name)
+    low, high, step = control
+    kind = ipywidgets.IntSlider if isinstance(step, int) else ipywidgets.FloatSlider
+    return kind(min=low, max=high, step=step, value=value, description=name, continuous_update=False)

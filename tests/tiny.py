@@ -1,0 +1,60 @@
+"""What the detector and experiment tests share: a tiny data set in MVTec's layout, one backbone, hand-made results."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from adcore.experiments import Experiment, Result
+from adcore.experiments.provenance import fingerprint
+from adcore.features import FeatureExtractor
+
+# Tests are small and often run several at once: a second thread waits for the first more than it helps.
+torch.set_num_threads(1)
+
+# Building a backbone takes longer than most tests. It is frozen, so all detectors of a test run may share one.
+shared_extractor = functools.lru_cache(FeatureExtractor)
+
+
+def texture(rng: np.random.Generator, side: int) -> np.ndarray:
+    """(side, side, 3) uint8: noise, smoothed along rows."""
+    noise = rng.normal(size=(side, side + 4))
+    stripes = sum(noise[:, i:side + i] for i in range(5)) / 5
+    return np.clip(120 + 40 * stripes[..., None] + np.array([8, 0, -8]), 0, 255).astype(np.uint8)
+
+
+def write_tiny(root: Path, *, side: int = 64, train: int = 6, good: int = 3, blobs: int = 3,
+               categories: tuple[str, ...] = ("cloth",)) -> Path:
+    """A data set in MVTec's layout: striped noise, and on the defective images a dark blob with its exact mask."""
+    for number, category in enumerate(categories):
+        rng = np.random.default_rng(number)
+        for folder, count in (("train/good", train), ("test/good", good), ("test/blob", blobs)):
+            (root / category / folder).mkdir(parents=True)
+            for i in range(count):
+                image = texture(rng, side)
+                if folder == "test/blob":
+                    mask = np.zeros((side, side), bool)
+                    top, left = rng.integers(side // 8, side // 2, 2)
+                    mask[top:top + side // 4, left:left + side // 4] = True
+                    image[mask] = (20, 20, 90)
+                    masks = root / category / "ground_truth" / "blob"
+                    masks.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask.astype(np.uint8) * 255).save(masks / f"{i:03}_mask.png")
+                Image.fromarray(image).save(root / category / folder / f"{i:03}.png")
+    return root
+
+
+def result(values: Mapping[tuple[str, str], float], *, method: str = "uniad", dataset: str = "mvtec_ad", category: str = "all",
+           seed: int = 0, profile: str = "paper", code: str | None = None, **settings: Any) -> Result:
+    """A result that nobody computed; `values` is (category, metric) -> fraction."""
+    experiment = Experiment(method, dataset, category, seed, profile, tuple(sorted(settings.items())))
+    measures = tuple({"category": where, "metric": metric, "value": value} for (where, metric), value in values.items())
+    origin = {"code": fingerprint(method) if code is None else code, "commit": "abc", "seconds": 1.0, "peak_bytes": 10,
+              "device": "cpu", "machine": "m", "data": "d", "weights": "w", "finished": "2020-01-01T00:00:00Z"}
+    return Result(experiment, measures, origin)
