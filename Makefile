@@ -36,7 +36,7 @@ lab: setup  ## JupyterLab at the first notebook
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
 notebooks: setup  ## execute every notebook in place, so that the committed outputs are today's
-	ADCORE_PROGRESS=0 $(BIN)/python -m adcore.notebook_outputs
+	$(BIN)/adcore refresh
 
 report: setup  ## write report/index.html from what has been run
 	@$(BIN)/adcore report

@@ -1,4 +1,4 @@
-"""The command line: `adcore doctor | data | weights | run | reproduce | report | results | bench`."""
+"""The command line: `adcore doctor | data | weights | run | refresh | reproduce | report | results | bench`."""
 
 from __future__ import annotations
 
@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-o", "--output", type=Path, help="executed copy (default: in the runs folder)")
     run.add_argument("--record", type=Path, help="JSON file written when all went well")
     run.set_defaults(command=_run)
+
+    refresh = commands.add_parser("refresh", help="execute notebooks in place, so that their committed outputs are today's")
+    refresh.add_argument("notebooks", nargs="*", help="which (default: all)")
+    refresh.set_defaults(command=_refresh)
 
     reproduce = commands.add_parser("reproduce", help="run every notebook of a grid, then write the report")
     reproduce.add_argument("--grid", default="quick", help="a file of workflow/grids, without .yaml")
@@ -151,6 +155,13 @@ def _run(arguments: argparse.Namespace) -> None:
     path = find_notebook(arguments.notebook)
     output = arguments.output or runs_folder() / "notebooks" / notebook_name(path) / "run.ipynb"
     print(run_notebook(path, parse_assignments(arguments.parameters), output, record=arguments.record))
+
+
+def _refresh(arguments: argparse.Namespace) -> None:
+    from adcore.notebook import all_notebooks, refresh
+    for name in arguments.notebooks or all_notebooks():
+        path = refresh(name)
+        print(f"{path} ({path.stat().st_size / 1e3:.0f} KB)")
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:

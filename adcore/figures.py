@@ -133,7 +133,8 @@ def stored_maps(dataset: Dataset, tables: Mapping[str, ResultTable], columns: in
         mine = [sample for sample in kept if sample.category == category]
         chosen += [s for s in mine if not s.label][:1] + [s for s in mine if s.label][::2][: share - 1]
     size = next(iter(maps.values()))[map_name(chosen[0])].shape
-    return heat_maps(chosen, {title: [found[map_name(sample)] for sample in chosen] for title, found in maps.items()}, View(size))
+    shown = {title: [found[map_name(sample)] for sample in chosen] for title, found in maps.items()}
+    return heat_maps(chosen, shown, View(size))
 
 
 def side_by_side(pictures: Mapping[str, Any]) -> Figure:
@@ -192,6 +193,8 @@ def receptive_fields(fields: Mapping[str, ReceptiveField], analytic: Mapping[str
         axes.set_title(f"{tap}\nmeasured {field.size}{beside}", fontsize=8)
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
+        for spine in axes.spines.values():  # the image's edge, which a deep field may touch
+            spine.set(visible=True, linewidth=0.6, color="#888")
     return figure
 
 

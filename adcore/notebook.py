@@ -169,3 +169,32 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
         write_json(record, {"notebook": notebook_name(path), "parameters": checked,
                             "seconds": round(time.perf_counter() - start, 1), "executed": output.name})
     return output
+
+
+def refresh(name: str | Path) -> Path:
+    """Execute a notebook in place with its defaults, so that its committed outputs are today's code's.
+
+    Timings, widget states and versions are left out: they would differ on every machine.
+
+    Raises:
+        AdcoreError: a cell raised; the notebook is left as it was.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    path = find_notebook(name)
+    content = nbformat.read(path, as_version=4)
+    os.environ["ADCORE_PROGRESS"] = "0"
+    try:
+        NotebookClient(content, kernel_name="python3", timeout=600, record_timing=False).execute()
+    except CellExecutionError as error:
+        raise AdcoreError(f"{notebook_name(path)} failed: {error.ename}: {error.evalue}") from error
+    content.metadata = nbformat.from_dict({
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"}})
+    for cell in content.cells:
+        cell.metadata.pop("execution", None)
+    with atomic(path) as temporary:
+        nbformat.write(content, temporary)
+    return path

@@ -1,7 +1,7 @@
 """How much of the image a feature sees: by arithmetic, and by the gradient that reaches the input.
 
 Heckler, König, Bergmann, "Exploring the Importance of Pretrained Feature Extractors for Unsupervised Anomaly Detection
-and Localization", WACV 2023, supplement Sec. 1 (receptive field estimation), Sec. 5 and Table 2 (taps).
+and Localization", CVPR Workshops 2023, supplement Sec. 1 (receptive field estimation), Sec. 5 and Table 2 (taps).
 
     analytic    kernels, strides and dilations along the traced graph     -> Field, the largest area that can matter
     measure     gradient of one feature cell with respect to the image    -> ReceptiveField, the area that does matter
@@ -308,7 +308,8 @@ def _extract(model: nn.Module, taps: Sequence[str]) -> fx.GraphModule:
         ParameterError: a tap that is not a node, with the nearest names; a network that cannot be traced.
     """
     create, list_nodes = create_feature_extractor, get_graph_node_names
-    if type(model).__module__.startswith("timm."):       # timm knows which of its layers must not be traced
+    if any(type(part).__module__.startswith("timm.") for part in model.modules()):
+        # timm knows which of its layers must not be traced; they may also sit in a network that was cut before.
         from timm.models import create_feature_extractor as create
         from timm.models import get_graph_node_names as list_nodes
     name = type(model).__name__

@@ -108,7 +108,8 @@ def test_the_version_of_a_method_is_in_the_key(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [
-    (("nma", True),), (("taps", [1, 2, 3, 4]),), (("taps", (1, 2, 3, 4)), ("nma", True)), (("nma", True), ("taps", (1, 2, 3, 4))),
+    (("nma", True),), (("taps", [1, 2, 3, 4]),), (("taps", (1, 2, 3, 4)), ("nma", True)),
+    (("nma", True), ("taps", (1, 2, 3, 4))),
     (("jitter_scale", 20),), (("jitter_scale", 20.0),), (("epochs", UniAD.quick["epochs"]),)])
 def test_settings_written_out_that_are_the_defaults_do_not_alter_the_key(settings):
     assert Experiment("uniad", settings=settings).key == Experiment("uniad").key
@@ -279,7 +280,7 @@ def test_a_store_that_cannot_be_written_is_one_sentence(fits, tmp_path):
 def test_images_that_vanish_are_named(fits, tmp_path):
     shutil.rmtree(tmp_path / "data" / "tiny" / "cloth" / "train" / "good")
     (tmp_path / "data" / "tiny" / "cloth" / "train" / "good").mkdir()
-    with pytest.raises(DataError, match="cloth/train/good in .* holds no image"):
+    with pytest.raises(DataError, match=r"cloth/train/good in .* holds no image"):
         run([Experiment(**ONE)], device="cpu")
 
 
@@ -333,7 +334,6 @@ def edit(path: Path, old: str, new: str) -> None:
 def test_comments_docstrings_and_spacing_leave_the_fingerprint_as_it_was(copied):
     look = provenance.fingerprint.__wrapped__
     before = look("uniad")
-    assert before == provenance.fingerprint("uniad")
     edit(copied / "models" / "uniad.py", "def neighbor_mask", "# a remark\n\n\ndef neighbor_mask")
     edit(copied / "losses.py", "Mean squared error over", "The mean of squared errors over")
     edit(copied / "training.py", "    return (seed * 1_000_003", "    # why\n    return (seed  *  1_000_003")
@@ -422,7 +422,7 @@ def test_questions_that_the_results_cannot_answer_are_refused(ablation):
         ablation.gain("jitter")
     with pytest.raises(ParameterError, match="results have no field 'nmaa'; they have"):
         ablation.value("image_auroc", nmaa=True)
-    with pytest.raises(ParameterError, match="no result has metric=image_auroc with {'seed': 7}"):
+    with pytest.raises(ParameterError, match=r"no result has metric=image_auroc with \{'seed': 7\}"):
         ablation.value("image_auroc", seed=7)
 
 

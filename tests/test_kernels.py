@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_twelve_copies_of_one_point_are_twelve_different_picks(pool, initial):
 def test_the_radius_never_grows_and_every_pick_is_farthest_in_single_precision_too():
     points = random_points(700, 16).float()
     own, largest = radii(points, kcenter(points, 200, pool=64))
-    assert all(later <= earlier + 1e-4 for earlier, later in zip(own, own[1:], strict=False))
+    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(own))
     np.testing.assert_allclose(own, largest, rtol=1e-4)
 
 

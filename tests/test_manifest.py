@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from adcore.data.manifest import COLUMNS, Entry, check, entry, load_manifest
+from adcore.data.manifest import COLUMNS, INSTALLED, Entry, check, entry, load_manifest
 from adcore.errors import DataError, ParameterError
 
 HEADER = ",".join(COLUMNS)
@@ -101,11 +102,14 @@ def test_an_unknown_name_is_answered_with_the_nearest_one():
         entry("mvtec_da")
 
 
-def test_without_a_checkout_the_manifest_must_be_passed(monkeypatch, tmp_path):
+def test_without_a_checkout_the_manifest_is_the_one_that_the_wheel_installed(monkeypatch, tmp_path):
+    assert Path(sys.prefix) / "share" / "adcore" == INSTALLED
     monkeypatch.setattr("adcore.data.manifest.repository", lambda: None)
-    with pytest.raises(DataError, match="run from a checkout"):
+    monkeypatch.setattr("adcore.data.manifest.INSTALLED", tmp_path)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/data_manifest\.csv is not there"):
         load_manifest()
-    assert list(load_manifest(manifest(tmp_path, HEADER, row()))) == ["tiny"]
+    manifest(tmp_path, HEADER, row()).rename(tmp_path / "data_manifest.csv")
+    assert list(load_manifest()) == ["tiny"]
 
 
 def test_a_file_is_held_against_whatever_digest_is_known(tiny):

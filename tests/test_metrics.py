@@ -225,6 +225,15 @@ def test_a_thinned_curve_has_no_more_points_than_asked_and_strays_less_than_two_
     assert np.abs(np.interp(grid, x, y) - np.interp(grid, thin_x, thin_y)).max() < 2 / 200
 
 
+def test_however_few_points_are_asked_a_pro_curve_ends_at_the_limit():
+    mask, image = np.zeros((10, 10), int), np.random.default_rng(0).random((10, 10))
+    mask[2:6, 2:6] = 1
+    full_x, full_y = pro_curve([mask], [image], points=10**6)
+    for points in range(1, 12):
+        fpr, pro = pro_curve([mask], [image], points=points)
+        assert fpr.size <= points + 2 and (fpr[0], fpr[-1], pro[-1]) == (0, full_x[-1], full_y[-1]) and fpr[-1] == 0.3
+
+
 # ---------------------------------------------------------------- inputs
 
 

@@ -19,8 +19,8 @@ from adcore.training import epoch_seed, resolve_device, seeded, train
 DATA = torch.randn(10, 4, generator=torch.Generator().manual_seed(5))
 
 
-class Interrupted(Exception):
-    """Stands for the power cut."""
+class PowerCutError(Exception):
+    """The training stops here."""
 
 
 def network() -> nn.Module:
@@ -35,7 +35,7 @@ def run(module: nn.Module, *, epochs: int = 6, stop_in: int | None = None, seed:
 
     def loss_of(batch: Tensor) -> Tensor:
         if stop_in is not None and next(calls) == 3 * stop_in + 1:      # three batches an epoch: in the middle of one
-            raise Interrupted
+            raise PowerCutError
         return mse(batch, module(batch + 0.1 * torch.randn_like(batch)))
 
     optimizer = torch.optim.AdamW(module.parameters(), 0.05)
@@ -47,7 +47,7 @@ def run(module: nn.Module, *, epochs: int = 6, stop_in: int | None = None, seed:
 def test_an_interrupted_training_ends_where_the_uninterrupted_one_does(tmp_path, stop_in):
     whole, parts = network(), network()
     losses = run(whole)
-    with pytest.raises(Interrupted):
+    with pytest.raises(PowerCutError):
         run(parts, stop_in=stop_in, checkpoint=tmp_path / "checkpoint")
     resumed = network()
     resumed_losses = run(resumed, checkpoint=tmp_path / "checkpoint")
@@ -65,7 +65,7 @@ def test_a_finished_training_resumes_to_its_own_end_without_another_step(tmp_pat
 
 
 def test_the_checkpoint_waits_for_its_interval_but_not_at_the_end(tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(PowerCutError):
         run(network(), stop_in=3, checkpoint=tmp_path / "checkpoint", save_every=3600)
     assert not (tmp_path / "checkpoint").exists()
     run(network(), checkpoint=tmp_path / "checkpoint", save_every=3600)
@@ -107,7 +107,7 @@ def test_every_epoch_shows_every_sample_once_in_another_order():
     train(module, loss_of, torch.arange(7.0)[:, None].half(), optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 9),
           epochs=4, batch_size=3, seed=0)
     epochs = [seen[3 * i:3 * i + 3] for i in range(4)]
-    assert all(sorted(sum(epoch, [])) == list(range(7)) for epoch in epochs)
+    assert all(sorted(itertools.chain(*epoch)) == list(range(7)) for epoch in epochs)
     assert [len(batch) for batch in epochs[0]] == [3, 3, 1]
     assert len({str(epoch) for epoch in epochs}) == 4
 
@@ -180,10 +180,10 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(tmp_path, 
 
     def killed(state: object, target: Path) -> None:
         target.write_bytes(b"half of it")
-        raise Interrupted
+        raise PowerCutError
 
     monkeypatch.setattr(training.torch, "save", killed)
-    with pytest.raises(Interrupted):
+    with pytest.raises(PowerCutError):
         run(network(), checkpoint=path)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
 

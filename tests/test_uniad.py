@@ -392,7 +392,8 @@ def test_an_image_size_below_one_token_is_refused(size):
         detector(image_size=size)
 
 
-@pytest.mark.parametrize("images", [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])
+@pytest.mark.parametrize("images", [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64),
+                                    torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])
 def test_what_is_not_a_batch_of_float_rgb_images_is_refused(images):
     with pytest.raises(ParameterError, match=r"images must be \(B, 3, H, W\) floats in \[0, 1\], not"):
         detector().predict(images)

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from adcore.experiments import Experiment, Result
 from adcore.experiments.provenance import fingerprint
 from adcore.features import FeatureExtractor
-
-# Tests are small and often run several at once: a second thread waits for the first more than it helps.
-torch.set_num_threads(1)
 
 # Building a backbone takes longer than most tests. It is frozen, so all detectors of a test run may share one.
 shared_extractor = functools.lru_cache(FeatureExtractor)

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from adcore.errors import ParameterError
+from adcore.experiments.profiles import method_named
 from adcore.experiments.provenance import commit
 from adcore.files import write_json
 from adcore.papers import exhibits, published
@@ -85,10 +87,10 @@ def comparison_html(frame: pd.DataFrame) -> str:
     lines = []
     for row in frame.to_dict("records"):
         spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""
-        why = f"<br><small>{row['why']}</small>" if row["why"] else ""
+        why = f"<br><small>{escape(row['why'])}</small>" if row["why"] else ""
         cells = [row["row"], row["column"], row["metric"], f"{_number(row['published'])} {row['unit']}".strip(),
                  f"{_number(row['measured'])}{spread}", _number(row["seeds"])]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells)
+        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
                      + f"<td style='color:{colours[row['verdict']]}'><b>{row['verdict']}</b>{why}</td></tr>")
     head = "".join(f"<th>{name}</th>" for name in ("row", "column", "metric", "published", "measured", "seeds", "verdict"))
     return f"<table class='adcore-comparison'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
@@ -177,7 +179,12 @@ def _not_comparable(exhibit: Any, table: ResultTable) -> str:
     needed = str(exhibit.needs_data)
     if set(table.frame.dataset) != {needed}:
         return f"the paper's data is {needed or 'none'}, this is {', '.join(sorted(set(table.frame.dataset)))}"
-    changed = {name for result in table.results for name, _ in result.experiment.settings}
+    experiments = [result.experiment for result in table.results]
+    parts = {e.category for e in experiments if method_named(e.method).pooled} - {"all"}
+    if parts:
+        return f"one model for {', '.join(sorted(parts))} alone, the paper's is for all categories"
+    changed = {name for e in experiments for name, value in e.config().values().items()
+               if value != getattr(method_named(e.method).Config(), name)}
     matched = {name for match in published(exhibit.name)["match"] for name in match}
     if changed - matched:
         return f"settings other than the paper's: {', '.join(sorted(changed - matched))}"

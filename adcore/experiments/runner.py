@@ -12,7 +12,7 @@ import torch
 
 from adcore.data import Dataset, Sample, map_name, read_images, read_masks
 from adcore.experiments.experiment import Experiment
-from adcore.experiments.provenance import Meter, provenance
+from adcore.experiments.provenance import Meter, commit, fingerprint, provenance
 from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
 from adcore.features import images_digest
@@ -29,7 +29,7 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
     """Run those experiments whose results are missing, and return the table of all of them.
 
     A stored result made by other code than today's is computed again in the quick profile; in the paper profile, where
-    that may cost days, it is kept and marked in the table's column `code`.
+    that may cost days, it is kept and named in the table's `stale`.
 
     Raises:
         AdcoreError: data or weights that are missing or broken, an unknown setting, a store that cannot be written.
@@ -54,6 +54,7 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     Raises:
         AdcoreError: see `run`.
     """
+    commit(), fingerprint(experiment.method)  # remembered now: the files may change while a long run lasts
     dataset = experiment.data()
     checkpoint = store.folder(experiment) / "checkpoint"
     with Meter(device) as fitting:

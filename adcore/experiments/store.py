@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from adcore.errors import StoreError
+from adcore.errors import ParameterError, StoreError
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.provenance import fingerprint
 from adcore.files import atomic, digest_text, write_json, write_text
@@ -96,10 +96,15 @@ class Store:
         write_json(folder / "result.json", {**body, "digest": _digest(body)})
 
     def results(self) -> Iterable[Result]:
-        """Every result that can be read, in the order of its path."""
+        """Every result that can be read and that is still that of its experiment, in the order of its path."""
         for path in sorted(self.root.glob("*/*/result.json")):
             try:
-                yield _read(path)
+                result = _read(path)
+                if result.experiment.key != path.parent.name:
+                    raise ParameterError("its method or its profile has changed since")
+                yield result
+            except ParameterError as error:  # also a method or a setting that is no more
+                print(f"adcore: {path} is older than this code: {error}; left out", file=sys.stderr)
             except StoreError as error:
                 print(f"adcore: {error}; left out", file=sys.stderr)
 

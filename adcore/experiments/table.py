@@ -30,8 +30,8 @@ class ResultTable:
 
     def scores(self) -> pd.DataFrame:
         """Score, label and defect of every test image: the stored ones of all experiments, with their seed."""
-        return pd.concat([self.store.scores(result.experiment).assign(seed=result.experiment.seed, method=result.experiment.method)
-                          for result in self.results], ignore_index=True)
+        return pd.concat([self.store.scores(e).assign(seed=e.seed, method=e.method)
+                          for e in (result.experiment for result in self.results)], ignore_index=True)
 
     def maps(self) -> dict[str, np.ndarray]:
         """The anomaly maps kept of the first seed's experiments: 'category/folder/file' -> (H, W)."""

@@ -45,7 +45,9 @@ class FeatureExtractor(nn.Module):
         network = self.backbone.build(seed)
         if path is not None:
             load_weights(network, self.backbone, path)
-        nodes = [_node(network.eval(), self.backbone.name, self.backbone.stages, tap) for tap in self.taps]
+        network.eval()
+        graph = _graph(network) if any(isinstance(tap, str) for tap in self.taps) else []
+        nodes = [_node(graph, self.backbone.name, self.backbone.stages, tap) for tap in self.taps]
         self.nodes = tuple(nodes)
         self.network = timm.models.create_feature_extractor(network, return_nodes=list(dict.fromkeys(nodes)))
         self.mean: Tensor
@@ -90,18 +92,23 @@ class FeatureExtractor(nn.Module):
         return tuple(m.shape[1] for m in maps), tuple(round(side / m.shape[-1]) for m in maps)
 
 
-def _node(network: nn.Module, name: str, stages: dict[int, str], tap: Tap) -> str:
+def _graph(network: nn.Module) -> list[str]:
+    """Names of the nodes of a network's graph, and of the modules around them."""
+    leaves = {"leaf_modules": timm.models.get_notrace_modules()}
+    nodes = get_graph_node_names(network, tracer_kwargs=leaves)[1]
+    modules = {node.rsplit(".", cut)[0] for node in nodes for cut in range(1, node.count(".") + 1)}
+    return [*nodes, *sorted(modules - set(nodes))]
+
+
+def _node(graph: list[str], name: str, stages: dict[int, str], tap: Tap) -> str:
     if isinstance(tap, int):
         if tap in stages:
             return stages[tap]
         raise ParameterError(f"backbone '{name}' has no stage {tap}; it has "
                              f"{', '.join(map(str, stages)) or 'none known by number, name nodes instead'}")
-    leaves = {"leaf_modules": timm.models.get_notrace_modules()}
-    nodes = get_graph_node_names(network, tracer_kwargs=leaves)[1]
-    modules = {node.rsplit(".", cut)[0] for node in nodes for cut in range(1, node.count(".") + 1)}
-    if tap in nodes or tap in modules:
+    if tap in graph:
         return tap
-    close = difflib.get_close_matches(tap, [*nodes, *modules], n=4, cutoff=0.3)
+    close = difflib.get_close_matches(tap, graph, n=4, cutoff=0.3)
     raise ParameterError(f"backbone '{name}' has no tap '{tap}'; near it are {', '.join(close)}; stages are "
                          f"{', '.join(map(str, stages)) or 'not numbered'}")
 

@@ -42,11 +42,16 @@ class Config:
         Raises:
             ParameterError: a name that the method does not have; the message lists those it has.
         """
-        known = {f.name for f in fields(cls)}
-        for name in values:
+        known = {f.name: f.default for f in fields(cls)}
+        plain = {}
+        for name, value in values.items():
             if name not in known:
                 raise ParameterError(f"{cls.__qualname__} has no setting '{name}'; it has {', '.join(sorted(known))}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            # One way to write each value, because experiments are named by it: 20 is 20.0 where numbers are floats.
+            if isinstance(known[name], float) and type(value) is int:
+                value = float(value)
+            plain[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**plain)
 
     def values(self) -> dict[str, Any]:
         """Plain values, as stored with a result."""

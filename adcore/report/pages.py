@@ -26,10 +26,12 @@ def write_report(folder: Path | None = None, out: str | Path | None = None) -> P
     """Write the report and return its index page. The old one is replaced only when the new one is whole.
 
     Raises:
-        StoreError: the folder cannot be written.
+        StoreError: the folder cannot be written, or holds something that is no report.
     """
     root = runs_folder(out)
     folder = (folder or (repository() or Path.cwd()) / "report").absolute()
+    if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder):
+        raise StoreError(f"{folder} holds something else than a report: name another folder with --to")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=folder.parent) as name:
@@ -43,6 +45,11 @@ def write_report(folder: Path | None = None, out: str | Path | None = None) -> P
         raise StoreError(f"cannot write the report to {folder}: {error.strerror or error}; name another folder with "
                          f"--to") from error
     return folder / "index.html"
+
+
+def _is_report(folder: Path) -> bool:
+    index = folder / "index.html"
+    return index.is_file() and "<title>adcore: score card</title>" in index.read_text(encoding="utf-8", errors="replace")
 
 
 def _write(folder: Path, root: Path) -> None:

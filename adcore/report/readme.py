@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from adcore import figures
+from adcore.data import load_dataset
 from adcore.errors import AdcoreError
+from adcore.experiments import grid, run
+from adcore.experiments.profiles import data_options
 from adcore.experiments.record import METRICS, records, summarise
-from adcore.files import write_text
+from adcore.files import atomic, write_text
+from adcore.models import PatchCore, UniAD
 from adcore.paths import repository
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -34,10 +40,24 @@ def rendered(text: str) -> str:
     return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{measured_table()}\n{END}", text, flags=re.DOTALL)
 
 
-def rewrite_readme(path: Path | None = None) -> None:
-    """Render the table of the checkout's README in place."""
+def rewrite_readme() -> None:
+    """Render the table of the checkout's README in place, and draw its figure anew.
+
+    Raises:
+        AdcoreError: not in a checkout, or the README has no place for the table.
+    """
     root = repository()
-    if path is None and root is None:
+    if root is None:
         raise AdcoreError("the README is part of the checkout: run this from there")
-    path = path or root / "README.md"  # type: ignore[operator]
-    write_text(path, rendered(path.read_text(encoding="utf-8")))
+    write_text(root / "README.md", rendered((root / "README.md").read_text(encoding="utf-8")))
+    with atomic(root / "results" / "heat_maps.png") as temporary:
+        heat_map_figure().savefig(temporary, format="png", dpi=110)
+
+
+def heat_map_figure() -> Figure:
+    """PatchCore and UniAD on the embedded data: quick profile, seed 0; computed if the store does not have it."""
+    figures.use_style()
+    categories = ["brick", "capsule", "gear", "chip"]
+    tables = {"PatchCore": run(grid(PatchCore, categories=categories)), "UniAD": run(grid(UniAD, categories=categories))}
+    dataset = load_dataset("mini", categories, **data_options("mini", "quick"))
+    return figures.stored_maps(dataset, tables, columns=12)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from adcore.data.mini.picture import CATEGORIES, defect_of, defects, picture
 from adcore.data.mini.shot import Shot
 from adcore.data.sample import Dataset, Sample
 from adcore.errors import ParameterError, StoreError
 from adcore.paths import cache_folder
+from adcore.progress import progress_bar
 
 VERSION = "1"       # part of the cache folder's name; another one whenever a pixel changes
 
@@ -56,8 +55,8 @@ def make(category: str, folder: Path, *, train: int = TRAIN, good: int = GOOD, d
             # Threads, not processes: NumPy and Pillow let go of the lock, and notebooks need no picklable main.
             with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
                 written = pool.map(lambda shot: _write(shot, building), shots)
-                for _ in tqdm(written, f"making mini/{category}", len(shots), unit="image", leave=False,
-                              disable=not (_watched() if progress is None else progress)):
+                for _ in progress_bar(iterable=written, desc=f"making mini/{category}", total=len(shots), unit="image",
+                                      enabled=progress):
                     pass
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}; free the folder or name another one "
@@ -143,7 +142,3 @@ def _appears_whole(target: Path) -> Iterator[Path]:
                 raise               # else another process was faster, and its copy is the same
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-def _watched() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules

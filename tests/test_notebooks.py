@@ -1,0 +1,99 @@
+"""Every committed notebook keeps to the house plan's anatomy and can be read on the web."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from adcore.grids import load_grid
+from adcore.notebook import all_notebooks, notebook_name, read_parameters
+from adcore.papers import exhibits
+
+NOTEBOOKS = all_notebooks()
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=notebook_name)
+LONGEST_DEF = 8  # lines; what is longer belongs in the package, where it is tested
+
+
+def code_cells(path: Path) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def outputs(path: Path) -> list:
+    return [output for cell in code_cells(path) for output in cell.outputs]
+
+
+def test_there_are_notebooks_and_the_first_is_where_one_starts():
+    assert notebook_name(NOTEBOOKS[0]) == "00_start_here" and len(NOTEBOOKS) >= 3
+
+
+@each
+def test_a_notebook_is_valid_and_under_300_kb(path):
+    nbformat.validate(nbformat.read(path, as_version=4))
+    assert path.stat().st_size < 300_000
+
+
+@each
+def test_cells_were_run_once_from_top_to_bottom_without_an_error(path):
+    counts = [cell.execution_count for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not [output for output in outputs(path) if output.output_type == "error"]
+
+
+@each
+def test_the_kernel_is_python3_and_no_machine_left_its_traces(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
+    assert not re.search(r"(?<![\w/.:<])/(?:home|root|tmp|work|Users|opt|mnt)/|[A-Z]:\\\\", path.read_text(encoding="utf-8"))
+
+
+@each
+def test_no_cell_ends_with_a_semicolon_and_no_progress_bar_was_kept(path):
+    for cell in code_cells(path):
+        assert not cell.source.rstrip().endswith(";"), cell.source
+    streams = [output for output in outputs(path) if output.output_type == "stream"]
+    assert not [output for output in streams if output.name == "stderr" or "\r" in output.text]
+
+
+@each
+def test_parameters_are_plain_literals_and_name_the_results_store(path):
+    parameters = read_parameters(path)
+    assert parameters["profile"] == "quick" and parameters["out"] == ""
+
+
+@each
+def test_no_function_is_long_and_no_class_is_defined(path):
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.ClassDef)
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < LONGEST_DEF, node.name
+
+
+@each
+def test_a_notebook_has_its_parts(path):
+    prose = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    for part in ("What you will learn:", "Minutes:", "Needs:", "## Claims", "## Errata and choices", "## Exercises", "<details>"):
+        assert part in prose, part
+    claims = [cell for cell in code_cells(path) if re.search(r"^(?:\s*)assert ", cell.source, flags=re.M)]
+    assert len(claims) >= 3, "claims, shape checks and the block rebuilt by hand are asserted"
+
+
+@each
+def test_something_stable_is_compared_with_its_committed_output(path):
+    tagged = [cell for cell in code_cells(path) if "nbval-check-output" in cell.metadata.get("tags", ())]
+    assert tagged and all(cell.outputs for cell in tagged)
+
+
+@each
+def test_a_notebook_is_in_the_quick_grid(path):
+    assert notebook_name(path) in {job.id for job in load_grid("quick")}
+
+
+def test_every_regenerated_exhibit_has_its_notebook_and_every_notebook_an_exhibit():
+    table = exhibits()
+    names = {notebook_name(path) for path in NOTEBOOKS} - {"00_start_here"}
+    assert set(table[table.state == "regenerated"].notebook) == names
