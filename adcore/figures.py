@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +38,20 @@ def use_style() -> None:
 
 
 def show(figure: Figure) -> None:
-    """Show a figure in its notebook and let go of it."""
-    plt.show()
+    """Show a figure in its notebook and let go of it.
+
+    Photographs are several times smaller as JPEG and charts as PNG: the smaller one is kept in the notebook.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        plt.show()
+    else:
+        from IPython.display import Image, display
+        pictures = {"png": io.BytesIO(), "jpeg": io.BytesIO()}
+        figure.savefig(pictures["png"], format="png")
+        figure.savefig(pictures["jpeg"], format="jpeg", pil_kwargs={"quality": 82})
+        kind, smallest = min(pictures.items(), key=lambda pair: pair[1].tell())
+        display(Image(smallest.getvalue(), format=kind))
     plt.close(figure)
 
 
@@ -91,13 +105,13 @@ def _mixed(samples: Sequence[Sample], count: int) -> list[Sample]:
     return chosen
 
 
-def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]], view: View,
-              limits: Mapping[str, tuple[float, float]] | None = None) -> Figure:
+def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]], view: View) -> Figure:
     """A column a sample: the image, its mask, and the anomaly map of each method.
 
-    maps    method -> one (H, W) map a sample, at the view's size
-    limits  method -> (low, high) of its colour scale; by default one scale for all its maps, from their 1st percentile
-            to their maximum, because scaling each image by itself would make every normal image look defective
+    maps  method -> one (h, w) map a sample, of any size
+
+    A method's maps of one category share a colour scale, from their 1st percentile to their maximum: scaling each image
+    by itself would make every normal image look defective.
     """
     rows = 2 + len(maps)
     figure, grid = plt.subplots(rows, len(samples), figsize=(1.3 * len(samples), 1.34 * rows), squeeze=False)
@@ -110,9 +124,10 @@ def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]
         title = f"{sample.category}\n{sample.defect}".replace("_", " ")
         grid[0, column].set_title(title, fontsize=7.5, pad=2)
         grid[1, column].imshow(mask, cmap="gray", vmin=0, vmax=1)
-        for axes, (method, stack) in zip(grid[2:, column], maps.items(), strict=True):
-            low, high = (limits or {}).get(method) or (np.percentile(np.stack(stack), 1), np.max(np.stack(stack)))
-            axes.imshow(stack[column], cmap=HEAT, vmin=low, vmax=high)
+        for axes, stack in zip(grid[2:, column], maps.values(), strict=True):
+            kin = np.stack([m for m, other in zip(stack, samples, strict=True) if other.category == sample.category])
+            axes.imshow(stack[column], cmap=HEAT, vmin=np.percentile(kin, 1), vmax=kin.max(),
+                        extent=(-0.5, mask.shape[1] - 0.5, mask.shape[0] - 0.5, -0.5))
             outline(axes, mask, "#66E0FF")
     for axes, label in zip(grid[:, 0], ["image", "mask", *maps], strict=True):
         axes.set_ylabel(label, fontsize=9, fontweight="bold")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
+from adcore.figures import show
 from adcore.progress import interactive
 
 
-def explore(draw: Callable[..., Any], **controls: Any) -> None:
+def explore(draw: Callable[..., Figure], **controls: Any) -> None:
     """Draw with the controls' first values; with sliders and menus when a person is there to move them.
 
     draw      makes a figure from the controls' values
@@ -18,15 +19,13 @@ def explore(draw: Callable[..., Any], **controls: Any) -> None:
     """
     start = {name: _first(control) for name, control in controls.items()}
     if not interactive():
-        draw(**start)
-        plt.show()
+        show(draw(**start))
         return
     import ipywidgets
     from IPython.display import display
 
     def redraw(**values: Any) -> None:
-        draw(**values)
-        plt.show()
+        show(draw(**values))
 
     sliders = {name: _widget(ipywidgets, name, control, start[name]) for name, control in controls.items()}
     display(ipywidgets.VBox([ipywidgets.HBox(list(sliders.values())), ipywidgets.interactive_output(redraw, sliders)]))

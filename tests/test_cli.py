@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
@@ -254,6 +254,7 @@ def test_values_on_the_command_line_are_read_as_people_write_them():
 values = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-z_]{1,6}", fullmatch=True).filter(str.isidentifier), values | st.lists(values)))
 def test_a_job_s_words_on_a_command_line_are_its_parameters_again(parameters):
     words = shlex.split(Job("x", Path("x.ipynb"), parameters).words())

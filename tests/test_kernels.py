@@ -130,9 +130,10 @@ def test_nearest_gives_the_smallest_entries_of_torchs_full_distance_matrix(n, m,
 
 
 def test_neighbours_come_nearest_first_in_single_precision_where_products_lose_the_order():
-    queries = random_points(40, 8, 3).float() + 300
-    distances, indices = nearest(queries, random_points(90, 8, 4).float() + 300, k=5)
+    queries, bank = random_points(40, 8, 3).float() + 300, random_points(90, 8, 4).float() + 300
+    distances, indices = nearest(queries, bank, k=5)
     assert bool((distances.diff(dim=1) >= 0).all())
+    torch.testing.assert_close(distances, (queries[:, None] - bank[indices]).norm(dim=2), rtol=1e-6, atol=0)
     assert all(len(set(row)) == 5 for row in indices.tolist())
 
 

@@ -85,6 +85,14 @@ def test_timm_networks_are_followed_through_their_own_layers_and_gates():
     assert [field.size for field in gated.values()] == [7, 19, 67]      # the same layers, with squeeze-and-excitation
 
 
+def test_tensorflow_padding_puts_the_field_where_the_gradient_is():
+    network, taps = timm.create_model("tf_efficientnet_lite0"), ["blocks.0", "blocks.2"]
+    fields = analytic(network, taps)
+    for tap, field in measure(linearised(network), taps, 192, threshold=0, border=0).items():
+        cell = (192 // field.stride - 1) // 2
+        assert field.box == fields[tap].box((cell, cell))
+
+
 # ---------------------------------------------------------------- gradient
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from pytest import approx
 from tiny import result
@@ -51,8 +52,8 @@ def write_records(folder: Path) -> None:
     for method, seed, values in measured:
         for metric, value in zip(("image_auroc", "pixel_auroc", "aupro"), values, strict=True):
             rows.append({"method": method, "dataset": "mtd", "category": "tile", "profile": "quick", "settings": "",
-                         "seed": seed, "metric": metric, "value": value, "seconds": 10.0 * (seed + 1), "peak_bytes": 2e9, "device": "cpu",
-                         "machine": "a chip", "commit": "abc", "data": "d", "weights": "w", "finished": "t",
+                         "seed": seed, "metric": metric, "value": value, "seconds": 10.0 * (seed + 1), "peak_bytes": 2e9,
+                         "device": "cpu", "machine": "a chip", "commit": "abc", "data": "d", "weights": "w", "finished": "t",
                          "key": f"{method}{seed}"})
     (folder / "results").mkdir(parents=True)
     pd.DataFrame(rows)[recording.COLUMNS].to_csv(folder / "results" / "real_images.csv", index=False)
@@ -313,10 +314,11 @@ def test_the_record_page_and_the_speed_page_show_their_numbers(report):
     assert "adeval" in speed and "data:image/png;base64," in speed
 
 
-def test_the_readmes_table_is_written_between_its_markers_and_nowhere_else(checkout, tmp_path):
-    path = tmp_path / "README.md"
+def test_the_readmes_table_is_written_between_its_markers_and_nowhere_else(checkout, monkeypatch):
+    monkeypatch.setattr(readme, "heat_map_figure", Figure)
+    path = checkout / "README.md"
     path.write_text(f"# adcore\n\nbefore \\1 \\g<0>\n{readme.BEGIN}\nstale\n{readme.END}\nafter | a | table |\n")
-    readme.rewrite_readme(path)
+    readme.rewrite_readme()
     once = path.read_text()
     head, rest = once.split(readme.BEGIN)
     table, tail = rest.split(readme.END)
@@ -325,7 +327,7 @@ def test_the_readmes_table_is_written_between_its_markers_and_nowhere_else(check
     assert lines[0].startswith("| method | data set | category | image AUROC |") and set(lines[1]) <= set("|- ")
     assert len(lines) == 2 + 2 and "| uniad | mtd | tile | 91.0 ± 1.4 |" in table
     assert all(line.count("|") == lines[0].count("|") for line in lines)
-    readme.rewrite_readme(path)
+    readme.rewrite_readme()
     assert path.read_text() == once
 
 

@@ -218,8 +218,9 @@ class UniAD(Detector):
     pooled: ClassVar[bool] = True
     Config: ClassVar[type[Any]] = UniADConfig
     quick: ClassVar[dict[str, Any]] = {
-        "backbone": "efficientnet_lite0", "image_size": 160, "hidden": 128, "heads": 4, "ffn": 256, "encoder_layers": 2,
-        "decoder_layers": 2, "neighbors": 5, "epochs": 40, "batch_size": 16, "lr": 1e-3, "lr_drop": 32}
+        "backbone": "efficientnet_lite0", "taps": (3, 4), "image_size": 128, "hidden": 96, "heads": 4, "ffn": 192,
+        "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0, "neighbors": 5, "jitter_scale": 5.0, "epochs": 48,
+        "batch_size": 8, "lr": 2e-3, "lr_drop": 40}
 
     def __init__(self, config: UniADConfig | None = None, *, device: str | torch.device = "cpu", seed: int = 0) -> None:
         super().__init__(config, device=device, seed=seed)
