@@ -96,12 +96,13 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _data_list(_: argparse.Namespace) -> None:
-    from adcore.data import find_dataset
+    from adcore.data import DATASETS, find_dataset
     from adcore.data.manifest import load_manifest
     for entry in load_manifest().values():
         if entry.kind == "dataset":
             folder = "embedded" if entry.name == "mini" else find_dataset(entry.name)
-            print(f"{entry.name:<14} {folder or 'not here: ' + entry.url}")
+            reader = "" if entry.name in DATASETS else " (no reader yet)"
+            print(f"{entry.name:<14} {folder or 'not here: ' + entry.url}{reader}")
 
 
 def _data_path(arguments: argparse.Namespace) -> None:

@@ -109,6 +109,8 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             value = [value]
         if isinstance(default, float) and type(value) is int:
             value = float(value)
+        if isinstance(default, list) and default and isinstance(default[0], float):
+            value = [float(item) if type(item) is int else item for item in value]
         if type(value) is not type(default):
             raise ParameterError(f"parameter '{name}' of {notebook_name(path)} takes {type(default).__name__} like "
                                  f"{default!r}, not {type(value).__name__} {value!r}")
@@ -156,6 +158,8 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
     checked = check_parameters(path, parameters)
     os.environ["ADCORE_PROGRESS"] = "0"  # a bar redrawn a thousand times would end up in the notebook
     start = time.perf_counter()
+    if record is not None:
+        record.unlink(missing_ok=True)  # of an earlier run, which may have gone better
     with atomic(output) as temporary:
         failure = None
         try:

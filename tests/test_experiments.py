@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -236,7 +237,7 @@ def test_a_damaged_result_is_set_aside_and_computed_again(fits, capsys, damage):
     table = run([experiment], device="cpu")
     path = Store().folder(experiment) / "result.json"
     whole = path.read_text()
-    path.write_text(whole.replace('"value": ', '"value": 0') if damage == "value" else damage)
+    path.write_text(re.sub(r'"value": [0-9.]+', '"value": 0.123', whole, count=1) if damage == "value" else damage)
     again = run([experiment], device="cpu")
     assert len(fits) == 2 and again.value("aupro") == table.value("aupro")
     assert path.with_name("result.json.damaged").is_file() and Store().load(experiment) is not None

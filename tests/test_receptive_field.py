@@ -210,17 +210,33 @@ def test_one_call_for_all_taps_equals_one_call_a_tap():
         np.testing.assert_allclose(alone.gradient, together[tap].gradient, atol=1e-5)
 
 
-def test_measuring_leaves_the_model_as_it_was_and_an_in_place_layer_behind_a_tap_does_not_matter():
+def test_measuring_leaves_the_model_as_it_was():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 3)).train()
-    with torch.no_grad():
-        network[0].bias.fill_(-9.0)                                      # the ReLU passes nothing: its input still sees
     before = copy.deepcopy(network.state_dict())
     assert measure(network, ["1"], 24, border=0)["1"].size == 3
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert network.training and all(module.training for module in network)
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
     assert network[2].inplace and type(network[1]) is nn.BatchNorm2d
+
+
+def test_an_in_place_layer_behind_a_tap_does_not_change_what_was_tapped():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 3))
+    with torch.no_grad():
+        network[0].bias[:] = torch.tensor([-1, 1, -1, 1, -1, 1])         # the ReLU closes every second channel
+    alone, followed = measure(network, ["1"], 24)["1"], measure(network, ["1", "3"], 24)["1"]
+    np.testing.assert_allclose(followed.gradient, alone.gradient, atol=1e-6)
+
+
+def test_paths_that_cancel_in_a_network_add_up_in_the_linearised_one():
+    network = nn.Sequential(nn.Conv2d(3, 2, 3))
+    with torch.no_grad():
+        network[0].weight[1] = -network[0].weight[0]                     # the channel mean is 0 whatever the image
+    with pytest.raises(ParameterError, match="is zero everywhere"):
+        measure(network, ["0"], 24)
+    assert measure(linearised(network), ["0"], 24, threshold=0)["0"].size == 3
 
 
 # ---------------------------------------------------------------- messages

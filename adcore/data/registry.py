@@ -52,8 +52,13 @@ def load_dataset(name: str, categories: Sequence[str] | str | None = None, *, ro
     """
     if isinstance(categories, str):
         categories = None if categories == "all" else [categories]
+    if categories is not None:
+        categories = list(dict.fromkeys(categories))
     if "+" in name:
-        parts = [load_dataset(part, root=root, **options) for part in name.split("+")]
+        names = name.split("+")
+        if "" in names or len(set(names)) < len(names):
+            raise ParameterError(f"data set '{name}' is not some different names joined by '+'")
+        parts = [load_dataset(part, root=root, **options) for part in names]
         whole = parts[0]
         for part in parts[1:]:
             whole = whole + part
@@ -78,6 +83,9 @@ def _missing(name: str) -> Exception:
                     if path.is_dir() and categories_in(path)})
     if name == "elpv":
         return DataError("data set 'elpv' needs the package elpv-dataset: pip install 'adcore[elpv]'")
+    if name not in DATASETS and name in load_manifest() and load_manifest()[name].kind == "dataset":
+        return DataError(f"data set '{name}' is in data_manifest.csv, but adcore has no reader for its layout yet; those with "
+                         f"one are {', '.join(DATASETS)}")
     if name not in DATASETS:
         known = [*DATASETS, *local]
         there = ", ".join(dict.fromkeys(known))

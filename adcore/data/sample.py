@@ -39,8 +39,8 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
 def _size(path: Path) -> tuple[int, int]:
     """(H, W) of an image file, from its header alone."""
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
+        with Image.open(path) as header:
+            return header.height, header.width
     except Exception:
         image = read_image(path)  # which says what is wrong with it
         return image.height, image.width

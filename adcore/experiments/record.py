@@ -67,8 +67,8 @@ def records(folder: Path | None = None) -> list[Record]:
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """One row for each method, data set, category and settings: metrics in per cent over seeds, seconds, memory, commit."""
     rows = []
-    for (method, dataset, category, settings), part in frame.assign(
-            settings=frame["settings"].astype(object).fillna("")).groupby(["method", "dataset", "category", "settings"], sort=False):
+    frame = frame.assign(settings=frame["settings"].astype(object).fillna(""))
+    for (method, dataset, category, settings), part in frame.groupby(["method", "dataset", "category", "settings"], sort=False):
         row = {"method": method, "data set": dataset, "category": category}
         for metric, title in METRICS.items():
             values = part.loc[part.metric == metric, "value"] * 100
