@@ -11,27 +11,17 @@ theirs over ours. Rows of the same benchmark, peer, size and machine are replace
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.metadata
-import io
-import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
+from side_by_side import RESULTS, alternate, machine, merge, row
 
-from adcore.errors import AdcoreError, StoreError
-from adcore.files import write_text
+from adcore.errors import AdcoreError
 from adcore.metrics import Scores, pixel_scores
-
-COLUMNS = ["benchmark", "ours_s", "peer", "peer_s", "ratio", "rounds", "size", "machine", "versions"]
-KEY = ["benchmark", "peer", "size", "machine"]
 
 Array = npt.NDArray[np.generic]
 Peer = Callable[[], dict[str, float]]
@@ -92,15 +82,6 @@ PEERS: dict[str, tuple[Callable[[Array, Array], Peer], str, float]] = {
 """Distribution -> (how to set it up, what it computes, how far its values may lie from ours)."""
 
 
-def machine() -> str:
-    """CPU model and the cores this process may use."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model or platform.processor() or platform.machine()}, {cores} cores"
-
-
 def disagreement(ours: Scores, theirs: dict[str, float], tolerance: float) -> str | None:
     """The first metric that differs by more than the tolerance, in words."""
     for name, value in theirs.items():
@@ -110,42 +91,13 @@ def disagreement(ours: Scores, theirs: dict[str, float], tolerance: float) -> st
     return None
 
 
-def merge(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write `rows` into the csv at `path`: a row of the same key is replaced, any other kept, all sorted by key."""
-    kept: list[dict[str, str]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            kept = list(reader)
-            if reader.fieldnames != COLUMNS:
-                raise StoreError(f"{path} has columns {reader.fieldnames}, expected {COLUMNS}: name another file (--out)")
-    merged = {tuple(row[name] for name in KEY): row for row in [*kept, *rows]}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(merged[key] for key in sorted(merged))
-    write_text(path, text.getvalue())
-
-
-def compare(peer: Peer, masks: Array, maps: Array, rounds: int) -> tuple[float, float]:
-    """Median seconds of ours and of the peer's, in turns."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    for _ in range(rounds):
-        for run, seconds in ((lambda: pixel_scores(masks, maps), ours), (peer, theirs)):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(ours), statistics.median(theirs)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--maps", type=int, default=100, help="number of anomaly maps (default 100)")
     parser.add_argument("--size", type=int, default=256, help="side of a map in pixels (default 256)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds a peer (default 5)")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all that are installed")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.csv"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if min(arguments.maps - 1, arguments.size - 7, arguments.rounds) < 1:
         parser.error("expected at least 2 maps of 8 pixels and 1 round")
@@ -166,15 +118,10 @@ def main() -> int:
         if difference:
             print(f"{name}: {difference}; not timed", file=sys.stderr)
             return 1
-        ours_s, peer_s = compare(peer, masks, maps, arguments.rounds)
+        ours_s, peer_s = alternate(lambda: pixel_scores(masks, maps), peer, arguments.rounds)
         print(f"{name} ({computes}): {peer_s:.3f} s, adcore (AUROC, AP, AUPRO): {ours_s:.3f} s, ratio {peer_s / ours_s:.1f}")
-        versions = {package: importlib.metadata.version(package) for package in ("numpy", "scipy", name)}
-        rows.append({
-            "benchmark": "metrics.pixel_scores", "ours_s": f"{ours_s:.4f}", "peer": f"{name}: {computes}",
-            "peer_s": f"{peer_s:.4f}", "ratio": f"{peer_s / ours_s:.2f}", "rounds": str(arguments.rounds),
-            "size": f"{arguments.maps}x{arguments.size}x{arguments.size}", "machine": machine(),
-            "versions": " ".join([f"python {platform.python_version()}", *(f"{k} {v}" for k, v in versions.items())]),
-        })
+        rows.append(row("metrics.pixel_scores", f"{name}: {computes}", ours_s, peer_s, arguments.rounds,
+                        f"{arguments.maps}x{arguments.size}x{arguments.size}", ["numpy", "scipy", name]))
     if rows:
         merge(arguments.out, rows)
         print(f"{len(rows)} rows in {arguments.out}")

@@ -76,7 +76,8 @@ def test_no_function_is_long_and_no_class_is_defined(path):
 @each
 def test_a_notebook_has_its_parts(path):
     prose = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
-    for part in ("What you will learn:", "Minutes:", "Needs:", "## Claims", "## Errata and choices", "## Exercises", "<details>"):
+    for part in ("What you will learn:", "Minutes:", "Needs:", "## Claims", "## Errata and choices", "## Exercises",
+                 "<details>"):
         assert part in prose, part
     claims = [cell for cell in code_cells(path) if re.search(r"^(?:\s*)assert ", cell.source, flags=re.M)]
     assert len(claims) >= 3, "claims, shape checks and the block rebuilt by hand are asserted"
