@@ -19,6 +19,9 @@ from adcore.data import Sample, View
 from adcore.errors import ParameterError
 
 
+SIZES = ("image_size", "crop")  # a side in pixels, a pair (H, W), or None for no crop
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Scores and maps of a batch.
@@ -37,10 +40,11 @@ class Config:
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Any:
-        """A config from plain values, checked by name.
+        """A config from plain values, checked by name and type.
 
         Raises:
-            ParameterError: a name that the method does not have; the message lists those it has.
+            ParameterError: a name that the method does not have (the message lists those it has), or a value of another
+                type than the default's.
         """
         known = {f.name: f.default for f in fields(cls)}
         plain = {}
@@ -50,7 +54,11 @@ class Config:
             # One way to write each value, because experiments are named by it: 20 is 20.0 where numbers are floats.
             if isinstance(known[name], float) and type(value) is int:
                 value = float(value)
-            plain[name] = tuple(value) if isinstance(value, list) else value
+            value = tuple(value) if isinstance(value, list) else value
+            alike = (int, tuple, type(None)) if name in SIZES else (type(known[name]),)
+            if type(value) not in alike:
+                raise ParameterError(f"{cls.__qualname__}: {name} takes {known[name]!r} or the like, not {value!r}")
+            plain[name] = value
         return cls(**plain)
 
     def values(self) -> dict[str, Any]:

@@ -48,6 +48,14 @@ def cells(exhibit: str) -> pd.DataFrame | None:
         return None
 
 
+def _seconds(record: Path) -> float | None:
+    """What a run that went well took; the record is missing after one that did not."""
+    try:
+        return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def notebook_runs(root: Path) -> list[NotebookRun]:
     """The last batch run of every notebook of the collection."""
     runs = []
@@ -56,10 +64,9 @@ def notebook_runs(root: Path) -> list[NotebookRun]:
         executed, record = root / "notebooks" / f"{name}.ipynb", root / "notebooks" / f"{name}.json"
         if not executed.is_file():
             runs.append(NotebookRun(name, "not run", None))
-        elif record.is_file() and record.stat().st_mtime >= executed.stat().st_mtime - 1:
-            runs.append(NotebookRun(name, "ran", executed, json.loads(record.read_text())["seconds"]))
         else:
-            runs.append(NotebookRun(name, "failed", executed))
+            seconds = _seconds(record)
+            runs.append(NotebookRun(name, "failed" if seconds is None else "ran", executed, seconds))
     return runs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -20,7 +21,11 @@ def with_mathml(markdown: str) -> str:
         if match["code"]:
             return match[0]
         display = match["display"] is not None
-        return convert((match["display"] or match["inline"]).strip(), display="block" if display else "inline")
+        formula = (match["display"] or match["inline"]).strip()
+        try:
+            return convert(formula, display="block" if display else "inline")
+        except Exception:  # a formula that it cannot read has many errors; TeX as text can still be read
+            return f"<code>{html.escape(formula)}</code>"
 
     return _PIECES.sub(replace, markdown)
 
@@ -43,6 +48,7 @@ def to_html(notebook: Path, target: Path) -> None:
 def drop_outside(page: str) -> str:
     """The page without tags that would load something from elsewhere; plain links stay, they load nothing."""
     page = re.sub(r"<script[^>]+src\s*=\s*[\"'](?:https?:)?//[^>]*>\s*</script>", "", page)
+    page = re.sub(r"<(?:img|iframe|source|video|audio)[^>]+src\s*=\s*[\"'](?:https?:)?//[^>]*>", "", page)
     page = re.sub(r"<link[^>]+href\s*=\s*[\"'](?:https?:)?//[^>]*>", "", page)
     # nbconvert's template starts MathJax and a diagram renderer from a CDN in inline scripts.
     return re.sub(r"<script[^>]*>(?:(?!</script>).)*https?://(?:(?!</script>).)*</script>", "", page, flags=re.DOTALL)
