@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adcore.data import Dataset, Sample, View, map_name
-from adcore.files import atomic
+from adcore.files import atomic, write_json
 from adcore.paths import runs_folder
 
 if TYPE_CHECKING:
@@ -55,10 +55,16 @@ def show(figure: Figure) -> None:
     plt.close(figure)
 
 
-def record(figure: Figure, exhibit: str, out: str | Path | None = None) -> None:
-    """Keep a figure in the store under its exhibit, where the report finds it."""
-    with atomic(runs_folder(out) / "exhibits" / f"{exhibit}.png") as temporary:
+def record(figure: Figure, exhibit: str, context: str, profile: str, out: str | Path | None = None) -> None:
+    """Keep a figure in the store under its exhibit, where the report finds it.
+
+    context  how it was made, in words
+    profile  'quick' when it is a demonstration of the exhibit, 'paper' when it has the paper's settings
+    """
+    folder = runs_folder(out) / "exhibits"
+    with atomic(folder / f"{exhibit}.png") as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+    write_json(folder / f"{exhibit}.json", {"exhibit": exhibit, "context": context, "profile": profile, "rows": []})
 
 
 def _bare(axes: Axes) -> None:

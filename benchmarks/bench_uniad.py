@@ -84,7 +84,8 @@ def main() -> int:
     step(), plain_step()
     ours_s, peer_s = alternate(step, plain_step, arguments.rounds)
     print(f"UniAD training step, batch {arguments.batch}, {machine()}: nn.MultiheadAttention {peer_s:.2f} s, "
-          f"adcore {ours_s:.2f} s ({1 / ours_s:.2f} steps a second), ratio {peer_s / ours_s:.2f}; outputs equal to {difference:.0e}")
+          f"adcore {ours_s:.2f} s, ratio {peer_s / ours_s:.2f}, {1 / ours_s:.2f} steps a second; "
+          f"outputs equal to {difference:.0e}")
     size = f"batch {arguments.batch}, 196 tokens, 272 channels"
     merge(arguments.out, [row("uniad.training_step", "torch nn.MultiheadAttention, eager", ours_s, peer_s, arguments.rounds,
                               size, ["torch"])])

@@ -165,7 +165,7 @@ def test_a_recorded_comparison_comes_back_for_the_report_with_gaps_as_none(tmp_p
     text = (tmp_path / "exhibits" / f"{S6}.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     found = recorded(S6, tmp_path)
-    assert found["exhibit"] == S6 and found["context"] == made.context and "commit" in found
+    assert found["context"] == made.context and found["profile"] == made.profile
     back = pd.DataFrame(found["rows"], columns=SHOWN)
     pd.testing.assert_frame_equal(back.astype(object).where(back.notna(), None),
                                   made.frame.astype(object).where(made.frame.notna(), None), check_dtype=False)

@@ -51,11 +51,17 @@ def verdict(measured: float, value: float, allowed: float) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An exhibit's published numbers beside measured ones; `frame` has the columns `SHOWN`."""
+    """An exhibit's published numbers beside measured ones.
+
+    frame    the cells, with the columns `SHOWN`
+    context  what was measured: data, seeds, commit
+    profile  'quick' when the measured side is a demonstration; 'paper' otherwise, also for what needs no training
+    """
 
     exhibit: str
     frame: pd.DataFrame
     context: str
+    profile: str
 
     def counts(self) -> dict[str, int]:
         """How many cells got each verdict."""
@@ -66,7 +72,7 @@ class Comparison:
         """Keep the comparison in the store, where the report finds it."""
         rows = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
         write_json(root / "exhibits" / f"{self.exhibit}.json",
-                   {"exhibit": self.exhibit, "context": self.context, "commit": commit(), "rows": rows})
+                   {"exhibit": self.exhibit, "context": self.context, "profile": self.profile, "rows": rows})
 
     def _repr_html_(self) -> str:
         return f"{comparison_html(self.frame)}<p><small>{self.context}</small></p>"
@@ -128,7 +134,8 @@ def compare_values(exhibit: str, values: Mapping[tuple[str, str], float | int | 
                 allowed = tolerance(cell["std"], cell["unit"], cell["text"])
                 row["verdict"] = verdict(float(values[at]), target, allowed)
         rows.append(row)
-    comparison = Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"{context} · commit {commit() or 'unknown'}")
+    comparison = Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"{context} · commit {commit() or 'unknown'}",
+                            "paper")
     if root is not None:
         comparison.record(root)
     return comparison
@@ -157,7 +164,8 @@ def compare_results(exhibit: str, table: ResultTable) -> Comparison:
                 allowed = tolerance(cell["std"], cell["unit"], cell["text"])
                 row["verdict"] = verdict(row["measured"], cell["value"], allowed)
         rows.append(row)
-    return Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"measured: {table._settings_line()}")
+    return Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"measured: {table._settings_line()}",
+                      "paper" if set(table.frame.profile) == {"paper"} else "quick")
 
 
 def _matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.DataFrame:

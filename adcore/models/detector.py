@@ -18,7 +18,6 @@ from torch import Tensor
 from adcore.data import Sample, View
 from adcore.errors import ParameterError
 
-
 SIZES = ("image_size", "crop")  # a side in pixels, a pair (H, W), or None for no crop
 
 

@@ -16,6 +16,8 @@ from adcore.notebook import all_notebooks, notebook_name
 from adcore.papers import exhibits, papers, published
 from adcore.paths import runs_folder
 
+OF_NUMBERS = tuple(verdict for verdict in VERDICTS if verdict != "other")  # words are never 'higher', numbers never 'other'
+
 
 @dataclass(frozen=True)
 class NotebookRun:
@@ -32,11 +34,12 @@ class NotebookRun:
 
 
 def recorded(exhibit: str, root: Path) -> dict[str, Any] | None:
-    """What a notebook recorded of an exhibit: context, commit, rows. None when nothing or when it cannot be read."""
+    """What a notebook recorded of an exhibit: context, profile, rows. None when nothing or when it cannot be read."""
     path = root / "exhibits" / f"{exhibit}.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("context", "profile", "rows")}
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -71,19 +74,23 @@ def notebook_runs(root: Path) -> list[NotebookRun]:
 
 
 def count_exhibits(root: Path) -> pd.DataFrame:
-    """A row a paper: exhibits, how many were regenerated here, printed cells, and how many got each verdict."""
+    """A row a paper: exhibits, how many were regenerated (or only demonstrated by the quick profile), printed numbers, and
+    how many of those got each verdict."""
     rows = []
     table = exhibits()
     for paper in papers().index:
         mine = table[table.paper == paper]
-        row = {"paper": paper, "exhibits": len(mine), "regenerated": 0, "cells": 0, **dict.fromkeys(VERDICTS, 0)}
+        row = {"paper": paper, "exhibits": len(mine), "regenerated": 0, "quick only": 0, "numbers": 0,
+               **dict.fromkeys(OF_NUMBERS, 0)}
         for exhibit in mine.index:
             found, printed = recorded(exhibit, root), cells(exhibit)
-            row["regenerated"] += found is not None or (root / "exhibits" / f"{exhibit}.png").is_file()
-            number = 0 if printed is None else len(printed)
-            row["cells"] += number
-            verdicts = [cell["verdict"] for cell in found["rows"]] if found else ["not run"] * number
-            for verdict in VERDICTS:
+            row["regenerated"] += found is not None and found["profile"] == "paper"
+            row["quick only"] += found is not None and found["profile"] == "quick"
+            numbers = 0 if printed is None else int((printed["metric"] != "text").sum())
+            row["numbers"] += numbers
+            judged = [cell["verdict"] for cell in found["rows"] if cell["metric"] != "text"] if found else []
+            verdicts = judged or ["not run"] * numbers
+            for verdict in OF_NUMBERS:
                 row[verdict] += verdicts.count(verdict)
         rows.append(row)
     frame = pd.DataFrame(rows).set_index("paper")

@@ -97,12 +97,15 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
     if picture.is_file():
         (folder / "exhibits").mkdir(exist_ok=True)
         shutil.copyfile(picture, folder / "exhibits" / picture.name)
+    table: str | None = None
     if found is not None:
-        state, context = "regenerated", found["context"]
-        table: str | None = comparison_html(pd.DataFrame(found["rows"]))
+        state, context = ("regenerated" if found["profile"] == "paper" else "quick"), found["context"]
+        if found["rows"]:
+            table = comparison_html(pd.DataFrame(found["rows"]))
     else:
-        state = "regenerated" if picture.is_file() else "planned" if row.state == "planned" else "not run yet"
-        table, context = (None if printed is None else _published_html(printed)), ""
+        state, context = ("planned" if row.state == "planned" else "not run yet"), ""
+        if printed is not None:
+            table = _published_html(printed)
     return {"id": name, "number": row.number, "title": row.title, "caption": row.caption, "notebook": row.notebook,
             "needs": ", ".join(filter(None, [row.needs_data.replace(";", ", "), row.needs_weights.replace(";", ", ")])),
             "note": row.note, "state": state, "table": table, "context": context,
