@@ -49,7 +49,7 @@ def show(figure: Figure) -> None:
         from IPython.display import Image, display
         pictures = {"png": io.BytesIO(), "jpeg": io.BytesIO()}
         figure.savefig(pictures["png"], format="png")
-        figure.savefig(pictures["jpeg"], format="jpeg", pil_kwargs={"quality": 82})
+        figure.savefig(pictures["jpeg"], format="jpeg", pil_kwargs={"quality": 76})
         kind, smallest = min(pictures.items(), key=lambda pair: pair[1].tell())
         display(Image(smallest.getvalue(), format=kind))
     plt.close(figure)
@@ -120,7 +120,7 @@ def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]
     by itself would make every normal image look defective.
     """
     rows = 2 + len(maps)
-    figure, grid = plt.subplots(rows, len(samples), figsize=(1.3 * len(samples), 1.34 * rows), squeeze=False)
+    figure, grid = plt.subplots(rows, len(samples), figsize=(1.2 * len(samples), 1.24 * rows), squeeze=False)
     for axes in grid.flat:
         _bare(axes)
     for column, sample in enumerate(samples):
