@@ -1,4 +1,4 @@
-"""The command line: `adcore doctor | data | weights | run | refresh | reproduce | report | results | bench`."""
+"""The command line: `adcore doctor | data | weights | run | measure | refresh | reproduce | report | results | bench`."""
 
 from __future__ import annotations
 
@@ -65,6 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-o", "--output", type=Path, help="executed copy (default: in the runs folder)")
     run.add_argument("--record", type=Path, help="JSON file written when all went well")
     run.set_defaults(command=_run)
+
+    measure = commands.add_parser("measure", help="run one method on one data set and print its table")
+    measure.add_argument("method")
+    measure.add_argument("--dataset", default="mini")
+    measure.add_argument("--categories", nargs="*", default=[], help="default: all")
+    measure.add_argument("--seeds", nargs="+", type=int, default=[0])
+    measure.add_argument("--profile", default="quick", help="quick or paper")
+    measure.add_argument("--device", default="auto")
+    measure.add_argument("-p", dest="settings", action="append", default=[], metavar="setting=value")
+    measure.set_defaults(command=_measure)
 
     refresh = commands.add_parser("refresh", help="execute notebooks in place, so that their committed outputs are today's")
     refresh.add_argument("notebooks", nargs="*", help="which (default: all)")
@@ -160,6 +170,18 @@ def _run(arguments: argparse.Namespace) -> None:
     path = find_notebook(arguments.notebook)
     output = arguments.output or runs_folder() / "notebooks" / notebook_name(path) / "run.ipynb"
     print(run_notebook(path, parse_assignments(arguments.parameters), output, record=arguments.record))
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    from adcore.experiments import grid, run
+    from adcore.notebook import parse_assignments
+    settings = {name: tuple(value) if isinstance(value, list) else value
+                for name, value in parse_assignments(arguments.settings).items()}
+    table = run(grid(arguments.method, dataset=arguments.dataset, categories=arguments.categories, seeds=arguments.seeds,
+                     profile=arguments.profile, **settings), device=arguments.device)
+    print(table)
+    for metric in dict.fromkeys(table.frame.metric):
+        print(f"\n{metric}, per cent\n{table.by_category(metric).round(1).to_string()}")
 
 
 def _refresh(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
+from tiny import write_tiny
 
 import adcore
 from adcore import cli, doctor, reproduce
@@ -367,3 +368,14 @@ def test_a_committed_grid_names_notebooks_and_parameters_that_there_are(path):
     assert {job.path for job in jobs} <= set(all_notebooks())
     if path.stem == "quick":
         assert {job.path for job in jobs} == set(all_notebooks()), "the quick grid runs every notebook"
+
+
+def test_measure_runs_a_method_and_prints_its_numbers_by_category(tmp_path, monkeypatch, capsys):
+    write_tiny(tmp_path / "toy")
+    monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
+    words = ["measure", "patchcore", "--dataset", "toy", "-p", "taps=[2, 3]", "-p", "image_size=64", "-p", "coreset=50"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "data set toy" in printed and "image_auroc, per cent" in printed
+    assert cli.main([*words, "-p", "corset=50"]) == 2
+    assert "PatchCoreConfig has no setting 'corset'" in capsys.readouterr().err

@@ -22,10 +22,11 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 def measured_table() -> str:
     """Markdown of what results/real_images.csv has on record."""
     frames = [summarise(record.frame) for record in records() if record.name == "real_images"]
-    columns = ["method", "data set", "category", *METRICS.values(), "seeds", "seconds", "peak GB", "commit"]
+    columns = ["method", "data set", "category", *METRICS.values(), "seeds", "minutes", "peak GB", "commit"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |"
-              for frame in frames for row in frame.to_dict("records")]
+    for frame in frames:
+        frame = frame.assign(minutes=[f"{float(seconds) / 60:.0f}" for seconds in frame["seconds"]])
+        lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in frame.to_dict("records")]
     return "\n".join(lines)
 
 
