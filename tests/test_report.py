@@ -29,7 +29,6 @@ from adcore.report.executed import drop_outside, with_mathml
 PIXEL = base64.b64encode(base64.b16decode(
     "89504E470D0A1A0A0000000D49484452000000010000000108060000001F15C4890000000D49444154789C63F8FFFF3F0005FE02FEA7356"
     "9810000000049454E44AE426082")).decode()
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["uniad2022/01_architecture", "uniad2022/02_ablations", "heckler2023/02_best_layer"]
 
 
@@ -335,9 +334,3 @@ def test_the_readmes_table_is_written_between_its_markers_and_nowhere_else(check
 def test_a_readme_without_the_markers_is_refused(text):
     with pytest.raises(AdcoreError, match=r"README\.md has no place for the measured numbers"):
         readme.rendered(text)
-
-
-def test_the_committed_readme_shows_what_is_on_record():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.rendered(text) == text, "run `adcore report --readme`"
-    assert "| patchcore | mtd | magnetic_tile |" in text
