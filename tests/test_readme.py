@@ -26,3 +26,11 @@ def test_every_adcore_command_and_make_target_in_it_exists():
 def test_every_file_it_links_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (ROOT / target).exists(), target
+
+
+def test_the_example_in_it_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    found: dict = {}
+    exec(example.replace('["gear"])', '["gear"], train=4, good=2, defective=2)'), found)
+    prediction = found["prediction"]
+    assert prediction.score.shape == (4,) and prediction.map.shape == (4, 160, 160)

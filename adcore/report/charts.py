@@ -39,7 +39,7 @@ def record_chart(frame: pd.DataFrame) -> str:
             spread = np.array([float(part[1]) if len(part) > 1 else 0.0 for part in parts])
             axes.bar(np.arange(len(labels)) + 0.27 * (i - 1), means, 0.25, yerr=np.where(spread > 0, spread, np.nan),
                      color=COLOURS[i], hatch=HATCHES[i], edgecolor="white", label=title, error_kw={"linewidth": 1})
-        axes.set(xticks=np.arange(len(labels)), ylabel="per cent", ylim=(40, 101))
+        axes.set(xticks=np.arange(len(labels)), ylabel="per cent", ylim=(0, 101))
         axes.set_xticklabels(labels, fontsize=7.5)
         axes.axhline(50, color="#888", linewidth=0.8, linestyle=":")
         axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
