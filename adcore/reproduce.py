@@ -45,10 +45,23 @@ def reproduce(grid: str, cores: str = "all", profile: str | None = None, *, dry_
         raise AdcoreError("Snakemake is not installed: run `make setup`, or pip install 'adcore[workflow]'")
 
     from adcore.report import score_card, write_report
-    path = write_report()
+    path = root / "report" / "index.html"
+    if not _is_current(path, root):
+        path = write_report()
     print(score_card())
     print(f"report: {path}")
     return code
+
+
+def _is_current(report: Path, root: Path) -> bool:
+    """True when nothing that the report is made of has changed since it was written."""
+    if not report.is_file():
+        return False
+    runs = runs_folder()
+    sources = [*(runs / "exhibits").glob("*"), *(runs / "notebooks").rglob("*.*"), *(root / "results").glob("*"),
+               *(root / "benchmarks").glob("*.csv"), *(root / "adcore").rglob("*.*")]
+    written = report.stat().st_mtime
+    return all(path.stat().st_mtime <= written for path in sources if "__pycache__" not in path.parts)
 
 
 def bench(names: list[str]) -> int:

@@ -219,8 +219,8 @@ class UniAD(Detector):
     Config: ClassVar[type[Any]] = UniADConfig
     quick: ClassVar[dict[str, Any]] = {
         "backbone": "efficientnet_lite0", "taps": (3, 4), "image_size": 128, "hidden": 96, "heads": 4, "ffn": 192,
-        "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0, "neighbors": 5, "jitter_scale": 5.0, "epochs": 48,
-        "batch_size": 8, "lr": 2e-3, "lr_drop": 40}
+        "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0, "neighbors": 5, "jitter_scale": 5.0, "epochs": 28,
+        "batch_size": 8, "lr": 2e-3, "lr_drop": 23}
 
     def __init__(self, config: UniADConfig | None = None, *, device: str | torch.device = "cpu", seed: int = 0) -> None:
         super().__init__(config, device=device, seed=seed)
