@@ -172,7 +172,8 @@ def test_formulas_of_a_notebook_become_mathml_and_dollars_in_code_and_output_sta
     page = (report / "notebooks" / f"{NAMES[0]}.html").read_text()
     tags = Tags(page)
     assert [attributes.get("display") for tag, attributes in tags.tags if tag == "math"] == ["inline", "block"]
-    assert "<mfrac>" in page and "\\frac" not in tags.text and "\\hat" not in tags.text
+    assert len(re.findall(r"<math[^>]*><mrow><m", page)) == 2, "their tags are nested as they were made"
+    assert "ELUMROF" not in page and "<mfrac>" in page and "\\frac" not in tags.text and "\\hat" not in tags.text
     assert "$5 and $6" in tags.text and "$a$ stays text" in tags.text and "$x" in tags.text
     assert f"data:image/png;base64,{PIXEL}" in page.replace("\n", "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from adcore.files import write_text
@@ -13,8 +14,11 @@ _PIECES = re.compile(r"(?P<code>```.*?```|`[^`\n]+`)|\$\$(?P<display>.+?)\$\$|(?
                      re.DOTALL)
 
 
-def with_mathml(markdown: str) -> str:
-    """Markdown with its TeX formulas as MathML, which browsers draw by themselves."""
+def with_mathml(markdown: str, put: Callable[[str], str] = str) -> str:
+    """Markdown with its TeX formulas as MathML, which browsers draw by themselves.
+
+    put  what to write in the text for a formula's markup; the markup itself by default
+    """
     from latex2mathml.converter import convert
 
     def replace(match: re.Match[str]) -> str:
@@ -23,9 +27,9 @@ def with_mathml(markdown: str) -> str:
         display = match["display"] is not None
         formula = (match["display"] or match["inline"]).strip()
         try:
-            return convert(formula, display="block" if display else "inline")
+            return put(convert(formula, display="block" if display else "inline"))
         except Exception:  # a formula that it cannot read has many errors; TeX as text can still be read
-            return f"<code>{html.escape(formula)}</code>"
+            return put(f"<code>{html.escape(formula)}</code>")
 
     return _PIECES.sub(replace, markdown)
 
@@ -35,14 +39,24 @@ def to_html(notebook: Path, target: Path) -> None:
     import nbformat
     from nbconvert import HTMLExporter
 
+    formulas: list[str] = []
+
+    def put(markup: str) -> str:
+        formulas.append(markup)  # nbconvert's Markdown would tear its tags apart: it goes in afterwards
+        return f"FORMULA{len(formulas) - 1:05}ELUMROF"
+
     content = nbformat.read(notebook, as_version=4)
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = with_mathml(cell.source)
+            cell.source = with_mathml(cell.source, put)
     exporter = HTMLExporter(embed_images=True, require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="",
                             jupyter_widgets_base_url="", widget_renderer_url="", html_manager_semver_range="")
     page, _ = exporter.from_notebook_node(content)
-    write_text(target, drop_outside(page))
+    # A heading's formula is also in its anchor, where markup would break the page.
+    page = re.sub(r"(?:id|href)=\"[^\"]*\"", lambda match: re.sub(r"FORMULA\d{5}ELUMROF", "formula", match[0]),
+                  drop_outside(page))
+    page = re.sub(r"FORMULA(\d{5})ELUMROF", lambda match: formulas[int(match[1])], page)
+    write_text(target, page)
 
 
 def drop_outside(page: str) -> str:
