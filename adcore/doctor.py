@@ -119,7 +119,8 @@ def _data() -> Iterator[Check]:
         if name == "mini":
             continue
         folder = find_dataset(name)
-        fix = ("pip install 'adcore[elpv]'" if name == "elpv" else
+        packages = {"elpv": "'adcore[elpv]'", "digits": "scikit-learn"}
+        fix = (f"pip install {packages[name]}" if name in packages else
                f"fetch it from {manifest[name].url} into a folder of ADCORE_DATA")
         yield Check(f"data {name}", folder is not None, str(folder) if folder else "not here", fix, needed=False)
 

@@ -49,14 +49,14 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**63
 
 
-def train(module: nn.Module, loss_of: Callable[[Tensor], Tensor], data: Tensor, optimizer: torch.optim.Optimizer,
-          scheduler: torch.optim.lr_scheduler.LRScheduler, *, epochs: int, batch_size: int, seed: int,
-          clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None, save_every: float = 30.0,
+def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tuple[Tensor, ...],
+          optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, *, epochs: int,
+          batch_size: int, seed: int, clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None, save_every: float = 30.0,
           progress: bool | None = None, desc: str = "training") -> list[float]:
-    """Train on shuffled batches of one tensor, typically cached features.
+    """Train on shuffled batches of a tensor, typically cached features, or of several that belong together.
 
-    loss_of     batch (B, ...) on the module's device -> scalar
-    data        (n, ...), may be memory-mapped and in half precision
+    loss_of     batch (B, ...) on the module's device -> scalar; of several tensors, a batch of each
+    data        (n, ...), may be memory-mapped and in half precision; batches of numbers come as float32, of bool as bool
     scheduler   stepped once an epoch
     amp         bfloat16 autocast
     checkpoint  where the state is saved (at most every `save_every` seconds and at the end) and resumed from
@@ -66,7 +66,11 @@ def train(module: nn.Module, loss_of: Callable[[Tensor], Tensor], data: Tensor, 
 
     Raises:
         AdcoreError: the loss is not finite.
+        ParameterError: tensors of different lengths, or no data.
     """
+    tensors = (data,) if isinstance(data, Tensor) else tuple(data)
+    if len({len(tensor) for tensor in tensors}) != 1 or len(tensors[0]) == 0:
+        raise ParameterError(f"{desc}: data must be tensors of one length, not {[len(tensor) for tensor in tensors]}")
     device = next(module.parameters()).device
     losses: list[float] = []
     if checkpoint is not None and checkpoint.is_file():
@@ -76,7 +80,7 @@ def train(module: nn.Module, loss_of: Callable[[Tensor], Tensor], data: Tensor, 
     with progress_bar(total=epochs, initial=len(losses), desc=desc, unit="epoch", enabled=progress) as bar:
         for epoch in range(len(losses), epochs):
             with seeded(epoch_seed(seed, epoch)):
-                losses.append(_epoch(module, loss_of, data, optimizer, batch_size, clip_norm, amp, device))
+                losses.append(_epoch(module, loss_of, tensors, optimizer, batch_size, clip_norm, amp, device))
             if not torch.isfinite(torch.tensor(losses[-1])):
                 raise AdcoreError(f"{desc}: the loss became {losses[-1]} in epoch {epoch + 1}: lower the learning rate")
             scheduler.step()
@@ -89,21 +93,27 @@ def train(module: nn.Module, loss_of: Callable[[Tensor], Tensor], data: Tensor, 
     return losses
 
 
-def _epoch(module: nn.Module, loss_of: Callable[[Tensor], Tensor], data: Tensor, optimizer: torch.optim.Optimizer,
+def _epoch(module: nn.Module, loss_of: Callable[..., Tensor], data: tuple[Tensor, ...], optimizer: torch.optim.Optimizer,
            batch_size: int, clip_norm: float | None, amp: bool, device: torch.device) -> float:
     total = torch.zeros((), device=device)
-    for indices in torch.randperm(len(data)).split(batch_size):
+    count = len(data[0])
+    for indices in torch.randperm(count).split(batch_size):
         # Ascending order reads a memory-mapped file front to back; within a batch the order does not matter.
-        batch = data[indices.sort().values].to(device, non_blocking=True).float()
+        ordered = indices.sort().values
+        batch = [_as_numbers(tensor[ordered].to(device, non_blocking=True)) for tensor in data]
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            loss = loss_of(batch)
+            loss = loss_of(*batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
         optimizer.step()
         total += loss.detach() * len(indices)
-    return float(total) / len(data)
+    return float(total) / count
+
+
+def _as_numbers(batch: Tensor) -> Tensor:
+    return batch if batch.dtype == torch.bool else batch.float()
 
 
 def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer,

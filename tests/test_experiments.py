@@ -119,7 +119,7 @@ def test_settings_written_out_that_are_the_defaults_do_not_alter_the_key(setting
 
 
 def test_unknown_names_are_refused_with_those_there_are():
-    with pytest.raises(ParameterError, match="unknown method 'unyad'; there are uniad, patchcore"):
+    with pytest.raises(ParameterError, match="unknown method 'unyad'; there are uniad, mlp, cnn, transformer, patchcore"):
         grid("unyad")
     with pytest.raises(ParameterError, match="unknown profile 'fast': use quick or paper"):
         grid(UniAD, profile="fast")
@@ -337,14 +337,15 @@ def edit(path: Path, old: str, new: str) -> None:
 def test_comments_docstrings_and_spacing_leave_the_fingerprint_as_it_was(copied):
     look = provenance.fingerprint.__wrapped__
     before = look("uniad")
-    edit(copied / "models" / "uniad.py", "def neighbor_mask", "# a remark\n\n\ndef neighbor_mask")
+    edit(copied / "models" / "transformer.py", "def neighbor_mask", "# a remark\n\n\ndef neighbor_mask")
     edit(copied / "losses.py", "Mean squared error over", "The mean of squared errors over")
     edit(copied / "training.py", "    return (seed * 1_000_003", "    # why\n    return (seed  *  1_000_003")
     assert look("uniad") == before
 
 
 @pytest.mark.parametrize(("file", "old", "new"), [
-    ("models/uniad.py", "size // 2", "size // 3"), ("losses.py", "dim=-1", "dim=-2"), ("training.py", "1_000_003", "1_000_005"),
+    ("models/uniad.py", "randn", "rand"), ("models/transformer.py", "size // 2", "size // 3"),
+    ("losses.py", "dim=-1", "dim=-2"), ("training.py", "1_000_003", "1_000_005"),
     ("kernels/kcenter.py", "1 << 13", "1 << 14"), ("features/cache.py", "16", "17"), ("data/split.py", "SEED = 0", "SEED = 1")])
 def test_a_change_to_code_that_makes_numbers_changes_the_fingerprint(copied, file, old, new):
     before = provenance.fingerprint.__wrapped__("uniad")

@@ -39,7 +39,7 @@ def tiny(tmp_path: Path) -> tuple[Entry, Path]:
 def test_the_manifest_has_the_data_and_weights_that_the_papers_name():
     entries = load_manifest()
     assert {name for name, one in entries.items() if one.kind == "dataset"} == {
-        "mini", "elpv", "mvtec_ad", "mvtec_loco", "ksdd2", "mtd", "cifar10", "imagenet"}
+        "mini", "digits", "elpv", "mvtec_ad", "mvtec_loco", "ksdd2", "mtd", "cifar10", "imagenet"}
     assert {name for name, one in entries.items() if one.kind == "weights"} == {
         "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_b0_lukemelas",
         "efficientnet_b2_lukemelas", "efficientnet_b4_lukemelas", "efficientnet_b6_lukemelas",
@@ -48,7 +48,7 @@ def test_the_manifest_has_the_data_and_weights_that_the_papers_name():
         "selav2_400ep", "simclr_v1_resnet50_1x"}
     for one in entries.values():
         assert one.licence and one.citation and one.unpacks, one.name
-        assert one.url.startswith(("https://", "pypi:")) or one.name == "mini"
+        assert one.url.startswith(("https://", "pypi:")) or one.name in ("mini", "digits")
         assert one.verified or "memory" in one.note or "prefix" in one.note, f"{one.name}: why is it not verified?"
 
 

@@ -19,16 +19,10 @@ from torch import Tensor, nn
 from adcore import training
 from adcore.data.mvtec import load_mvtec
 from adcore.errors import ParameterError
-from adcore.models import UniAD, UniADConfig, uniad
-from adcore.models.uniad import (
-    Attention,
-    DecoderLayer,
-    EncoderLayer,
-    PositionEmbedding,
-    UniADNetwork,
-    jitter_features,
-    neighbor_mask,
-)
+from adcore.models import UniAD, UniADConfig, reconstruction
+from adcore.models.reconstruction import jitter_features
+from adcore.models.transformer import Attention, EncoderLayer, PositionEmbedding, VanillaDecoderLayer, neighbor_mask
+from adcore.models.uniad import WIRINGS, DecoderLayer, UniADNetwork
 from adcore.training import seeded
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (2, 4), "image_size": 64, "hidden": 32, "heads": 4, "ffn": 48,
@@ -37,7 +31,7 @@ SMALL = {"backbone": "efficientnet_lite0", "taps": (2, 4), "image_size": 64, "hi
 
 @pytest.fixture(autouse=True)
 def _one_backbone(monkeypatch):
-    monkeypatch.setattr(uniad, "FeatureExtractor", shared_extractor)
+    monkeypatch.setattr(reconstruction, "FeatureExtractor", shared_extractor)
 
 
 @pytest.fixture(scope="module")
@@ -156,19 +150,113 @@ def test_an_encoder_layer_equals_the_loop_over_tokens_and_heads():
         np.testing.assert_allclose(found[image], tokens, atol=1e-6)
 
 
-def test_a_decoder_layer_equals_the_loop_over_tokens_and_heads():
-    layer = exact(DecoderLayer(UniADConfig(hidden=8, heads=2, ffn=12), 12))
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_decoder_layer_of_any_wiring_equals_the_loop_over_tokens_and_heads(wiring):
+    layer = exact(DecoderLayer(UniADConfig(hidden=8, heads=2, ffn=12, wiring=wiring), 12))
+    encoded, previous, position = normal(2, 12, 8), normal(2, 12, 8, seed=1), normal(12, 8, seed=2)
+    blocked = neighbor_mask(3, 4, 3)
+    found = layer(encoded, previous, position, ~blocked).detach().numpy()
+    # Fig. S1, written out once more: what asks, and what it is answered by, in the first and in the second attention.
+    asks, answers = {"a": ("QR", "EP"), "b": ("QR", "PE"), "c": ("QP", "ER"), "d": ("QE", "PR"), "e": ("PQ", "ER"),
+                     "f": ("EQ", "PR")}[wiring]
+    for image in range(2):
+        where = position.numpy()
+        sources = {"Q": layer.query.detach().numpy(), "E": encoded[image].numpy(), "P": previous[image].numpy()}
+        for step in range(2):
+            query, value = sources[asks[step]], sources[answers[step]]
+            mixed = attention_by_hand(layer.attentions[step], query + where, value + where, value, blocked.numpy())
+            sources["R"] = norm_by_hand(layer.norms[step], query + mixed)
+        out = norm_by_hand(layer.norms[2], sources["R"] + ffn_by_hand(layer.ffn, sources["R"]))
+        np.testing.assert_allclose(found[image], out, atol=1e-6)
+
+
+def test_a_vanilla_decoder_layer_equals_the_loop_over_tokens_and_heads():
+    layer = exact(VanillaDecoderLayer(UniADConfig(hidden=8, heads=2, ffn=12)))
     encoded, previous, position = normal(2, 12, 8), normal(2, 12, 8, seed=1), normal(12, 8, seed=2)
     blocked = neighbor_mask(3, 4, 3)
     found = layer(encoded, previous, position, ~blocked).detach().numpy()
     for image in range(2):
-        query, where = layer.query.detach().numpy(), position.numpy()
-        for step, source in enumerate((encoded[image].numpy(), previous[image].numpy())):
-            attention = (layer.to_encoder, layer.to_previous)[step]
-            mixed = attention_by_hand(attention, query + where, source + where, source, blocked.numpy())
-            query = norm_by_hand(layer.norms[step], query + mixed)
-        query = norm_by_hand(layer.norms[2], query + ffn_by_hand(layer.ffn, query))
-        np.testing.assert_allclose(found[image], query, atol=1e-6)
+        x, answers, where = previous[image].numpy(), encoded[image].numpy(), position.numpy()
+        mixed = attention_by_hand(layer.self_attention, x + where, x + where, x, blocked.numpy())
+        x = norm_by_hand(layer.norms[0], x + mixed)
+        mixed = attention_by_hand(layer.cross_attention, x + where, answers + where, answers, blocked.numpy())
+        x = norm_by_hand(layer.norms[1], x + mixed)
+        np.testing.assert_allclose(found[image], norm_by_hand(layer.norms[2], x + ffn_by_hand(layer.ffn, x)), atol=1e-6)
+
+
+def test_the_six_wirings_are_all_there_are_in_which_the_learned_query_asks_and_every_source_is_used():
+    # Two attentions; the second must use the first one's result, or the first would be lost. Whether an attention's result
+    # asks or answers, and which of the three sources stand in the other places, is free; the query only ever asks.
+    found = set()
+    for first in itertools.permutations("QEP", 2):
+        last = ({"Q", "E", "P"} - set(first)).pop()
+        for second in (("R", last), (last, "R")):
+            found.add((first, second))
+    allowed = {wiring for wiring in found if "Q" not in (wiring[0][1], wiring[1][1])}
+    assert set(WIRINGS.values()) == allowed and len(allowed) == 6
+
+
+def test_the_supplements_two_traits_hold_for_the_wirings_it_says_they_hold_for_and_no_others():
+    # Sec. D.2: in (a), (b), (f) the previous layer's output is key and value; and a query that goes first asks again.
+    previous_answers = {name for name, wiring in WIRINGS.items() if "P" in (wiring[0][1], wiring[1][1])}
+    asks_again = {name for name, wiring in WIRINGS.items() if wiring[0][0] != "Q" or wiring[1][0] == "R"}
+    assert previous_answers & asks_again == {"a", "b", "f"}
+
+
+def test_wiring_a_is_the_default_network():
+    with seeded(0):
+        default = UniADNetwork(6, (3, 4), UniADConfig(hidden=8, heads=2, ffn=12, neighbors=3))
+    with seeded(0):
+        wired = UniADNetwork(6, (3, 4), UniADConfig(hidden=8, heads=2, ffn=12, neighbors=3, query="layerwise", wiring="a"))
+    tokens = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(default.eval()(tokens), wired.eval()(tokens))
+
+
+@pytest.mark.parametrize("changes", [{"query": query} for query in ("none", "one", "layerwise")]
+                         + [{"wiring": wiring} for wiring in "bcdef"])
+@pytest.mark.parametrize("nma", [True, False])
+def test_every_variant_keeps_the_shape_and_passes_finite_gradients_to_all_it_uses(changes, nma):
+    network = UniADNetwork(10, (4, 5), UniADConfig(hidden=16, heads=4, ffn=24, neighbors=3, nma=nma, **changes)).train()
+    tokens = torch.randn(2, 20, 10, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rebuilt = network(tokens)
+    assert rebuilt.shape == tokens.shape
+    rebuilt.float().square().mean().backward()
+    for name, p in network.named_parameters():
+        assert p.grad is not None and bool(torch.isfinite(p.grad).all()), name
+
+
+def test_parameter_counts_of_the_variants_follow_from_the_shapes():
+    d, inner, channels, n = 256, 1024, 272, 196
+    attention, norm, ffn = 4 * d * d + 4 * d, 2 * d, 2 * d * inner + inner + d
+    ends = channels * d + d + d * channels + channels + norm + (14 + 14) * d // 2
+    encoder, decoder = attention + ffn + 2 * norm, 2 * attention + ffn + 3 * norm
+    wanted = {"none": 0, "one": n * d, "layerwise": 4 * n * d}
+    for query, queries in wanted.items():
+        network = UniADNetwork(channels, (14, 14), UniADConfig(query=query))
+        assert sum(p.numel() for p in network.parameters()) == ends + 4 * encoder + 4 * decoder + queries
+    assert ends + 4 * encoder + 4 * decoder + 4 * n * d == 7_717_392
+
+
+def test_a_vanilla_decoder_starts_from_its_one_query_or_from_the_encoders_output():
+    for query in ("one", "none"):
+        network = exact(UniADNetwork(6, (3, 4), UniADConfig(hidden=8, heads=2, ffn=12, neighbors=3, query=query)))
+        seen, encoded = [], []
+        network.encoder[-1].register_forward_hook(lambda _, __, output, encoded=encoded: encoded.append(output))
+        network.decoder[0].register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given))
+        network(normal(2, 12, 6))
+        start = encoded[0] if query == "none" else network.query.expand(2, 12, 8)
+        assert torch.equal(seen[0][0], encoded[0]) and torch.equal(seen[0][1], start)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"query": "two"}, "query is one of none, one, layerwise, not 'two'"),
+    ({"wiring": "g"}, "wiring is one of a, b, c, d, e, f"), ({"loss": "l1"}, "loss is one of mse, "),
+    ({"score": "median"}, "score is one of max, mean"),
+    ({"query": "one", "wiring": "b"}, "wiring='b' is one of the layer-wise query decoder")])
+def test_a_setting_that_does_not_exist_is_refused_with_those_that_do(changes, message):
+    with pytest.raises(ParameterError, match=message):
+        UniADConfig(**changes)
 
 
 @pytest.mark.parametrize("masked", [True, False])

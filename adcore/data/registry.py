@@ -1,7 +1,7 @@
 """Data sets by name, and where they lie.
 
 A name is one of `DATASETS`, a folder in MVTec layout below ADCORE_DATA, or several of those joined by '+', which makes
-one data set of them: `mtd+mvtec_512`.
+one data set of them: `mtd+mvtec_512`. The category of `cifar10` and `digits` is the digits of the normal classes: `02468`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from adcore.data.cifar10 import load_cifar10
+from adcore.data.classes import SPLITS
+from adcore.data.digits import digits_folder, load_digits
 from adcore.data.elpv import elpv_folder, load_elpv
 from adcore.data.manifest import load_manifest
 from adcore.data.mtd import load_mtd
@@ -24,13 +27,20 @@ DATASETS: dict[str, tuple[str, ...]] = {
     "mvtec_ad": ("mvtec_ad", "mvtec_anomaly_detection", "mvtec"),
     "mtd": ("mtd", "Magnetic-tile-defect-datasets."),
     "elpv": (),
+    "cifar10": ("cifar10", "cifar-10-batches-py"),
+    "digits": (),
 }
+
+# Ten classes, of which the caller says which are normal.
+TEN_CLASSES: dict[str, Callable[..., Dataset]] = {"cifar10": load_cifar10, "digits": load_digits}
 
 
 def find_dataset(name: str) -> Path | None:
     """The folder of a data set, or None when it is not here (`mini` is made on demand and needs no folder)."""
     if name == "elpv":
         return elpv_folder()
+    if name == "digits":
+        return digits_folder()
     for folder in data_folders():
         for called in DATASETS.get(name, (name,)):
             if (folder / called).is_dir():
@@ -42,7 +52,7 @@ def load_dataset(name: str, categories: Sequence[str] | str | None = None, *, ro
                  **options: Any) -> Dataset:
     """A data set by name, whole or in part.
 
-    categories  the ones to keep, all by default
+    categories  the ones to keep, all by default; of `cifar10` and `digits` one, the normal classes, '01234' by default
     root        where it lies; by default it is looked for in ADCORE_DATA
     options     train, good, defective: how many images of each category of `mini`
 
@@ -71,6 +81,12 @@ def load_dataset(name: str, categories: Sequence[str] | str | None = None, *, ro
     folder = root or find_dataset(name)
     if folder is None:
         raise _missing(name)
+    if name in TEN_CLASSES:
+        normal = categories or [SPLITS[0]]
+        if len(normal) > 1:
+            raise ParameterError(f"data set '{name}' cannot be split into normal classes {', '.join(normal)} at once: each "
+                                 f"split is a data set of its own, name one")
+        return TEN_CLASSES[name](folder, name, normal=normal[0])
     loaders: dict[str, Callable[[], Dataset]] = {"mtd": lambda: load_mtd(folder), "elpv": lambda: load_elpv(folder)}
     if name in loaders:
         dataset = loaders[name]()
@@ -83,6 +99,8 @@ def _missing(name: str) -> Exception:
                     if path.is_dir() and categories_in(path)})
     if name == "elpv":
         return DataError("data set 'elpv' needs the package elpv-dataset: pip install 'adcore[elpv]'")
+    if name == "digits":
+        return DataError("data set 'digits' is scikit-learn's: pip install scikit-learn")
     if name not in DATASETS and name in load_manifest() and load_manifest()[name].kind == "dataset":
         return DataError(f"data set '{name}' is in data_manifest.csv, but adcore has no reader for its layout yet; those with "
                          f"one are {', '.join(DATASETS)}")

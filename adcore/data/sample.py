@@ -75,6 +75,16 @@ class Sample:
     mask_path: Path | None = None
 
     @property
+    def name(self) -> str:
+        """'folder/file', enough to tell it from the others of its category."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def place(self) -> str:
+        """Where in its file the image lies; '' when it is all of it."""
+        return ""
+
+    @property
     def image(self) -> Image.Image:
         """The image as RGB. Raises DataError when the file cannot be read."""
         return read_image(self.path)
@@ -90,7 +100,7 @@ class Sample:
 
 def map_name(sample: Sample) -> str:
     """'category/folder/file', the name under which a sample's anomaly map is stored."""
-    return f"{sample.category}/{sample.path.parent.name}/{sample.path.name}"
+    return f"{sample.category}/{sample.name}"
 
 
 @dataclass(frozen=True)

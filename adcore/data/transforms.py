@@ -15,7 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from adcore.data.sample import Sample
-from adcore.errors import ParameterError
+from adcore.errors import ParameterError, did_you_mean
+
+RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
 
 Size = int | tuple[int, int]
 
@@ -30,14 +32,27 @@ def as_size(size: Size) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class View:
-    """Resize straight to `size` (bilinear for images, nearest for masks), then cut the middle `crop` out.
+    """Resize straight to `size`, then cut the middle `crop` out. Both resamplings of images average what they make smaller;
+    a mask takes the nearest pixel.
 
-    size  (H, W) or a side in pixels
-    crop  (H, W) or a side in pixels; None keeps everything
+    size      (H, W) or a side in pixels
+    crop      (H, W) or a side in pixels; None keeps everything
+    resample  how images are resized: bilinear or lanczos
     """
 
     size: Size
     crop: Size | None = None
+    resample: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.resample not in RESAMPLE:
+            raise ParameterError(f"unknown resample '{self.resample}'{did_you_mean(self.resample, RESAMPLE)}: use "
+                                 f"{' or '.join(RESAMPLE)}")
+
+    def __repr__(self) -> str:
+        """Part of cache keys: only what is not the default is added to size and crop."""
+        resample = "" if self.resample == "bilinear" else f", resample={self.resample!r}"
+        return f"View(size={self.size!r}, crop={self.crop!r}{resample})"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,7 +62,7 @@ class View:
     def image(self, image: Image.Image) -> Tensor:
         """(3, H, W) float32 in [0, 1]."""
         h, w = as_size(self.size)
-        pixels = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR), dtype=np.float32) / 255.0
+        pixels = np.asarray(image.resize((w, h), RESAMPLE[self.resample]), dtype=np.float32) / 255.0
         return self._cut(torch.from_numpy(pixels).permute(2, 0, 1)).contiguous()
 
     def mask(self, mask: np.ndarray) -> Tensor:

@@ -6,9 +6,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from adcore.data.cifar10 import batches_folder
+from adcore.data.manifest import entry
 from adcore.data.registry import find_dataset, load_dataset
-from adcore.data.sample import Dataset, Sample, read_image
+from adcore.data.sample import Dataset, Sample
 from adcore.errors import DataError
+from adcore.files import digest_file
 from adcore.paths import cache_folder
 from adcore.progress import progress_bar
 
@@ -37,6 +40,8 @@ def verify_dataset(name: str, progress: bool | None = None) -> str:
     Raises:
         DataError: the first file that is missing, unreadable or of the wrong size, or a wrong count.
     """
+    if name == "cifar10":
+        _compare_digests(batches_folder(dataset_folder(name)))
     dataset = load_dataset(name)
     if name == "mvtec_ad":
         _compare_counts(dataset)
@@ -59,7 +64,7 @@ def _warning(empty: list[str]) -> str:
 
 def _read(sample: Sample) -> bool:
     """Read an image and its mask; False when the mask marks no pixel."""
-    read_image(sample.path)
+    _ = sample.image
     mask = sample.mask
     return mask is None or bool(mask.any())
 
@@ -71,3 +76,16 @@ def _compare_counts(dataset: Dataset) -> None:
         if found != expected:
             raise DataError(f"mvtec_ad/{category} has {found[0]} training and {found[1]} test images, expected "
                             f"{expected[0]} and {expected[1]}: unpack the archive again")
+
+
+def _compare_digests(folder: Path) -> None:
+    """Hold CIFAR-10's batches against the checksums that torchvision has of them, before any is unpickled."""
+    from torchvision.datasets import CIFAR10  # slow to import
+    for name, expected in CIFAR10.train_list + CIFAR10.test_list:
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path} is not there: fetch CIFAR-10 again from {entry('cifar10').url}")
+        found = digest_file(path, "md5")
+        if found != expected:
+            raise DataError(f"{path} is not CIFAR-10's: expected md5 {expected}, found {found}; fetch it again from "
+                            f"{entry('cifar10').url}")

@@ -18,6 +18,7 @@ import torch
 
 import adcore
 from adcore.files import digest_text
+from adcore.models import METHODS
 from adcore.paths import repository
 
 
@@ -70,10 +71,30 @@ def versions() -> dict[str, str]:
 def fingerprint(method: str) -> str:
     """16 digits that change when code on which the method's numbers rest changes; comments and docstrings do not count."""
     root = Path(adcore.__file__).parent
-    files = [root / name for name in ("losses.py", "metrics.py", "training.py", "models/detector.py", f"models/{method}.py",
-                                      "experiments/runner.py")]
+    files = [root / name for name in ("losses.py", "metrics.py", "training.py", "experiments/runner.py")]
+    files += _models_of(root / "models" / f"{_module_of(method)}.py")
     files += sorted(path for folder in ("data", "features", "kernels") for path in (root / folder).rglob("*.py"))
     return digest_text("\n".join(_bones(path) for path in files if path.is_file()))
+
+
+def _module_of(method: str) -> str:
+    found = METHODS.get(method)
+    return found.__module__.rpartition(".")[2] if found else method
+
+
+def _models_of(path: Path) -> list[Path]:
+    """A method's file and those files of models/ that it imports, directly or not."""
+    found: list[Path] = []
+    waiting = [path]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found.append(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("adcore.models."):
+                waiting.append(path.with_name(f"{str(node.module).rpartition('.')[2]}.py"))
+    return sorted(found)
 
 
 def _bones(path: Path) -> str:

@@ -89,7 +89,7 @@ def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
         samples = [sample for sample in dataset.test if sample.category == category]
         scores, maps = predict_all(detector, samples, progress, batch_size)
         rows += [{"category": category, "defect": sample.defect, "label": sample.label, "score": float(score),
-                  "image": f"{sample.path.parent.name}/{sample.path.name}"}
+                  "image": sample.name}
                  for sample, score in zip(samples, scores, strict=True)]
         values: dict[str, float | None] = {}
         image = image_scores([sample.label for sample in samples], scores)

@@ -41,7 +41,7 @@ def images_digest(samples: Sequence[Sample]) -> str:
             stat = sample.path.stat()
         except OSError:
             raise DataError(f"{sample.path} is not there: restore the file or remove it from the data set") from None
-        digests.append(_digest(str(sample.path), stat.st_size, stat.st_mtime_ns))
+        digests.append(_digest(str(sample.path), stat.st_size, stat.st_mtime_ns) + sample.place)
     return digest_text("\n".join(digests))
 
 

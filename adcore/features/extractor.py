@@ -23,12 +23,13 @@ Tap = int | str
 
 
 class FeatureExtractor(nn.Module):
-    """A frozen backbone in eval mode that returns the maps at its taps.
+    """A backbone, frozen in eval mode unless told otherwise, that returns the maps at its taps.
 
     backbone  a name of `adcore.features.BACKBONES`, `timm:NAME` or `torchvision:NAME`
     taps      stage numbers (1, 2, 3, 4) or node names ('layer2.3.relu_2')
     weights   'default', 'random', a file, or a name of data_manifest.csv
     seed      of random weights
+    frozen    False for a backbone that is trained along (Table S5 of uniad2022)
 
     Raises:
         ParameterError: unknown backbone, or a tap that it does not have.
@@ -36,8 +37,9 @@ class FeatureExtractor(nn.Module):
     """
 
     def __init__(self, backbone: str = "efficientnet_lite0", taps: Sequence[Tap] = (1, 2, 3, 4),
-                 weights: str | Path | None = "default", seed: int = 0) -> None:
+                 weights: str | Path | None = "default", seed: int = 0, *, frozen: bool = True) -> None:
         super().__init__()
+        self.frozen = frozen
         self.backbone = find_backbone(backbone)
         self.taps = tuple(taps)
         path = resolve_weights(self.backbone, weights)
@@ -54,7 +56,7 @@ class FeatureExtractor(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(self.backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.backbone.std).view(3, 1, 1), persistent=False)
-        self.requires_grad_(False).eval()
+        self.requires_grad_(not frozen).eval()
         self.to(memory_format=torch.channels_last)
         self.channels, self.strides = self._measure()
 
@@ -64,10 +66,9 @@ class FeatureExtractor(nn.Module):
         return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}"
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """Stays in eval mode: batch statistics of the data at hand must not leak into frozen features."""
-        return super().train(False)
+        """A frozen one stays in eval mode: batch statistics of the data at hand must not leak into frozen features."""
+        return super().train(mode and not self.frozen)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [0, 1] -> [(B, C, h, w) for each tap].
 
@@ -75,7 +76,8 @@ class FeatureExtractor(nn.Module):
             DataError: a feature is NaN or infinite.
         """
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        found = self.network(x)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            found = self.network(x)
         maps = [found[node] for node in self.nodes]
         for tap, features in zip(self.taps, maps, strict=True):
             if not bool(torch.isfinite(features).all()):

@@ -1,9 +1,11 @@
 """The methods, one file each; all of them are `Detector`s."""
 
+from adcore.models.baselines import CNN, MLP, Transformer
 from adcore.models.detector import Config, Detector, Prediction
 from adcore.models.patchcore import PatchCore, PatchCoreConfig
 from adcore.models.uniad import UniAD, UniADConfig
 
-METHODS: dict[str, type[Detector]] = {method.name: method for method in (UniAD, PatchCore)}
+METHODS: dict[str, type[Detector]] = {method.name: method for method in (UniAD, MLP, CNN, Transformer, PatchCore)}
 
-__all__ = ["METHODS", "Config", "Detector", "PatchCore", "PatchCoreConfig", "Prediction", "UniAD", "UniADConfig"]
+__all__ = ["CNN", "METHODS", "MLP", "Config", "Detector", "PatchCore", "PatchCoreConfig", "Prediction", "Transformer",
+           "UniAD", "UniADConfig"]

@@ -35,7 +35,18 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of a method. Defaults are the paper's own."""
+    """Settings of a method. Defaults are the paper's own.
+
+    choices  setting -> the words it takes, for those that take words
+    """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __post_init__(self) -> None:
+        for name, words in self.choices.items():
+            if getattr(self, name) not in words:
+                raise ParameterError(f"{type(self).__qualname__}: {name} is one of {', '.join(words)}, not "
+                                     f"{getattr(self, name)!r}")
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Any:

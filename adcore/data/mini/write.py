@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adcore.data.mini.picture import CATEGORIES, defect_of, defects, picture
+from adcore.data.mini.picture import CATEGORIES, defect_of, defects, picture, without_defect
 from adcore.data.mini.shot import Shot
 from adcore.data.sample import Dataset, Sample
 from adcore.errors import ParameterError, StoreError
@@ -142,3 +142,16 @@ def _appears_whole(target: Path) -> Iterator[Path]:
                 raise               # else another process was faster, and its copy is the same
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def clean_counterpart(sample: Sample) -> Image.Image:
+    """The image of a defective sample of `mini` as it would have been without its defect; equal to it outside the mask.
+
+    Raises:
+        ParameterError: not a defective sample of `mini`.
+    """
+    kinds = defects(sample.category) if sample.category in CATEGORIES else ()
+    if sample.defect not in kinds or not sample.path.stem.isdigit():
+        raise ParameterError(f"{sample.path} is not a defective image of mini: only those are known without their defect")
+    index = int(sample.path.stem) * len(kinds) + kinds.index(sample.defect)
+    return Image.fromarray(without_defect(Shot(sample.category, "defective", index)))
