@@ -51,8 +51,8 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tuple[Tensor, ...],
           optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, *, epochs: int,
-          batch_size: int, seed: int, clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None, save_every: float = 30.0,
-          progress: bool | None = None, desc: str = "training") -> list[float]:
+          batch_size: int, seed: int, clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None,
+          save_every: float = 30.0, progress: bool | None = None, desc: str = "training") -> list[float]:
     """Train on shuffled batches of a tensor, typically cached features, or of several that belong together.
 
     loss_of     batch (B, ...) on the module's device -> scalar; of several tensors, a batch of each

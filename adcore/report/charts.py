@@ -12,9 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from adcore.experiments.record import METRICS, summarise
-from adcore.figures import COLOURS, use_style
-
-HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+from adcore.figures import COLOURS, HATCHES, use_style
 
 
 def as_data(figure: Figure) -> str:

@@ -1,0 +1,110 @@
+"""Charts: what is measured, in bars, lines and shades."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.figure import Figure
+
+from adcore.figures.style import COLOURS, HATCHES, LINES, MARKERS
+
+if TYPE_CHECKING:
+    from adcore.receptive_field import ReceptiveField
+
+
+def score_histograms(scores: Any, title: str = "image score") -> Figure:
+    """A panel a category: scores of normal and of anomalous test images (columns category, label, score)."""
+    categories = list(dict.fromkeys(scores["category"]))
+    figure, grid = plt.subplots(1, len(categories), figsize=(2.4 * len(categories), 1.9), squeeze=False)
+    for axes, category in zip(grid[0], categories, strict=True):
+        part = scores[scores.category == category]
+        bins = np.linspace(part.score.min(), part.score.max(), 16)
+        for label, name, colour, hatch in ((0, "normal", COLOURS[0], ""), (1, "anomalous", COLOURS[1], "////")):
+            axes.hist(part.score[part.label == label], bins=bins, color=colour, alpha=0.6, label=name, hatch=hatch,
+                      edgecolor="white", linewidth=0.5)
+        axes.set(title=category.replace("_", " "), xlabel=title, yticks=[])
+    grid[0, 0].set_ylabel("images")
+    grid[0, -1].legend()
+    return figure
+
+
+def visible_keys(visible: np.ndarray, grid: tuple[int, int], queries: Sequence[tuple[int, int]]) -> Figure:
+    """What some queries (y, x) may attend to under a (N, N) mask: white visible, dark blocked, a cross at the query."""
+    h, w = grid
+    figure, axes_row = plt.subplots(1, len(queries), figsize=(1.9 * len(queries), 2.1), squeeze=False)
+    for axes, (y, x) in zip(axes_row[0], queries, strict=True):
+        keys = visible[y * w + x].reshape(h, w)
+        axes.imshow(keys, cmap="gray", vmin=-0.35, vmax=1)
+        axes.plot(x, y, "x", color=COLOURS[1], markersize=8, markeredgewidth=2)
+        axes.set_title(f"query ({y}, {x}): {int(keys.sum())} keys", fontsize=8.5)
+        axes.set(xticks=np.arange(-0.5, w), yticks=np.arange(-0.5, h), xticklabels=[], yticklabels=[])
+        axes.tick_params(length=0)
+    return figure
+
+
+def receptive_fields(fields: Mapping[str, ReceptiveField], analytic: Mapping[str, int] | None = None) -> Figure:
+    """A panel a tap, as Fig. 1 of heckler2023: the gradient's norm in shades of black and its bounding box."""
+    figure, axes_row = plt.subplots(1, len(fields), figsize=(2.4 * len(fields), 2.75), squeeze=False)
+    for axes, (tap, field) in zip(axes_row[0], fields.items(), strict=True):
+        shade = np.abs(field.gradient) / max(float(np.abs(field.gradient).max()), 1e-30)
+        axes.imshow(1 - np.sqrt(shade), cmap="gray", vmin=0, vmax=1)  # the root shows the faint rim, as in print
+        top, left, bottom, right = field.box
+        axes.add_patch(plt.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False,
+                                     edgecolor=COLOURS[1], linewidth=1.4))
+        beside = f", analytic {analytic[tap]}" if analytic and tap in analytic else ""
+        axes.set_title(f"{tap}\nmeasured {field.size}{beside}", fontsize=8)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        for spine in axes.spines.values():  # the image's edge, which a deep field may touch
+            spine.set(visible=True, linewidth=0.6, color="#888")
+    return figure
+
+
+def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str,
+               title: str = "") -> Figure:
+    """Named (x, y) series, each with a colour, a line style and a marker of its own."""
+    figure, axes = plt.subplots(figsize=(5.2, 3.0))
+    for i, (name, (x, y)) in enumerate(series.items()):
+        axes.plot(x, y, color=COLOURS[i % 7], linestyle=LINES[i % 7], marker=MARKERS[i % 7], markersize=4, label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.legend(fontsize=7.5)
+    return figure
+
+
+def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
+                 errors: Mapping[str, Mapping[str, float]] | None = None,
+                 published: Mapping[str, Mapping[str, float]] | None = None, title: str = "") -> Figure:
+    """Groups of bars side by side, a bar a series, each series with a colour and a hatch of its own.
+
+    table      group -> series -> value; a series that a group lacks leaves its place empty
+    errors     what to draw up and down from a bar's end, found by the same two names
+    published  printed values, each a black tick over its bar's width
+    """
+    series = list(dict.fromkeys(name for group in table.values() for name in group))
+
+    def values(of: Mapping[str, Mapping[str, float]] | None, name: str) -> np.ndarray:
+        return np.array([(of or {}).get(group, {}).get(name, np.nan) for group in table], float)
+
+    figure, axes = plt.subplots(figsize=(min(9.0, 1.6 + 0.32 * len(table) * (len(series) + 1)), 3.0), layout="constrained")
+    middles, step = np.arange(len(table)), 0.8 / max(1, len(series))
+    places = {name: middles + step * (i - (len(series) - 1) / 2) for i, name in enumerate(series)}
+    for i, (name, x) in enumerate(places.items()):
+        axes.bar(x, values(table, name), 0.92 * step, color=COLOURS[i % 7], hatch=HATCHES[i % 7], edgecolor="white",
+                 linewidth=0.5, label=name)
+        if errors:
+            axes.errorbar(x, values(table, name), values(errors, name), fmt="none", ecolor="black", elinewidth=1, capsize=2)
+    if published:
+        x, printed = np.concatenate(list(places.values())), np.concatenate([values(published, name) for name in places])
+        ticks = axes.hlines(printed, x - 0.46 * step, x + 0.46 * step, colors="black", linewidth=2, zorder=3, label="published")
+        ticks.set_path_effects([patheffects.withStroke(linewidth=3.4, foreground="white")])
+    axes.set(ylabel=ylabel, title=title, xticks=middles, xticklabels=[group.replace("_", " ") for group in table])
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="x", visible=False)
+    axes.set_axisbelow(True)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure

@@ -1,0 +1,75 @@
+"""The one look of every figure, and where a figure goes: into its notebook or into the store."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adcore.files import atomic, write_json
+from adcore.paths import runs_folder
+
+# Okabe and Ito's colours, told apart by colour-blind readers; each has a line style, a marker and a hatch of its own too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 2)), "-")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "++")
+HEAT = "inferno"
+
+
+def use_style() -> None:
+    """Fonts, sizes and colours of every figure. Called by each notebook once."""
+    plt.rcParams.update({
+        "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
+        "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
+        "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "grid.linewidth": 0.6, "image.interpolation": "nearest", "axes.prop_cycle": plt.cycler(color=COLOURS)})
+
+
+def show(figure: Figure) -> None:
+    """Show a figure in its notebook and let go of it.
+
+    Photographs are several times smaller as JPEG and charts as PNG: the smaller one is kept in the notebook.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        plt.show()
+    else:
+        from IPython.display import Image, display
+        pictures = {"png": io.BytesIO(), "jpeg": io.BytesIO()}
+        figure.savefig(pictures["png"], format="png")
+        figure.savefig(pictures["jpeg"], format="jpeg", pil_kwargs={"quality": 76})
+        kind, smallest = min(pictures.items(), key=lambda pair: pair[1].tell())
+        display(Image(smallest.getvalue(), format=kind))
+    plt.close(figure)
+
+
+def record(figure: Figure, exhibit: str, context: str, profile: str, out: str | Path | None = None) -> None:
+    """Keep a figure in the store under its exhibit, where the report finds it.
+
+    context  how it was made, in words
+    profile  'quick' when it is a demonstration of the exhibit, 'paper' when it has the paper's settings
+    """
+    folder = runs_folder(out) / "exhibits"
+    with atomic(folder / f"{exhibit}.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    write_json(folder / f"{exhibit}.json", {"exhibit": exhibit, "context": context, "profile": profile, "rows": []})
+
+
+def bare(axes: Axes) -> None:
+    """Take ticks, grid and frame from axes that hold a picture."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def outline(axes: Axes, mask: np.ndarray, colour: str = "#FF2D2D") -> None:
+    """Draw the border of a mask (H, W); an empty one draws nothing."""
+    if mask.any():
+        axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.1)

@@ -1,0 +1,167 @@
+"""From features back to a picture: the decoder with which UniAD's supplement shows what a reconstruction looks like.
+
+You et al., "A Unified Model for Multi-class Anomaly Detection", NeurIPS 2022, supplement Sec. C.3 and Fig. S2, S3.
+
+    features (B, C, h, w) -> a ResNet-34 read backwards -> picture (B, 3, 16h, 16w)
+
+For pictures only. It is trained on test images, anomalous ones included, so nothing that is measured may come from it.
+
+Where the text and the published code differ, and where both are silent:
+- The text upsamples by transposed convolution, the published code bilinearly: `upsample` chooses, bilinear is the default.
+- The transposed convolution's kernel is nowhere stated: 2x2 at stride 2, whose steps do not overlap into a chequerboard.
+- Bilinear upsampling aligns corners, as the features' own resizing does.
+- The last stage has 128 channels, as in the published code, where a mirrored ResNet-34 would have 64.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adcore.errors import ParameterError, did_you_mean
+from adcore.features.backbones import IMAGENET
+from adcore.models.detector import Config
+from adcore.training import resolve_device, seeded, train
+
+STRIDE = 16                  # pixels a token
+FACTORS = (1, 2, 2, 1)       # how many times larger each stage makes its map; two more doublings follow in the head
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureDecoderConfig(Config):
+    """Settings of the decoder; defaults are those of the published code.
+
+    upsample  'bilinear', the published code, or 'transposed', the supplement's words
+    widths    channels of each stage, deepest first
+    blocks    residual blocks of each stage
+    """
+
+    upsample: str = "bilinear"
+    widths: tuple[int, ...] = (512, 256, 128, 128)
+    blocks: tuple[int, ...] = (3, 6, 4, 3)
+    epochs: int = 1000
+    batch_size: int = 32
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    lr_drop: int = 800              # epoch from which the learning rate is a tenth
+    clip_norm: float = 0.1
+
+
+def _double(channels: int, upsample: str) -> nn.Module:
+    """Twice the height and width: (B, C, h, w) -> (B, C, 2h, 2w)."""
+    if upsample == "transposed":
+        return nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False)
+    return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class UpBlock(nn.Module):
+    """ResNet's basic block with the stride turned round: (B, c, h, w) -> (B, d, factor * h, factor * w)."""
+
+    def __init__(self, c: int, d: int, factor: int, upsample: str) -> None:
+        super().__init__()
+
+        def larger() -> list[nn.Module]:
+            return [_double(d, upsample)] if factor == 2 else []
+
+        self.body = nn.Sequential(nn.Conv2d(c, d, 3, padding=1, bias=False), nn.BatchNorm2d(d), nn.ReLU(), *larger(),
+                                  nn.Conv2d(d, d, 3, padding=1, bias=False), nn.BatchNorm2d(d))
+        self.shortcut = nn.Identity() if (c, factor) == (d, 1) else nn.Sequential(
+            nn.Conv2d(c, d, 1, bias=False), *larger(), nn.BatchNorm2d(d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+class FeatureDecoder(nn.Module):
+    """Features of a backbone to the picture they came from, normalised as ImageNet: (B, C, h, w) -> (B, 3, 16h, 16w).
+
+    Raises:
+        ParameterError: an upsampling that is not there, or not four stages.
+    """
+
+    def __init__(self, channels: int, config: FeatureDecoderConfig | None = None) -> None:
+        super().__init__()
+        c = config or FeatureDecoderConfig()
+        if c.upsample not in ("bilinear", "transposed"):
+            raise ParameterError(f"unknown upsample '{c.upsample}'{did_you_mean(c.upsample, ('bilinear', 'transposed'))}: "
+                                 f"use bilinear or transposed")
+        if not len(c.widths) == len(c.blocks) == len(FACTORS):
+            raise ParameterError(f"widths {c.widths} and blocks {c.blocks} must have {len(FACTORS)} numbers each, one a stage")
+        stages: list[nn.Module] = []
+        for (before, width), count, factor in zip(itertools.pairwise((channels, *c.widths)), c.blocks, FACTORS, strict=True):
+            stages += [UpBlock(before, width, factor, c.upsample), *(UpBlock(width, width, 1, c.upsample)
+                                                                     for _ in range(count - 1))]
+        self.stages = nn.Sequential(*stages)                                                    # (B, D, 4h, 4w)
+        last = c.widths[-1]
+        self.head = nn.Sequential(
+            _double(last, c.upsample), nn.Conv2d(last, last, 7, padding=3, bias=False), nn.BatchNorm2d(last), nn.ReLU(),
+            _double(last, c.upsample), nn.Conv2d(last, 3, 1, bias=False))                       # (B, 3, 16h, 16w)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, std=0.01)
+        self.losses: list[float] = []   # of each epoch of its training
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.head(self.stages(features))
+
+
+def _normaliser(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and standard deviation, (3, 1, 1) each."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in IMAGENET)
+    return mean, std
+
+
+def train_decoder(features: Tensor, images: Tensor, config: FeatureDecoderConfig | None = None, *, seed: int = 0,
+                  device: str | torch.device = "cpu", progress: bool | None = None,
+                  checkpoint: Path | None = None) -> FeatureDecoder:
+    """Learn to draw images from their features, by mean squared error on pixels normalised as ImageNet.
+
+    features    (n, C, h, w), unjittered; may be memory-mapped and in half precision
+    images      (n, 3, 16h, 16w) in [0, 1], those the features came from; the paper uses one category's test images,
+                normal and anomalous
+    checkpoint  file from which an interrupted training goes on, and to which it saves; None keeps nothing
+
+    Raises:
+        ParameterError: images and features that do not belong together, or a setting that is not there.
+    """
+    _check(features, images)
+    c = config or FeatureDecoderConfig()
+    device = resolve_device(device)
+    with seeded(seed):
+        decoder = FeatureDecoder(features.shape[1], c).to(device)
+    mean, std = _normaliser(device)
+
+    def loss_of(batch: Tensor, pictures: Tensor) -> Tensor:
+        return F.mse_loss(decoder(batch), (pictures - mean) / std)
+
+    optimizer = torch.optim.AdamW(decoder.parameters(), c.lr, weight_decay=c.weight_decay)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, c.lr_drop)
+    decoder.losses = train(decoder, loss_of, (features, images), optimizer, scheduler, epochs=c.epochs,
+                           batch_size=c.batch_size, seed=seed, clip_norm=c.clip_norm, checkpoint=checkpoint,
+                           progress=progress, desc="feature decoder")
+    return decoder
+
+
+def _check(features: Tensor, images: Tensor) -> None:
+    n, (h, w) = len(features), features.shape[-2:]
+    wanted = (n, 3, STRIDE * h, STRIDE * w)
+    if tuple(images.shape) != wanted:
+        raise ParameterError(f"features of {n} images on a {h}x{w} grid are drawn at {STRIDE} pixels a cell: images must be "
+                             f"{wanted}, not {tuple(images.shape)}")
+
+
+@torch.no_grad()
+def render(decoder: FeatureDecoder, features: Tensor) -> Tensor:
+    """What features look like: (B, C, h, w), original or reconstructed -> (B, 3, 16h, 16w) in [0, 1] on the CPU.
+
+    The decoder is left in evaluation mode, in which a picture does not depend on its neighbours in the batch.
+    """
+    device = next(decoder.parameters()).device
+    mean, std = _normaliser(device)
+    pictures = decoder.eval()(features.to(device).float())
+    return (pictures * std + mean).clamp(0, 1).cpu()

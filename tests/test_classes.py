@@ -1,0 +1,525 @@
+"""Ten classes, some against the others: CIFAR-10 in its own format, scikit-learn's digits, and images packed in one file."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import pickle
+import pickletools
+import re
+import struct
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+import torchvision.datasets
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from adcore import cli
+from adcore.data import Dataset, PackedSample, Sample, View, find_dataset, load_dataset, map_name, read_images, read_masks
+from adcore.data.cifar10 import CLASSES, SPLITS, load_cifar10, read_batch
+from adcore.data.classes import many_versus_many
+from adcore.data.digits import digits_folder, load_digits
+from adcore.data.manifest import load_manifest
+from adcore.data.packed import Pack, open_pack
+from adcore.data.split import draw
+from adcore.data.verify import verify_dataset
+from adcore.errors import DataError, ParameterError
+from adcore.experiments import Experiment, grid
+from adcore.experiments.runner import evaluate
+from adcore.features import images_digest
+from adcore.files import digest_text
+from adcore.models import Prediction
+
+pytestmark = pytest.mark.usefixtures("nothing_here")
+
+FILES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
+PER_BATCH = 20
+
+
+class Python2(pickle._Pickler):
+    """Writes what CIFAR-10's authors wrote: protocol 2 of Python 2, its byte strings, numpy under its old name."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_byte_string(self, value: str | bytes) -> None:
+        raw = value.encode("latin1") if isinstance(value, str) else value
+        self.write(pickle.BINSTRING + struct.pack("<i", len(raw)) + raw)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_byte_string
+
+
+def write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        Python2(file, 2).dump(content)
+    path.write_bytes(path.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    return path
+
+
+def batch(number: int = 0, count: int = PER_BATCH) -> dict[str, Any]:
+    """Noise, with labels in an order of their own; as many of each class as the count allows."""
+    rng = np.random.default_rng(number)
+    return {"batch_label": f"batch {number}", "data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
+            "labels": [int(k) for k in rng.permutation(np.arange(count) % 10)], "filenames": [f"{i}.png" for i in range(count)]}
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small CIFAR-10 in a folder of ADCORE_DATA: five batches to train on and one to test, 20 images each."""
+    for number, name in enumerate(FILES):
+        write(tmp_path / "cifar10/cifar-10-batches-py" / name, batch(number))
+    write(tmp_path / "cifar10/cifar-10-batches-py/batches.meta", {"label_names": list(CLASSES)})
+    monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
+    return tmp_path / "cifar10"
+
+
+def theirs(root: Path, monkeypatch: pytest.MonkeyPatch, train: bool) -> torchvision.datasets.CIFAR10:
+    """torchvision's own reader, which would refuse small files for their checksums."""
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: True)
+    return torchvision.datasets.CIFAR10(str(root), train=train)
+
+
+def number(sample: Sample) -> int:
+    """A sample's place among all images of its part."""
+    assert isinstance(sample, PackedSample)
+    return sample.index + (0 if sample.path.name == "test_batch" else PER_BATCH * FILES.index(sample.path.name))
+
+
+# CIFAR-10.
+
+def test_the_test_files_are_in_python_2_s_format(cifar):
+    found = {(code.name, argument) for code, argument, _ in
+             pickletools.genops((cifar / "cifar-10-batches-py/data_batch_1").read_bytes())}
+    assert {("PROTO", 2), ("BINSTRING", "data"), ("GLOBAL", "numpy.core.multiarray _reconstruct")} <= found
+    assert {argument for name, argument in found if name == "GLOBAL"} == {
+        "numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
+    assert not any("UNICODE" in name or "BYTES" in name for name, _ in found)
+
+
+@pytest.mark.parametrize("normal", SPLITS)
+def test_images_and_classes_are_those_that_torchvision_reads_from_the_same_files(cifar, monkeypatch, normal):
+    data = load_cifar10(cifar, normal=normal)
+    for part, train in ((data.train, True), (data.test, False)):
+        reference = theirs(cifar, monkeypatch, train)
+        assert reference.classes == list(CLASSES)
+        for sample in part:
+            image, kind = reference[number(sample)]
+            assert sample.image.mode == "RGB" and np.array_equal(np.asarray(sample.image), np.asarray(image))
+            assert (sample.label, sample.defect) == ((0, "good") if str(kind) in normal else (1, reference.classes[kind]))
+            assert sample.category == normal
+        wanted = [i for i, kind in enumerate(reference.targets) if str(kind) in normal or not train]
+        assert sorted(number(sample) for sample in part) == wanted
+
+
+@pytest.mark.parametrize("normal", SPLITS)
+def test_five_against_five_trains_on_half_and_tests_on_all_with_as_many_of_each_kind(cifar, normal):
+    data = load_cifar10(cifar, normal=normal)
+    assert data.categories == (normal,) and not data.has_masks and data.name == "cifar10"
+    assert len(data.train) == 50 and {(s.label, s.defect) for s in data.train} == {(0, "good")}
+    assert [s.label for s in data.test] == [0] * 10 + [1] * 10
+    others = [CLASSES[k] for k in range(10) if str(k) not in normal]
+    assert Counter(s.defect for s in data.test) == {"good": 10, **dict.fromkeys(others, 2)}
+
+
+def test_the_four_splits_are_two_halves_and_the_even_and_the_odd_classes():
+    assert [sorted(split) for split in SPLITS] == [list("01234"), list("56789"), list("02468"), list("13579")]
+
+
+def test_nine_against_one_keeps_all_and_one_against_nine_draws_as_many_always_the_same(cifar):
+    many = load_cifar10(cifar, normal="012346789")
+    assert len(many.train) == 90 and Counter(s.defect for s in many.test) == {"good": 18, "dog": 2}
+    one = load_cifar10(cifar, normal="3")
+    anomalous = [s for s in one.test if s.label]
+    assert len(one.train) == 10 and len(one.test) == 4 and len(anomalous) == 2
+    everything = [s for s in load_cifar10(cifar, normal="3456").test if s.label]  # 8 normal, 8 of the 12 others
+    assert len(everything) == 8 and [s.index for s in everything] == sorted(s.index for s in everything)
+    assert one == load_cifar10(cifar, normal="3") and hash(one.test) == hash(load_cifar10(cifar, normal="3").test)
+
+
+def test_anomalous_images_beyond_the_normal_ones_are_drawn_from_all_of_their_classes():
+    test = [PackedSample(Path("x"), str(i % 10), 0, index=i, reader=read_batch) for i in range(10_000)]
+    data = many_versus_many("x", test[:10], test, CLASSES, "0")
+    drawn = Counter(s.defect for s in data.test if s.label)
+    assert sum(drawn.values()) == 1000 and set(drawn) == set(CLASSES[1:])
+    # 1000 of 9000 without replacement: 111.1 a class, standard deviation 9.4.
+    assert all(abs(count - 1000 / 9) < 4 * 9.4 for count in drawn.values())
+    assert len({s.index for s in data.test}) == 2000
+
+
+@given(st.integers(0, 40), st.integers(0, 50))
+def test_a_draw_takes_so_many_in_order_and_leaves_the_rest(n, count):
+    drawn, left = draw(list(range(n)), count)
+    assert len(drawn) == min(n, count) and drawn == sorted(drawn) and left == sorted(left)
+    assert sorted(drawn + left) == list(range(n)) and draw(list(range(n)), count) == (drawn, left)
+
+
+@pytest.mark.parametrize("normal", ["", "0a", "00", "0,1", "-1", "01234 ", "٣", "cat"])
+def test_normal_classes_are_some_different_digits(cifar, normal):
+    with pytest.raises(ParameterError, match=rf"^normal classes '{normal}' of data set 'cifar10' are not some different dig"):
+        load_cifar10(cifar, normal=normal)
+
+
+def test_a_class_must_be_left_to_be_anomalous(cifar):
+    with pytest.raises(ParameterError, match=r"^normal classes '9876543210' of data set 'cifar10' leave none to be anomalous"):
+        load_cifar10(cifar, normal="9876543210")
+
+
+def test_a_data_set_without_images_of_a_kind_is_refused(cifar):
+    path = cifar / "cifar-10-batches-py/test_batch"
+    for kind, what in ((7, "normal test image"), (1, "anomalous test image")):
+        write(path, {**batch(), "labels": [kind] * PER_BATCH})
+        with pytest.raises(DataError, match=f"^data set 'cifar10' with normal classes '01234' has no {what}: fetch"):
+            load_cifar10(cifar)
+
+
+def test_python_3_s_pickles_with_keys_of_either_kind_are_read_too(tmp_path):
+    content = batch()
+    for name, keys in (("text", str), ("bytes", str.encode)):
+        (tmp_path / name).write_bytes(pickle.dumps({keys(key): value for key, value in content.items()}, 4))
+        pack = read_batch(tmp_path / name)
+        assert pack.images.shape == (PER_BATCH, 32, 32, 3) and pack.classes.tolist() == content["labels"]
+        assert np.array_equal(pack.images[3, :, :, 2].ravel(), content["data"][3, 2048:])  # the blue plane is the last
+
+
+# Files that are not what they should be.
+
+class Trap:
+    """Its pickle is a call that leaves a file or folder behind."""
+
+    def __init__(self, call: Any, argument: str) -> None:
+        self.call, self.argument = call, argument
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return self.call, (self.argument,)
+
+
+@pytest.mark.parametrize(("call", "argument", "asks"), [
+    (os.system, "touch {}", "posix.system"), (os.mkdir, "{}", "posix.mkdir"),
+    (eval, "open('{}', 'w').close()", r"(builtins|__builtin__)\.eval")])
+def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(cifar, tmp_path, call, argument, asks):
+    path, made = cifar / "cifar-10-batches-py/data_batch_3", tmp_path / "made"
+    trap = Trap(call, argument.format(made))
+    for spring in (lambda: write(path, {**batch(), "more": trap}), lambda: path.write_bytes(pickle.dumps(trap, 0)),
+                   lambda: path.write_bytes(pickle.dumps(trap, 4)), lambda: path.write_bytes(pickle.dumps([trap], 5))):
+        spring()
+        with pytest.raises(DataError, match=rf"^{path} cannot be read as a batch of CIFAR-10 \(it asks for {asks}, which is"):
+            load_cifar10(cifar)
+        assert not made.exists()
+    does, arguments = trap.__reduce__()  # what reading it carelessly would call
+    does(*arguments)
+    assert made.exists()
+
+
+def cut(raw: bytes) -> bytes:
+    return raw[: len(raw) // 2]
+
+
+@pytest.mark.parametrize("spoil", [cut, lambda raw: b"", lambda raw: b"<html>not found</html>", lambda raw: raw[:-1],
+                                   lambda raw: b"\x80\x02" + b"r\xff\xff\xff\xff.", lambda raw: b"\x80\x04\x82\x01."])
+@pytest.mark.parametrize("name", ["data_batch_5", "test_batch"])
+def test_a_batch_that_is_cut_off_or_no_pickle_is_named(cifar, spoil, name):
+    path = cifar / "cifar-10-batches-py" / name
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"^{path} cannot be read as a batch of CIFAR-10 \(.+\): unpack the archive again$"):
+        load_cifar10(cifar)
+
+
+GOOD = batch()
+
+
+@pytest.mark.parametrize(("content", "flaw"), [
+    ([1, 2], "it has no data and labels"),
+    ({"data": GOOD["data"]}, "it has no data and labels"),
+    ({**GOOD, "data": GOOD["data"][:, :3071]}, r"its data are uint8 \(20, 3071\) where uint8 \(n, 3072\) is expected"),
+    ({**GOOD, "data": GOOD["data"][..., None]}, r"its data are uint8 \(20, 3072, 1\) where"),
+    ({**GOOD, "data": GOOD["data"].astype(np.float32)}, r"its data are float32 \(20, 3072\) where"),
+    ({**GOOD, "data": GOOD["data"].tolist()}, "its data are list where"),
+    ({**GOOD, "data": np.full((20, 3072), None)}, r"its data are object \(20, 3072\) where"),
+    ({**GOOD, "labels": GOOD["labels"][:-1]}, "its labels are not a list of 20, one an image"),
+    ({**GOOD, "labels": np.array(GOOD["labels"])}, "its labels are not a list of 20"),
+    ({**GOOD, "labels": [*GOOD["labels"][:-1], 10]}, "it has a label 10 where 0 to 9 are expected"),
+    ({**GOOD, "labels": [-1, *GOOD["labels"][1:]]}, "it has a label -1 where"),
+    ({**GOOD, "labels": ["3", *GOOD["labels"][1:]]}, "it has a label '3' where"),
+    ({**GOOD, "labels": [True, *GOOD["labels"][1:]]}, "it has a label True where"),
+])
+def test_a_pickle_of_something_else_is_named_with_what_is_wrong(cifar, content, flaw):
+    path = write(cifar / "cifar-10-batches-py/data_batch_2", content)
+    with pytest.raises(DataError, match=rf"^{path} is not a batch of CIFAR-10 \({flaw}.*\): unpack the archive again$"):
+        load_cifar10(cifar)
+
+
+# By name.
+
+def test_cifar10_is_found_under_both_names_and_given_its_folder_or_the_one_above(cifar, monkeypatch):
+    assert find_dataset("cifar10") == cifar
+    data = load_dataset("cifar10")
+    assert data == load_dataset("cifar10", root=cifar / "cifar-10-batches-py") == load_cifar10(cifar)
+    monkeypatch.setenv("ADCORE_DATA", str(cifar))
+    assert find_dataset("cifar10") == cifar / "cifar-10-batches-py" and load_dataset("cifar10") == data
+
+
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+def test_the_category_is_the_split_and_01234_by_default(cifar, name):
+    data = load_dataset(name)
+    assert data.categories == ("01234",) and data.name == name
+    assert data == load_dataset(name, "all") == load_dataset(name, "01234") == load_dataset(name, ["01234", "01234"])
+    assert data == data.only("01234") == Experiment("patchcore", name).data() == Experiment("patchcore", name, "01234").data()
+    odd = load_dataset(name, ["13579"])
+    assert odd.categories == ("13579",) and odd == Experiment("uniad", name, "13579").data()
+    with pytest.raises(ParameterError, match=f"^unknown category '01234' in data set '{name}'; it has 13579$"):
+        odd.only("01234")
+    with pytest.raises(ParameterError, match="normal classes 'cat' of data set"):
+        load_dataset(name, "cat")
+    assert [one.category for one in grid("patchcore", dataset=name, categories=SPLITS)] == list(SPLITS)
+    assert [one.category for one in grid("patchcore", dataset=name)] == ["01234"]
+
+
+def test_one_split_at_a_time(cifar):
+    says = (r"^data set 'cifar10' cannot be split into normal classes 01234, 56789 at once: each split is a data set of its "
+            r"own, name one$")
+    for ask in (lambda: load_dataset("cifar10", ["01234", "56789"]), Experiment("uniad", "cifar10", "01234+56789").data):
+        with pytest.raises(ParameterError, match=says):
+            ask()
+
+
+def test_cifar10_that_is_not_here_is_answered_with_address_place_and_check(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
+    with pytest.raises(DataError) as caught:
+        load_dataset("cifar10")
+    says = str(caught.value)
+    assert load_manifest()["cifar10"].url in says and str(tmp_path / "cifar10") in says
+    assert says.endswith("then run `adcore data verify cifar10`")
+    (tmp_path / "cifar10").mkdir()
+    with pytest.raises(DataError, match=rf"^{tmp_path}/cifar10 holds no CIFAR-10: expected .*-batches-py/data_batch_1"):
+        load_dataset("cifar10")
+
+
+def test_a_batch_that_is_not_there_is_named(cifar):
+    path = cifar / "cifar-10-batches-py/data_batch_4"
+    path.unlink()
+    with pytest.raises(DataError, match=rf"^{path} is not there"):
+        load_dataset("cifar10")
+
+
+def test_verifying_holds_each_batch_against_torchvision_s_checksum(cifar, capsys, monkeypatch):
+    folder = cifar / "cifar-10-batches-py"
+    expected = torchvision.datasets.CIFAR10.train_list[0][1]
+    found = hashlib.md5((folder / "data_batch_1").read_bytes()).hexdigest()
+    assert cli.main(["data", "verify", "cifar10"]) == 2
+    assert capsys.readouterr().err == (f"adcore: {folder}/data_batch_1 is not CIFAR-10's: expected md5 {expected}, found "
+                                       f"{found}; fetch it again from {load_manifest()['cifar10'].url}\n")
+    own = [[name, hashlib.md5((folder / name).read_bytes()).hexdigest()] for name in FILES]
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", own[:5])
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", own[5:])
+    assert cli.main(["data", "verify", "cifar10"]) == 0
+    assert capsys.readouterr().out == "cifar10: 1 categories, 50 training and 20 test images, 0 masks, all readable\n"
+    write(folder / "test_batch", batch(7))
+    with pytest.raises(DataError, match=f"^{folder}/test_batch is not CIFAR-10's"):
+        verify_dataset("cifar10")
+    (folder / "data_batch_4").unlink()
+    with pytest.raises(DataError, match=f"^{folder}/data_batch_4 is not there: fetch CIFAR-10 again from https://"):
+        verify_dataset("cifar10")
+
+
+# Digits.
+
+@pytest.mark.parametrize("normal", SPLITS)
+def test_digits_are_scikit_learn_s_with_seven_of_ten_of_each_class_to_train_on(normal):
+    data, reference = load_dataset("digits", normal), sklearn.datasets.load_digits()
+    counts = np.bincount(reference.target)
+    assert len(reference.target) == 1797
+    train = Counter(int(reference.target[number_of(s)]) for s in data.train)
+    assert train == {k: counts[k] * 7 // 10 for k in map(int, normal)}
+    normal_test = sum(counts[int(k)] - train[int(k)] for k in normal)
+    anomalous = sum(counts[k] - counts[k] * 7 // 10 for k in range(10) if str(k) not in normal)
+    assert Counter(s.label for s in data.test) == {0: normal_test, 1: min(anomalous, normal_test)}
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    for sample in (*data.train, *data.test):
+        i = number_of(sample)
+        assert sample.defect == ("good" if str(reference.target[i]) in normal else names[reference.target[i]])
+        levels = np.asarray(sample.image)
+        assert levels.shape == (8, 8, 3) and (levels.max(2) == levels.min(2)).all()
+        assert np.abs(levels[..., 0] - reference.images[i] * 255 / 16).max() <= 0.5
+    assert not {number_of(s) for s in data.train} & {number_of(s) for s in data.test}
+    assert {s.label for s in data.train} == {0} and data == load_dataset("digits", normal)
+
+
+def number_of(sample: Sample) -> int:
+    assert isinstance(sample, PackedSample)
+    return sample.index
+
+
+def test_a_digit_is_on_the_same_side_in_every_split():
+    sides = [{(s.index, part) for part, samples in (("train", data.train), ("test", data.test)) for s in samples}
+             for data in (load_dataset("digits", normal) for normal in SPLITS)]
+    assert len({index for index, part in set.union(*sides)}) == len(set.union(*sides))
+
+
+def test_digits_are_verified_and_found_in_scikit_learn(capsys):
+    assert cli.main(["data", "verify", "digits"]) == cli.main(["data", "path", "digits"]) == 0
+    summary, folder = capsys.readouterr().out.splitlines()
+    assert summary == "digits: 1 categories, 628 training and 544 test images, 0 masks, all readable"
+    assert folder == str(Path(sklearn.datasets.__file__).parent / "data") and (Path(folder) / "digits.csv.gz").is_file()
+
+
+def test_digits_without_scikit_learn_say_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("adcore.data.digits.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"^data set 'digits' is scikit-learn's: pip install scikit-learn$"):
+        load_dataset("digits")
+
+
+@pytest.mark.parametrize("rows", ["1,2,3\n", "0," * 64 + "10\n", "17," + "0," * 63 + "1\n", "0.5," + "0," * 63 + "1\n"])
+def test_a_file_of_other_numbers_is_not_digits(tmp_path, rows):
+    (tmp_path / "digits.csv.gz").write_bytes(gzip.compress(rows.encode()))
+    with pytest.raises(DataError, match=rf"^{tmp_path}/digits.csv.gz is not rows of 64 levels from 0 to 16 and a digit"):
+        load_digits(tmp_path)
+
+
+def test_digits_that_are_cut_off_are_named(tmp_path):
+    folder = digits_folder()
+    assert folder is not None
+    for raw in (cut((folder / "digits.csv.gz").read_bytes()), b"zero\n", gzip.compress(b"zero\n")):
+        (tmp_path / "digits.csv.gz").write_bytes(raw)
+        with pytest.raises(DataError, match=rf"^{tmp_path}/digits.csv.gz cannot be read as rows of numbers"):
+            load_digits(tmp_path)
+
+
+# Images packed in one file.
+
+READ: list[Path] = []
+
+
+def read_array(path: Path) -> Pack:
+    READ.append(path)
+    time.sleep(0.03)  # so that threads meet here
+    images = np.load(path)
+    return Pack(images, np.zeros(len(images), int))
+
+
+def packed(path: Path, images: np.ndarray) -> list[PackedSample]:
+    np.save(path, images)
+    return [PackedSample(path, "x", i % 2, index=i, reader=read_array) for i in range(len(images))]
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_a_file_is_read_once_and_again_when_it_has_changed(tmp_path):
+    READ.clear()
+    images = noise(40, 5, 6, 3)
+    samples = packed(tmp_path / "a.npy", images)
+    batches = torch.cat(list(read_images(samples, View((5, 6)), batch_size=4, workers=4)))
+    assert np.array_equal((batches * 255).round().byte().permute(0, 2, 3, 1).numpy(), images) and len(READ) == 1
+    packed(tmp_path / "a.npy", 255 - images)
+    os.utime(tmp_path / "a.npy", ns=(1, 1))
+    assert np.array_equal(np.asarray(samples[7].image), 255 - images[7]) and len(READ) == 2
+
+
+def test_no_more_than_eight_files_are_kept(tmp_path):
+    samples = [packed(tmp_path / f"{i}.npy", noise(1, 2, 2))[0] for i in range(9)]
+    for sample in samples:
+        _ = sample.image
+    READ.clear()
+    _ = samples[8].image, samples[1].image, samples[0].image
+    assert len(READ) == 1 and READ[0] == samples[0].path
+
+
+def test_a_grey_packed_image_has_three_equal_channels(tmp_path):
+    grey = noise(3, 4, 5)
+    image = packed(tmp_path / "g.npy", grey)[1].image
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), np.repeat(grey[1][..., None], 3, 2))
+
+
+def test_a_packed_image_that_is_not_there_is_named(tmp_path):
+    sample = packed(tmp_path / "a.npy", noise(2, 4, 5))[0]
+    for index in (2, -1):
+        with pytest.raises(DataError, match=rf"^{tmp_path}/a.npy has 2 images and none of number {index}: restore the file$"):
+            _ = replace(sample, index=index).image
+    sample.path.unlink()
+    for ask in (lambda: sample.image, lambda: open_pack(sample.path, read_array), lambda: images_digest([sample])):
+        with pytest.raises(DataError, match=rf"^{tmp_path}/a.npy is not there"):
+            ask()
+
+
+def test_packed_images_have_no_masks_and_no_file_is_read_for_them(tmp_path):
+    samples = packed(tmp_path / "a.npy", noise(2, 4, 5))
+    READ.clear()
+    assert read_masks(samples, View(4)) == [None, None] and READ == []
+
+
+def test_a_digest_changes_with_the_order_of_images_in_one_file_and_with_the_file(tmp_path):
+    samples = packed(tmp_path / "a.npy", noise(12, 4, 5))
+    first, second, *_, twelfth = samples
+    digests = [images_digest(some) for some in ([first, second], [second, first], [first], [second], [first, twelfth], samples)]
+    assert len(set(digests)) == 6 and images_digest([first, second]) == digests[0]
+    packed(tmp_path / "a.npy", noise(12, 5, 4))
+    os.utime(tmp_path / "a.npy", ns=(1, 1))
+    assert images_digest([first, second]) != digests[0]
+
+
+def test_the_digest_of_ordinary_images_is_that_of_their_files_contents_alone(tmp_path):
+    samples = []
+    for i, content in enumerate((b"one", b"two")):
+        (tmp_path / str(i)).write_bytes(content)
+        samples.append(Sample(tmp_path / str(i), "x", 0))
+    lines = "\n".join(hashlib.blake2b(content).hexdigest()[:32] for content in (b"one", b"two"))
+    assert images_digest(samples) == digest_text(lines) == hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def test_maps_are_named_after_category_folder_and_file_or_category_file_and_number():
+    assert map_name(Sample(Path("/a/nut/test/scratch/004.png"), "nut", 1)) == "nut/scratch/004.png"
+    sample = PackedSample(Path("/a/cifar-10-batches-py/test_batch"), "01234", 1, "dog", index=42, reader=read_batch)
+    assert sample.name == "test_batch/00042" and map_name(sample) == "01234/test_batch/00042"
+
+
+class Brightness:
+    """A detector of sorts: the darker, the more anomalous."""
+
+    view = View(8)
+
+    def predict(self, images: torch.Tensor) -> Prediction:
+        maps = 1 - images.mean(1)
+        return Prediction(maps.flatten(1).mean(1), maps)
+
+
+def test_many_against_many_is_measured_by_image_and_its_rows_and_maps_have_names_of_their_own():
+    data = load_dataset("digits", "02468")
+    part = Dataset("digits", data.train, (*data.test[:9], *data.test[-9:]), has_masks=False)
+    rows, maps, measures = evaluate(Brightness(), part)  # type: ignore[arg-type]
+    assert rows.image.tolist() == [f"digits.csv.gz/{s.index:05}" for s in part.test] and rows.image.is_unique
+    assert len(maps) == 12 and all(re.fullmatch(r"02468/digits\.csv\.gz/\d{5}", name) for name in maps)
+    assert {(one["category"], one["metric"]) for one in measures} == {("02468", "image_auroc"), ("02468", "image_ap")}
+
+
+# The paper's resize.
+
+def test_a_lanczos_view_is_pil_s_lanczos_resize(tmp_path):
+    image = Image.fromarray(noise(32, 32, 3))
+    seen = {how: (View(224, resample=how).image(image) * 255).round().byte().permute(1, 2, 0).numpy()
+            for how in ("bilinear", "lanczos")}
+    for how, filter_ in (("bilinear", Image.Resampling.BILINEAR), ("lanczos", Image.Resampling.LANCZOS)):
+        assert np.array_equal(seen[how], np.asarray(image.resize((224, 224), filter_)))
+    assert not np.array_equal(seen["bilinear"], seen["lanczos"])
+    mask = noise(9, 9) > 127
+    assert torch.equal(View(20, resample="lanczos").mask(mask), View(20).mask(mask))
+
+
+def test_a_view_s_name_in_cache_keys_says_lanczos_and_is_otherwise_what_it_was():
+    assert repr(View(224)) == "View(size=224, crop=None)" and repr(View((16, 24), 8)) == "View(size=(16, 24), crop=8)"
+    assert repr(View(224, resample="lanczos")) == "View(size=224, crop=None, resample='lanczos')"
+    assert View(224) == View(224, resample="bilinear") != View(224, resample="lanczos")
+    with pytest.raises(ParameterError, match=r"^unknown resample 'lancsoz' \(did you mean 'lanczos'\?\): use bilinear or lan"):
+        View(224, resample="lancsoz")
