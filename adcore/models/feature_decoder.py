@@ -18,12 +18,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adcore.errors import ParameterError, did_you_mean
+from adcore.errors import ParameterError
 from adcore.features.backbones import IMAGENET
 from adcore.models.detector import Config
 from adcore.training import resolve_device, seeded, train
@@ -50,6 +51,8 @@ class FeatureDecoderConfig(Config):
     weight_decay: float = 1e-4
     lr_drop: int = 800              # epoch from which the learning rate is a tenth
     clip_norm: float = 0.1
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"upsample": ("bilinear", "transposed")}
 
 
 def _double(channels: int, upsample: str) -> nn.Module:
@@ -81,15 +84,12 @@ class FeatureDecoder(nn.Module):
     """Features of a backbone to the picture they came from, normalised as ImageNet: (B, C, h, w) -> (B, 3, 16h, 16w).
 
     Raises:
-        ParameterError: an upsampling that is not there, or not four stages.
+        ParameterError: not four stages.
     """
 
     def __init__(self, channels: int, config: FeatureDecoderConfig | None = None) -> None:
         super().__init__()
         c = config or FeatureDecoderConfig()
-        if c.upsample not in ("bilinear", "transposed"):
-            raise ParameterError(f"unknown upsample '{c.upsample}'{did_you_mean(c.upsample, ('bilinear', 'transposed'))}: "
-                                 f"use bilinear or transposed")
         if not len(c.widths) == len(c.blocks) == len(FACTORS):
             raise ParameterError(f"widths {c.widths} and blocks {c.blocks} must have {len(FACTORS)} numbers each, one a stage")
         stages: list[nn.Module] = []
@@ -127,7 +127,7 @@ def train_decoder(features: Tensor, images: Tensor, config: FeatureDecoderConfig
     checkpoint  file from which an interrupted training goes on, and to which it saves; None keeps nothing
 
     Raises:
-        ParameterError: images and features that do not belong together, or a setting that is not there.
+        ParameterError: images and features that do not belong together.
     """
     _check(features, images)
     c = config or FeatureDecoderConfig()
