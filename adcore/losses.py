@@ -72,8 +72,3 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
     "cosine": (cosine, cosine_map),
     "cosine_printed": (cosine_printed, cosine_map),
 }
-
-
-def relative_error(original: Tensor, reconstructed: Tensor) -> Tensor:
-    """Length of the difference in units of the original's length, token by token: (B, N, C) x 2 -> (B, N)."""
-    return mse_map(original, reconstructed) / original.norm(dim=-1).clamp_min(1e-12)

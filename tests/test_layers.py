@@ -17,7 +17,7 @@ FLOORS = (
     {"data"},
     {"color", "features", "kernels", "losses", "metrics", "receptive_field", "training"},
     {"models"},
-    {"complexity", "figures", "papers", "shortcut"},
+    {"complexity", "figures", "papers"},
     {"experiments"},
     {"interact", "notebook"},
     {"doctor", "grids", "notebook_outputs", "report"},

@@ -98,6 +98,7 @@ def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
             masks = [mask.numpy() for mask in read_masks(samples, detector.view) if mask is not None]
             pixel = pixel_scores(masks, maps)
             values |= {"pixel_auroc": pixel.auroc, "pixel_ap": pixel.ap, "aupro": pixel.aupro}
+        values |= detector.diagnose(samples)
         measures += [{"category": category, "metric": metric, "value": value} for metric, value in values.items()]
         if maps is not None:
             for i in np.unique(np.linspace(0, len(samples) - 1, KEPT_MAPS).round().astype(int)):

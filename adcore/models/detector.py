@@ -119,6 +119,10 @@ class Detector(ABC):
     def predict(self, images: Tensor) -> Prediction:
         """Score images of any height and width: (B, 3, H, W) in [0, 1], maps come back at H, W."""
 
+    def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """What a method measures of itself on the test images of one category, beside the metrics; nothing by default."""
+        return {}
+
     def _checked(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ParameterError(f"images must be (B, 3, H, W) floats in [0, 1], not {images.dtype} {tuple(images.shape)}")

@@ -14,6 +14,7 @@ one of architecture.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ from adcore.data import Sample, View, read_images
 from adcore.data.transforms import Size, as_size
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, Tap, cached_features, concatenate
-from adcore.losses import LOSSES, relative_error
+from adcore.losses import LOSSES
 from adcore.models.detector import Config, Detector, Prediction
+from adcore.models.shortcut import relative_error, shortcut_measures
 from adcore.training import seeded, train
 
 STRIDE = 16  # every tap is brought to the grid of stride 16, 14x14 at 224
+DIAGNOSED = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +176,20 @@ class Reconstruction(Detector):
         before, after = (t.transpose(1, 2).unflatten(2, self.grid) for t in (tokens, self.network(tokens)))
         return before, after
 
-    @torch.no_grad()
-    def relative_error(self, images: Tensor) -> Tensor:
-        """How badly each cell is rebuilt, in units of its feature's length: (B, 3, H, W) at the view's size -> (B, h, w)."""
-        tokens = self.tokens(self._checked(images))
-        return relative_error(tokens, self.network(tokens)).unflatten(1, self.grid)
+    def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """How far the identical shortcut is taken, over at most `DIAGNOSED` defective images of a category: `error_inside`
+        their masks, `error_normal` on normal images, and for `mini` the share `copied` (see models.shortcut)."""
+        normal = [sample for sample in samples if not sample.label][:DIAGNOSED]
+        kinds: dict[str, list[Sample]] = {}
+        for sample in samples:
+            if sample.label and sample.mask_path is not None:
+                kinds.setdefault(sample.defect, []).append(sample)
+        turns = [sample for turn in itertools.zip_longest(*kinds.values()) for sample in turn if sample is not None]
+        defective = [sample for sample in turns
+                     if (mask := sample.mask) is not None and bool(self.view.mask(mask).any())][:DIAGNOSED]
+        if not defective or not normal:
+            return {}
+        table = shortcut_measures(self, defective)
+        errors = torch.cat([relative_error(*self.rebuild(images)) for images in read_images(normal, self.view)])
+        measures = {"error_inside": float(table["error"].mean()), "error_normal": float(errors.mean())}
+        return measures | ({"copied": float(table["copied"].mean())} if "copied" in table else {})

@@ -13,6 +13,6 @@ many others are made alters a pixel.
 """
 
 from adcore.data.mini.picture import CATEGORIES
-from adcore.data.mini.write import VERSION, clean_counterpart, load_mini, make
+from adcore.data.mini.write import VERSION, clean_counterpart, is_mini, load_mini, make
 
-__all__ = ["CATEGORIES", "VERSION", "clean_counterpart", "load_mini", "make"]
+__all__ = ["CATEGORIES", "VERSION", "clean_counterpart", "is_mini", "load_mini", "make"]

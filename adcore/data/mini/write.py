@@ -144,14 +144,21 @@ def _appears_whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
+def is_mini(sample: Sample) -> bool:
+    """True for a defective sample of `mini`, as `make` writes it, whose image without the defect is therefore known."""
+    home = sample.path.parent.parent.parent
+    return (sample.category in CATEGORIES and sample.defect in defects(sample.category) and sample.path.stem.isdigit()
+            and home.name == sample.category and home.parent.name == f"mini-{VERSION}")
+
+
 def clean_counterpart(sample: Sample) -> Image.Image:
     """The image of a defective sample of `mini` as it would have been without its defect; equal to it outside the mask.
 
     Raises:
         ParameterError: not a defective sample of `mini`.
     """
-    kinds = defects(sample.category) if sample.category in CATEGORIES else ()
-    if sample.defect not in kinds or not sample.path.stem.isdigit():
+    if not is_mini(sample):
         raise ParameterError(f"{sample.path} is not a defective image of mini: only those are known without their defect")
+    kinds = defects(sample.category)
     index = int(sample.path.stem) * len(kinds) + kinds.index(sample.defect)
     return Image.fromarray(without_defect(Shot(sample.category, "defective", index)))

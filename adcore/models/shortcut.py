@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adcore.data import Sample, View, read_masks
-from adcore.data.mini import clean_counterpart
+from adcore.data.mini import clean_counterpart, is_mini
 from adcore.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -41,10 +41,14 @@ def covered_cells(masks: Tensor, grid: tuple[int, int], share: float = 0.5) -> T
     return cover >= cover.flatten(1).amax(1).clamp_max(share)[:, None, None]
 
 
+def relative_error(before: Tensor, after: Tensor) -> Tensor:
+    """Reconstruction error of each cell in units of its feature's length: (B, C, h, w) x 2 -> (B, h, w)."""
+    return (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)
+
+
 def error_inside(before: Tensor, after: Tensor, cells: Tensor) -> Tensor:
     """Relative reconstruction error over an image's covered cells: (B, C, h, w) x 2, (B, h, w) -> (B,)."""
-    error = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)          # (B, h, w)
-    return _mean(error, cells)
+    return (relative_error(before, after) * cells).sum((1, 2)) / cells.sum((1, 2))
 
 
 def copied(before: Tensor, after: Tensor, clean: Tensor, cells: Tensor) -> Tensor:
@@ -58,26 +62,27 @@ def copied(before: Tensor, after: Tensor, clean: Tensor, cells: Tensor) -> Tenso
     return back.sum((1, 2, 3)) / defect.square().sum((1, 2, 3)).clamp_min(1e-12)
 
 
-def _mean(values: Tensor, cells: Tensor) -> Tensor:
-    return (values * cells).sum((1, 2)) / cells.sum((1, 2))
-
-
 def clean_images(samples: Sequence[Sample], view: View) -> Tensor:
     """Defective images of `mini` as they would be without their defects: (B, 3, H, W) in [0, 1]."""
     return torch.stack([view.image(clean_counterpart(sample)) for sample in samples])
 
 
-def shortcut_table(detectors: dict[str, Reconstruction], samples: Sequence[Sample]) -> pd.DataFrame:
-    """Both numbers for each detector and each defective sample of `mini`: columns method, category, defect, error, copied."""
-    rows = []
-    for title, detector in detectors.items():
-        images = torch.stack([detector.view.image(sample.image) for sample in samples])
-        masks = torch.stack([mask for mask in read_masks(samples, detector.view) if mask is not None])
-        cells = covered_cells(masks, detector.grid)
-        before, after = detector.rebuild(images)
+def shortcut_measures(detector: Reconstruction, samples: Sequence[Sample]) -> pd.DataFrame:
+    """Both numbers for defective samples with masks, one row each: category, defect, error, copied (NaN outside `mini`).
+
+    Raises:
+        ParameterError: a sample without a mask.
+    """
+    masks = read_masks(samples, detector.view)
+    unmasked = [sample.path for sample, mask in zip(samples, masks, strict=True) if mask is None]
+    if unmasked:
+        raise ParameterError(f"{unmasked[0]} has no mask: take defective images of a data set with masks")
+    images = torch.stack([detector.view.image(sample.image) for sample in samples])
+    cells = covered_cells(torch.stack([mask for mask in masks if mask is not None]), detector.grid).to(detector.device)
+    before, after = detector.rebuild(images)
+    columns = {"category": [sample.category for sample in samples], "defect": [sample.defect for sample in samples],
+               "error": error_inside(before, after, cells).tolist()}
+    if all(is_mini(sample) for sample in samples):
         clean, _ = detector.rebuild(clean_images(samples, detector.view))
-        measured = zip(samples, error_inside(before, after, cells), copied(before, after, clean, cells), strict=True)
-        for sample, error, share in measured:
-            rows.append({"method": title, "category": sample.category, "defect": sample.defect, "error": float(error),
-                         "copied": float(share)})
-    return pd.DataFrame(rows)
+        columns["copied"] = copied(before, after, clean, cells).tolist()
+    return pd.DataFrame(columns)
