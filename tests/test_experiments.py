@@ -24,11 +24,23 @@ from tiny import result, shared_extractor, write_tiny
 import adcore
 from adcore.data import View
 from adcore.errors import DataError, ParameterError, StoreError
-from adcore.experiments import Experiment, ResultTable, Store, comparison, grid, load_results, provenance, run, store
+from adcore.experiments import (
+    Experiment,
+    ResultTable,
+    Store,
+    comparison,
+    fitted,
+    grid,
+    load_results,
+    provenance,
+    run,
+    runner,
+    store,
+)
 from adcore.experiments.profiles import profile_settings
 from adcore.experiments.record import export_results
 from adcore.features import images_digest
-from adcore.models import METHODS, Config, Detector, PatchCore, Prediction, UniAD, patchcore
+from adcore.models import METHODS, Config, Detector, PatchCore, Prediction, UniAD, patchcore, reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +370,18 @@ def test_another_methods_code_and_the_report_leave_the_fingerprint_as_it_was(cop
     edit(copied / "models" / "patchcore.py", "starts: int = 10", "starts: int = 11")
     edit(copied / "report" / "card.py", '"not run"', '"idle"')
     assert provenance.fingerprint.__wrapped__("uniad") == before
+
+
+def test_a_fitted_detector_is_the_one_that_was_measured_and_is_fitted_once(fits, monkeypatch, tmp_path):
+    monkeypatch.setattr(reconstruction, "FeatureExtractor", shared_extractor)
+    experiment = Experiment("uniad", "tiny", "cloth", settings=tuple(sorted({
+        "image_size": 64, "hidden": 16, "epochs": 2, "neighbors": 3, "heads": 2, "ffn": 16}.items())))
+    table = run([experiment])
+    detector = fitted(experiment)
+    _, _, measures = runner.evaluate(detector, experiment.data())
+    assert [m["value"] for m in measures] == approx(list(table.frame["value"]))
+    monkeypatch.setattr(reconstruction.Reconstruction, "loss", None)      # a second training would need it
+    assert torch.equal(fitted(experiment).network.expand.weight, detector.network.expand.weight)
 
 
 # --- tables -------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@
 from adcore.experiments.comparison import Comparison, compare_values
 from adcore.experiments.experiment import Experiment, grid
 from adcore.experiments.record import on_record
-from adcore.experiments.runner import evaluate, predict_all, run
+from adcore.experiments.runner import evaluate, fitted, predict_all, run
 from adcore.experiments.store import Result, Store, load_results
 from adcore.experiments.table import ResultTable
 
-__all__ = ["Comparison", "Experiment", "Result", "ResultTable", "Store", "compare_values", "evaluate", "grid",
-           "load_results", "on_record", "predict_all", "run"]
+__all__ = ["Comparison", "Experiment", "Result", "ResultTable", "Store", "compare_values", "evaluate", "fitted",
+           "grid", "load_results", "on_record", "predict_all", "run"]

@@ -75,6 +75,20 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     return result
 
 
+def fitted(experiment: Experiment, *, out: str | Path | None = None, device: str = "auto",
+           progress: bool | None = None) -> Detector:
+    """The method of an experiment, fitted, for looking into it: `run` keeps numbers, this keeps the model.
+
+    Its last checkpoint stays in the store under the code's fingerprint, so that asking again costs no training.
+
+    Raises:
+        AdcoreError: see `run`.
+    """
+    kept = Store(out).folder(experiment) / f"fitted-{fingerprint(experiment.method)[:8]}"
+    detector = experiment.detector(resolve_device(device))
+    return detector.fit(experiment.data().train, checkpoint=kept, progress=progress)
+
+
 def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
              batch_size: int = 16) -> tuple[pd.DataFrame, dict[str, np.ndarray], list[dict[str, Any]]]:
     """Score the test images: (a row an image, a few maps, the measures of each category).
