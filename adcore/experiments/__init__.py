@@ -4,12 +4,14 @@
     >>> table.against("uniad2022.table_s2")
 """
 
-from adcore.experiments.comparison import Comparison, compare_values
+from adcore.experiments.comparison import Comparison, compare_results, compare_values
 from adcore.experiments.experiment import Experiment, grid
-from adcore.experiments.record import on_record
+from adcore.experiments.ordering import Claim, check_claims, rank_correlation
+from adcore.experiments.record import on_record, recorded
 from adcore.experiments.runner import evaluate, fitted, predict_all, run
 from adcore.experiments.store import Result, Store, load_results
 from adcore.experiments.table import ResultTable
 
-__all__ = ["Comparison", "Experiment", "Result", "ResultTable", "Store", "compare_values", "evaluate", "fitted",
-           "grid", "load_results", "on_record", "predict_all", "run"]
+__all__ = ["Claim", "Comparison", "Experiment", "Result", "ResultTable", "Store", "check_claims", "compare_results",
+           "compare_values", "evaluate", "fitted", "grid", "load_results", "on_record", "predict_all", "rank_correlation",
+           "recorded", "run"]

@@ -150,7 +150,7 @@ def compare_results(exhibit: str, table: ResultTable) -> Comparison:
         row: dict[str, Any] = {
             "row": cell["row"], "column": cell["column"], "metric": cell["metric"], "unit": cell["unit"],
             "published": cell["value"], "measured": None, "std": None, "seeds": None, "verdict": "not run", "why": ""}
-        frame = _matching(table.frame, cell["match"], cell["metric"])
+        frame = matching(table.frame, cell["match"], cell["metric"])
         if frame.empty:
             row["why"] = "no result with these settings"
         else:
@@ -168,7 +168,8 @@ def compare_results(exhibit: str, table: ResultTable) -> Comparison:
                       "paper" if set(table.frame.profile) == {"paper"} else "quick")
 
 
-def _matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.DataFrame:
+def matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.DataFrame:
+    """The rows of a tidy frame that belong to a printed cell's `match`."""
     frame = frame[frame.metric == metric]
     for name, wanted in match.items():
         if wanted == "all":

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from adcore.errors import StoreError
-from adcore.experiments.store import load_results
+from adcore.experiments.experiment import Experiment
+from adcore.experiments.profiles import method_named
+from adcore.experiments.store import Result, Store, load_results
+from adcore.experiments.table import ResultTable
 from adcore.files import write_text
 from adcore.paths import repository
 
@@ -88,10 +95,50 @@ def on_record(name: str, **only: str) -> pd.DataFrame:
     Raises:
         StoreError: there is no such record.
     """
+    return summarise(_frame(name, only))
+
+
+def recorded(name: str, **only: str) -> ResultTable:
+    """One csv of results/ as a table of results, to hold against published numbers: `recorded("uniad_ablations")`.
+
+    Such results have no scores or maps, and count as made by older code.
+
+    Raises:
+        StoreError: there is no such record.
+    """
+    frame = _frame(name, only).astype({"settings": object}).fillna({"settings": ""})
+    results = []
+    for _, part in frame.groupby(["method", "dataset", "settings", "seed", "profile", "key"], sort=False):
+        first = part.iloc[0]
+        pooled = method_named(first["method"]).pooled
+        category = "all" if pooled else first["category"]
+        experiment = Experiment(first["method"], first["dataset"], category, int(first["seed"]), first["profile"],
+                                parse_settings(first["settings"]))
+        measures = tuple({"category": row["category"], "metric": row["metric"], "value": row["value"]}
+                         for row in part.to_dict("records"))
+        origin = {column: first[column] for column in ("seconds", "peak_bytes", "device", "machine", "commit", "data",
+                                                       "weights", "finished")}
+        results.append(Result(experiment, measures, origin))
+    return ResultTable(results, Store())
+
+
+def parse_settings(text: str) -> tuple[tuple[str, Any], ...]:
+    """`name=value name=value`, as results are stored with, back to settings."""
+    settings = []
+    for part in re.split(r" (?=\w+=)", text) if text else ():
+        name, _, value = part.partition("=")
+        try:
+            settings.append((name, ast.literal_eval(value)))
+        except (ValueError, SyntaxError):
+            settings.append((name, value))
+    return tuple(settings)
+
+
+def _frame(name: str, only: Mapping[str, str]) -> pd.DataFrame:
     found = {record.name: record for record in records()}
     if name not in found:
         raise StoreError(f"results/ has no record '{name}'; it has {', '.join(found) or 'none'}")
     frame = found[name].frame
     for column, wanted in only.items():
         frame = frame[frame[column] == wanted]
-    return summarise(frame)
+    return frame

@@ -127,7 +127,7 @@ class Reconstruction(Detector):
         else:
             data = cached_features(samples, self.view, self.extractor, self.features, f"uniad grid {self.grid}",
                                    half=True, device=self.device, progress=progress)           # (n, C, h, w)
-        optimizer = torch.optim.AdamW(module.parameters(), c.lr, weight_decay=c.weight_decay)
+        optimizer = torch.optim.AdamW(module.parameters(), c.lr, weight_decay=c.weight_decay, fused=True)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, c.lr_drop)
         self.losses = train(module, loss_of, data, optimizer, scheduler, epochs=c.epochs, batch_size=c.batch_size,
                             seed=self.seed, clip_norm=c.clip_norm, amp=c.amp, checkpoint=checkpoint, progress=progress,
