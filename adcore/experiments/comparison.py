@@ -141,8 +141,11 @@ def compare_values(exhibit: str, values: Mapping[tuple[str, str], float | int | 
     return comparison
 
 
-def compare_results(exhibit: str, table: ResultTable) -> Comparison:
-    """Join measured results to an exhibit's cells by the fields in their `match`."""
+def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[str, str], float] | None = None) -> Comparison:
+    """Join measured results to an exhibit's cells by the fields in their `match`.
+
+    computed  (row, column) -> what needs no training, such as a parameter count, and is held against its cell as it is
+    """
     described = exhibits().loc[exhibit]
     why_not = _not_comparable(described, table)
     rows = []
@@ -151,15 +154,19 @@ def compare_results(exhibit: str, table: ResultTable) -> Comparison:
             "row": cell["row"], "column": cell["column"], "metric": cell["metric"], "unit": cell["unit"],
             "published": cell["value"], "measured": None, "std": None, "seeds": None, "verdict": "not run", "why": ""}
         frame = matching(table.frame, cell["match"], cell["metric"])
-        if frame.empty:
+        if (cell["row"], cell["column"]) in (computed or {}):
+            row["measured"] = (computed or {})[cell["row"], cell["column"]]
+            row["verdict"] = verdict(row["measured"], cell["value"], tolerance(cell["std"], cell["unit"], cell["text"]))
+        elif frame.empty:
             row["why"] = "no result with these settings"
         else:
             scale = 100.0 if cell["unit"] == "%" else 1.0
             per_seed = frame.groupby("seed")["value"].mean() * scale
             row |= {"measured": round(float(per_seed.mean()), 4), "seeds": len(per_seed),
                     "std": round(float(per_seed.std()), 4) if len(per_seed) > 1 else None}
-            if why_not:
-                row["why"] = why_not
+            lacking = _categories(exhibit) - set(frame.category) if cell["match"].get("category") == "all" else set()
+            if why_not or lacking:
+                row["why"] = why_not or f"the printed mean is also over {', '.join(sorted(lacking))}"
             else:
                 allowed = tolerance(cell["std"], cell["unit"], cell["text"])
                 row["verdict"] = verdict(row["measured"], cell["value"], allowed)
@@ -176,8 +183,13 @@ def matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.D
             continue  # the mean over this field, which the caller takes
         if name not in frame:
             return frame.iloc[:0]
-        frame = frame[frame[name].map(lambda value, wanted=wanted: value == wanted)]
+        frame = frame[frame[name].map(lambda value, wanted=wanted: value == wanted).astype(bool)]
     return frame
+
+
+def _categories(exhibit: str) -> set[str]:
+    """The categories that have a printed cell of their own."""
+    return {match["category"] for match in published(exhibit)["match"] if "category" in match} - {"all"}
 
 
 def _not_comparable(exhibit: Any, table: ResultTable) -> str:
@@ -189,7 +201,7 @@ def _not_comparable(exhibit: Any, table: ResultTable) -> str:
     if set(table.frame.dataset) != {needed}:
         return f"the paper's data is {needed or 'none'}, this is {', '.join(sorted(set(table.frame.dataset)))}"
     experiments = [result.experiment for result in table.results]
-    parts = {e.category for e in experiments if method_named(e.method).pooled} - {"all"}
+    parts = {e.category for e in experiments if method_named(e.method).pooled} - {"all"} - _categories(exhibit.name)
     if parts:
         return f"one model for {', '.join(sorted(parts))} alone, the paper's is for all categories"
     changed = {name for e in experiments for name, value in e.config().values().items()

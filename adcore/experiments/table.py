@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,13 +95,15 @@ class ResultTable:
         paired = frame.pivot_table(index=[*others, "category", "seed"], columns=switch, values="value").dropna()
         return float((paired[True] - paired[False]).mean())
 
-    def against(self, exhibit: str) -> Comparison:
+    def against(self, exhibit: str, computed: Mapping[tuple[str, str], float] | None = None) -> Comparison:
         """The published numbers of an exhibit beside these, with a verdict for each; recorded for the report.
+
+        computed  (row, column) -> what needs no training, such as a parameter count
 
         Raises:
             ParameterError: unknown exhibit.
         """
-        comparison = compare_results(exhibit, self)
+        comparison = compare_results(exhibit, self, computed)
         comparison.record(self.store.root)
         return comparison
 

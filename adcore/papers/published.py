@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 COLUMNS = ("row", "column", "metric", "value", "std", "unit", "match", "note")
 TEXT = "text"  # the metric of a cell that holds words
 
-Value = bool | int | float | str
+Value = bool | int | float | str | tuple[int, ...]
 
 
 def papers() -> pd.DataFrame:
@@ -98,7 +98,8 @@ def published(exhibit: str) -> pd.DataFrame:
 
 
 def parse_match(text: str) -> dict[str, Value]:
-    """`field=value;field=value` as a dict; true and false are bool, digits are numbers, the rest is text.
+    """`field=value;field=value` as a dict; true and false are bool, digits are numbers, `1,2,3` is a tuple of them, what stands
+    in single quotes is text whatever it looks like (`category='01234'`), and so is the rest.
 
     Raises:
         DataError: a part without '=', or a field given twice.
@@ -115,6 +116,10 @@ def parse_match(text: str) -> dict[str, Value]:
 def _value(text: str) -> Value:
     if text in ("true", "false"):
         return text == "true"
+    if re.fullmatch(r"'[^']+'", text):
+        return text[1:-1]
+    if re.fullmatch(r"-?\d+(,-?\d+)+", text):
+        return tuple(map(int, text.split(",")))
     if re.fullmatch(r"-?\d+", text):
         return int(text)
     return float(text) if re.fullmatch(r"-?\d+\.\d+", text) else text
