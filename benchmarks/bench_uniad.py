@@ -1,15 +1,21 @@
 """Time a UniAD training step on cached features against the same network with torch.nn.MultiheadAttention.
 
-    python benchmarks/bench_uniad.py --batch 16 --rounds 5
+    python benchmarks/bench_uniad.py --batch 8 --rounds 5
 
 The peer is what one would write first, and how the published code calls it: MultiheadAttention with a float mask, which
-returns its weights. Both networks get the same weights and must give the same output before they are timed in turns.
+returns its weights, and torch's own dropout and AdamW. Both networks get the same weights and must give the same output
+before they are timed in turns. The same step under bfloat16 autocast and under torch.compile is timed against ours as well:
+the winner is what `Reconstruction.fit` does.
+
+What a training costs is written to training_cost.csv: seconds over images and over epochs, both of which it grows with
+linearly.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +23,14 @@ import torch
 from side_by_side import RESULTS, alternate, machine, merge, row
 from torch import Tensor, nn
 
+from adcore.experiments.provenance import commit
+from adcore.files import write_text
+from adcore.kernels import Dropout
 from adcore.losses import mse
-from adcore.models.uniad import Attention, UniADConfig, UniADNetwork, jitter_features
-from adcore.training import seeded
+from adcore.models.reconstruction import jitter_features
+from adcore.models.transformer import Attention
+from adcore.models.uniad import UniADConfig, UniADNetwork
+from adcore.training import seeded, train
 
 
 class Plain(nn.Module):
@@ -49,16 +60,21 @@ def networks(config: UniADConfig, channels: int, grid: tuple[int, int]) -> tuple
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
                 setattr(module, name, Plain(child))
+            elif isinstance(child, Dropout):
+                setattr(module, name, nn.Dropout(child.p))
     return ours, plain
 
 
-def stepper(network: UniADNetwork, tokens: Tensor, config: UniADConfig) -> Callable[[], None]:
+def stepper(network: UniADNetwork, tokens: Tensor, config: UniADConfig, *, fused: bool = True, amp: bool = False,
+            compiled: bool = False) -> Callable[[], None]:
     """One training step: jitter, forward, backward, clip, AdamW."""
-    optimizer = torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay, fused=fused)
     network.train()
+    forward = torch.compile(network) if compiled else network
 
     def step() -> None:
-        loss = mse(tokens, network(jitter_features(tokens, config.jitter_scale)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            loss = mse(tokens, forward(jitter_features(tokens, config.jitter_scale)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
@@ -66,13 +82,35 @@ def stepper(network: UniADNetwork, tokens: Tensor, config: UniADConfig) -> Calla
     return step
 
 
+def training_cost(path: Path, config: UniADConfig, channels: int, grid: tuple[int, int]) -> None:
+    """Seconds of trainings over images and over epochs, as a csv, one row each."""
+    lines = ["images,epochs,seconds,seconds_an_image_pass,machine,torch,commit"]
+    for images, epochs in ((16, 1), (32, 1), (64, 1), (16, 2), (16, 4)):
+        with seeded(0):
+            network, data = UniADNetwork(channels, grid, config), torch.randn(images, channels, *grid)
+        optimizer = torch.optim.AdamW(network.parameters(), config.lr, fused=True)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, config.lr_drop)
+
+        def loss(features: Tensor, network: UniADNetwork = network) -> Tensor:
+            tokens = features.flatten(2).transpose(1, 2)
+            return mse(tokens, network(jitter_features(tokens, config.jitter_scale)))
+        start = time.perf_counter()
+        train(network, loss, data, optimizer, scheduler, epochs=epochs, batch_size=8, seed=0, clip_norm=config.clip_norm,
+              progress=False)
+        seconds = time.perf_counter() - start
+        origin = f'"{machine()}",{torch.__version__},{commit()}'
+        lines.append(f"{images},{epochs},{seconds:.2f},{seconds / images / epochs:.4f},{origin}")
+        print(lines[-1])
+    write_text(path, "\n".join(lines) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    config, grid = UniADConfig(), (14, 14)
+    config, grid, rounds = UniADConfig(), (14, 14), arguments.rounds
     ours, plain = networks(config, 272, grid)
     tokens = torch.randn(arguments.batch, 196, 272, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -80,15 +118,24 @@ def main() -> int:
     if difference > 1e-4:
         print(f"the networks differ by {difference:g}; not timed", file=sys.stderr)
         return 1
-    step, plain_step = stepper(ours, tokens, config), stepper(plain, tokens, config)
-    step(), plain_step()
-    ours_s, peer_s = alternate(step, plain_step, arguments.rounds)
-    print(f"UniAD training step, batch {arguments.batch}, {machine()}: nn.MultiheadAttention {peer_s:.2f} s, "
-          f"adcore {ours_s:.2f} s, ratio {peer_s / ours_s:.2f}, {1 / ours_s:.2f} steps a second; "
-          f"outputs equal to {difference:.0e}")
     size = f"batch {arguments.batch}, 196 tokens, 272 channels"
-    merge(arguments.out, [row("uniad.training_step", "torch nn.MultiheadAttention, eager", ours_s, peer_s, arguments.rounds,
-                              size, ["torch"])])
+    peers = {"torch nn.MultiheadAttention, eager": stepper(plain, tokens, config, fused=False),
+             "the same step in bfloat16 autocast": stepper(ours, tokens, config, amp=True),
+             "the same step under torch.compile": stepper(ours, tokens, config, compiled=True)}
+    step = stepper(ours, tokens, config)
+    step()
+    for title, peer in peers.items():
+        try:
+            peer()
+        except Exception as error:  # torch.compile needs a compiler, which not every machine has
+            print(f"{title}: not timed ({type(error).__name__})")
+            continue
+        ours_s, peer_s = alternate(step, peer, rounds)
+        print(f"UniAD training step, {size}, {machine()}: {title} {peer_s:.2f} s, adcore {ours_s:.2f} s, "
+              f"ratio {peer_s / ours_s:.2f}, {1 / ours_s:.2f} steps a second")
+        merge(arguments.out, [row("uniad.training_step", title, ours_s, peer_s, rounds, size, ["torch"])])
+    print(f"outputs equal to {difference:.0e}")
+    training_cost(arguments.out.with_name("training_cost.csv"), config, 272, grid)
     return 0
 
 

@@ -370,6 +370,14 @@ def test_a_committed_grid_names_notebooks_and_parameters_that_there_are(path):
         assert {job.path for job in jobs} == set(all_notebooks()), "the quick grid runs every notebook"
 
 
+def test_the_papers_grid_passes_snakemakes_dry_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("ADCORE_RUNS", str(tmp_path))
+    assert reproduce.reproduce("paper", cores="1", dry_run=True) == 0
+    printed = capfd.readouterr()
+    assert f"{len(load_grid('paper'))} notebook runs" in printed.out
+    assert not list(tmp_path.rglob("*.ipynb")), "a dry run runs nothing"
+
+
 def test_measure_runs_a_method_and_prints_its_numbers_by_category(tmp_path, monkeypatch, capsys):
     write_tiny(tmp_path / "toy")
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path))

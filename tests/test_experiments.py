@@ -38,7 +38,7 @@ from adcore.experiments import (
     store,
 )
 from adcore.experiments.profiles import profile_settings
-from adcore.experiments.record import export_results
+from adcore.experiments.record import export_results, records
 from adcore.features import images_digest
 from adcore.models import METHODS, Config, Detector, PatchCore, Prediction, UniAD, patchcore, reconstruction
 
@@ -266,6 +266,16 @@ def test_a_damaged_result_is_left_out_of_the_list_with_a_word(fits, capsys):
     (Store().folder(experiments[0]) / "result.json").write_text("{}")
     assert set(load_results()["category"]) == {"felt"}
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_category_of_digits_comes_back_as_it_was_stored(tmp_path):
+    made = result({("01234", "image_auroc"): 0.5}, dataset="digits", category="01234", score="mean")
+    row = {"category": "01234", "defect": "good", "label": 0, "score": 1.0, "image": "a/0"}
+    Store(tmp_path).save(made, pd.DataFrame([row]), {})
+    assert Store(tmp_path).scores(made.experiment).category.tolist() == ["01234"]
+    (tmp_path / "results").mkdir()
+    export_results(to=tmp_path / "results" / "digits.csv", out=tmp_path)
+    assert [record.frame.category.tolist() for record in records(tmp_path / "results")] == [["01234"]]
 
 
 @pytest.mark.parametrize("dies_in", ["write_text", "atomic", "write_json"])

@@ -9,12 +9,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pytest import approx
+from tiny import shared_extractor, write_tiny
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from adcore.data.mvtec import load_mvtec
 from adcore.errors import ParameterError
 from adcore.features.backbones import IMAGENET
-from adcore.models.feature_decoder import FeatureDecoder, FeatureDecoderConfig, UpBlock, render, train_decoder
+from adcore.models import UniAD, UniADConfig, reconstruction
+from adcore.models.feature_decoder import (
+    FeatureDecoder,
+    FeatureDecoderConfig,
+    UpBlock,
+    collage,
+    decoder_for,
+    render,
+    seen,
+    train_decoder,
+)
 
 SMALL = FeatureDecoderConfig(widths=(16, 16, 8, 8), blocks=(1, 2, 1, 1), epochs=2, batch_size=2, lr=1e-2, lr_drop=100)
 
@@ -169,3 +181,39 @@ def test_no_images_are_refused():
     features, images = pair()
     with pytest.raises(ParameterError, match="feature decoder: data must be"):
         train_decoder(features[:0], images[:0], SMALL)
+
+
+def test_a_collage_of_known_features_is_their_image_and_each_strange_cell_borrows_the_nearest_patch():
+    features, images = pair()
+    assert torch.equal(collage(features, features, images), images)
+    strange = features[:1].clone()
+    strange[0, :, 1, 2] = features[1, :, 0, 0] + 1e-3           # the last cell now looks like the other image's first
+    drawn = collage(strange, features, images)[0]
+    assert torch.equal(drawn[:, 16:, 32:], images[1, :, :16, :16])
+    drawn[:, 16:, 32:] = images[0, :, 16:, 32:]
+    assert torch.equal(drawn, images[0])
+
+
+def test_a_collage_tells_images_that_do_not_belong_to_their_features():
+    features, images = pair()
+    with pytest.raises(ParameterError, match="16 pixels a cell"):
+        collage(features, features, images[:, :, :16])
+
+
+def test_a_detectors_decoder_is_trained_once_for_equal_images_and_settings(monkeypatch, tmp_path):
+    monkeypatch.setattr(reconstruction, "FeatureExtractor", shared_extractor)
+    samples = list(load_mvtec(write_tiny(tmp_path / "data"), "tiny").test)
+    detector = UniAD(UniADConfig.make({**UniAD.quick, "image_size": (48, 64), "neighbors": 3}))
+    features, images = seen(detector, samples)
+    assert features.shape == (len(samples), sum(detector.extractor.channels), 3, 4) and images.shape[1:] == (3, 48, 64)
+    torch.testing.assert_close(features[:2].flatten(2).transpose(1, 2), detector.tokens(images[:2]))
+
+    first = decoder_for(detector, samples, SMALL, folder=tmp_path / "kept")
+    (kept,) = (tmp_path / "kept").iterdir()
+    written = kept.stat().st_mtime_ns
+    again = decoder_for(detector, samples, SMALL, folder=tmp_path / "kept")
+    assert kept.stat().st_mtime_ns == written and again.losses == first.losses
+    assert torch.equal(render(again, features), render(first, features))
+    decoder_for(detector, samples, replace(SMALL, widths=(16, 16, 8, 4)), folder=tmp_path / "kept")
+    decoder_for(detector, samples[1:], SMALL, folder=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 3

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from pytest import approx
@@ -239,3 +240,21 @@ def test_defects_are_outlined_on_the_input_and_the_map_unless_told_otherwise(sam
     marked = figures.reconstructions(samples, columns_of(samples), VIEW).axes[4]
     red, green, blue, _ = marked.collections[0].get_edgecolor()[0]
     assert red > 0.9 and green < 0.3 and blue < 0.3
+
+
+def test_framed_pictures_stand_in_rows_and_say_by_colour_and_by_dashes_what_is_anomalous():
+    picture = np.zeros((8, 8))
+    figure = figures.framed({"half": [(picture, "one", 0), None, (picture, "two", 1)], "all": [(picture, "three", 0)]})
+    (axes,) = figure.axes
+    frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert [(frame.get_linestyle(), to_hex(frame.get_edgecolor()).upper()) for frame in frames] == [
+        ("-", figures.COLOURS[0]), ("--", figures.COLOURS[1]), ("-", figures.COLOURS[0])]
+    assert [text.get_text() for text in axes.texts] == ["one", "two", "three"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["half", "all"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["normal", "anomalous"]
+    for frame, image, text in zip(frames, axes.images, axes.texts, strict=True):
+        left, right, bottom, top = image.get_extent()
+        assert (left, top, right, bottom) == approx(frame.get_bbox().extents), "a frame goes around its picture"
+        assert left < text.get_position()[0] < right and text.get_position()[1] < top, "y grows downwards"
+    gap, shift = frames[1].get_x() - frames[0].get_x(), frames[2].get_y() - frames[0].get_y()
+    assert gap == approx(1.5) and shift > frames[0].get_height() + 0.2, "room for the titles of the row below"

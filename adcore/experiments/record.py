@@ -65,7 +65,7 @@ def records(folder: Path | None = None) -> list[Record]:
     folder = folder or (repository() or Path.cwd()) / "results"
     found = []
     for path in sorted(folder.glob("*.csv")):
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path, dtype={"category": str})  # '01234' is no number
         data = ", ".join(dict.fromkeys(frame["dataset"]))
         found.append(Record(path.stem, f"{path.name}: {frame['key'].nunique()} experiments on {data}", frame))
     return found

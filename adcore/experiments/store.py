@@ -110,7 +110,7 @@ class Store:
 
     def scores(self, experiment: Experiment) -> pd.DataFrame:
         """Score, label, defect and path of every test image of an experiment."""
-        return pd.read_csv(self.folder(experiment) / "scores.csv")
+        return pd.read_csv(self.folder(experiment) / "scores.csv", dtype={"category": str})  # '01234' is no number
 
     def maps(self, experiment: Experiment) -> dict[str, np.ndarray]:
         """The maps kept of an experiment: 'category/defect/name' -> (H, W)."""

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adcore.data import Dataset, Sample, View, map_name
-from adcore.figures.style import HEAT, bare, outline
+from adcore.figures.style import COLOURS, HEAT, bare, outline
 
 if TYPE_CHECKING:
     from adcore.experiments import ResultTable
@@ -150,4 +150,31 @@ def side_by_side(pictures: Mapping[str, Any]) -> Figure:
             figure.colorbar(drawn, ax=axes, shrink=0.85)
         axes.set_title(title)
         bare(axes)
+    return figure
+
+
+def framed(rows: Mapping[str, Sequence[tuple[Any, str, int] | None]]) -> Figure:
+    """Rows of pictures in frames: blue and drawn through around what is normal, orange and dashed around what is anomalous.
+
+    rows  label of the row -> (picture, title, 0 or 1 for anomalous) of each; None leaves half a place empty
+    """
+    width, step = max(sum(1.0 if item else 0.5 for item in items) for items in rows.values()), 1.28
+    figure, axes = plt.subplots(figsize=(0.8 * width + 1, 0.8 * step * len(rows) + 0.35))
+    for y, items in zip(np.arange(len(rows)) * step, rows.values(), strict=True):
+        x = 0.0
+        for item in items:
+            if item:
+                picture, title, label = item
+                axes.imshow(np.asarray(picture), extent=(x + 0.07, x + 0.93, y + 1.18, y + 0.32), cmap="gray")
+                axes.add_patch(plt.Rectangle((x + 0.07, y + 0.32), 0.86, 0.86, fill=False, edgecolor=COLOURS[label],
+                                             linewidth=2, linestyle="--" if label else "-"))
+                axes.text(x + 0.5, y + 0.26, title, ha="center", va="bottom", fontsize=7.5)
+            x += 1.0 if item else 0.5
+    bare(axes)
+    axes.set(xlim=(0, width), ylim=(len(rows) * step, 0), aspect="equal")
+    axes.set_yticks(np.arange(len(rows)) * step + 0.75, list(rows), fontsize=9, fontweight="bold")
+    axes.tick_params(length=0)
+    keys = [plt.Rectangle((0, 0), 1, 1, fill=False, edgecolor=COLOURS[label], linewidth=2, linestyle="--" if label else "-",
+                          label=name) for label, name in enumerate(("normal", "anomalous"))]
+    figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False)
     return figure

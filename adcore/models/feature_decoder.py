@@ -6,6 +6,9 @@ You et al., "A Unified Model for Multi-class Anomaly Detection", NeurIPS 2022, s
 
 For pictures only. It is trained on test images, anomalous ones included, so nothing that is measured may come from it.
 
+`collage` draws the same features without any training, by patches of images it knows: sharper where a decoder has had
+little time to learn, and cut along the cells.
+
 Where the text and the published code differ, and where both are silent:
 - The text upsamples by transposed convolution, the published code bilinearly: `upsample` chooses, bilinear is the default.
 - The transposed convolution's kernel is nowhere stated: 2x2 at stride 2, whose steps do not overlap into a chequerboard.
@@ -16,18 +19,26 @@ Where the text and the published code differ, and where both are silent:
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adcore.data import Sample, read_images
 from adcore.errors import ParameterError
+from adcore.features import images_digest
 from adcore.features.backbones import IMAGENET
+from adcore.files import digest_text
 from adcore.models.detector import Config
 from adcore.training import resolve_device, seeded, train
+
+if TYPE_CHECKING:
+    from adcore.models.reconstruction import Reconstruction
 
 STRIDE = 16                  # pixels a token
 FACTORS = (1, 2, 2, 1)       # how many times larger each stage makes its map; two more doublings follow in the head
@@ -147,6 +158,27 @@ def train_decoder(features: Tensor, images: Tensor, config: FeatureDecoderConfig
     return decoder
 
 
+@torch.no_grad()
+def seen(detector: Reconstruction, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """What a detector's backbone sees of images, and the images, both on the CPU: (n, C, h, w) and (n, 3, H, W) in [0, 1]."""
+    pairs = [(detector.features(detector.extractor(images.to(detector.device))).cpu(), images)
+             for images in read_images(samples, detector.view)]
+    features, images = zip(*pairs, strict=True)
+    return torch.cat(features), torch.cat(images)
+
+
+def decoder_for(detector: Reconstruction, samples: Sequence[Sample], config: FeatureDecoderConfig | None = None, *,
+                folder: Path, seed: int = 0, progress: bool | None = None) -> FeatureDecoder:
+    """The decoder of a detector's features, trained on samples, the paper's being one category's test images.
+
+    Its last checkpoint stays in `folder`, named by what determines it, so that asking again costs no training.
+    """
+    c = config or FeatureDecoderConfig()
+    key = digest_text(json.dumps([c.values(), seed, repr(detector.view), detector.extractor.key, images_digest(samples)]))
+    features, images = seen(detector, samples)
+    return train_decoder(features, images, c, seed=seed, device=detector.device, progress=progress, checkpoint=folder / key)
+
+
 def _check(features: Tensor, images: Tensor) -> None:
     n, (h, w) = len(features), features.shape[-2:]
     wanted = (n, 3, STRIDE * h, STRIDE * w)
@@ -165,3 +197,21 @@ def render(decoder: FeatureDecoder, features: Tensor) -> Tensor:
     mean, std = _normaliser(device)
     pictures = decoder.eval()(features.to(device).float())
     return (pictures * std + mean).clamp(0, 1).cpu()
+
+
+def collage(features: Tensor, known: Tensor, images: Tensor) -> Tensor:
+    """Features drawn without training: each cell becomes the patch of pixels whose own feature is nearest.
+
+    features  what to draw, (B, C, h, w)
+    known     features of images that may lend a patch, (n, C, h, w)
+    images    those images, (n, 3, 16h, 16w)
+
+    Returns (B, 3, 16h, 16w). With an anomalous image among those known, its defect is drawn wherever the features have it.
+    """
+    _check(known, images)
+    cells = known.flatten(2).transpose(1, 2).flatten(0, 1).float()                              # (n * N, C)
+    patches = F.unfold(images, STRIDE, stride=STRIDE).transpose(1, 2).flatten(0, 1)             # (n * N, 3 * 16 * 16)
+    nearest = [torch.cdist(one.flatten(1).T.float(), cells).argmin(1) for one in features]      # (N,) each
+    drawn = patches[torch.stack(nearest)].transpose(1, 2)                                       # (B, 3 * 16 * 16, N)
+    h, w = features.shape[-2:]
+    return F.fold(drawn, (STRIDE * h, STRIDE * w), STRIDE, stride=STRIDE)
