@@ -49,6 +49,14 @@ def test_a_gain_is_paired_by_seed_and_counts_as_noise_below_its_spread():
     assert words({"1 query": [0.600], "1 query + NMA": [0.606]}, "1 query + NMA", "1 query")[0] == "agrees"
 
 
+def test_where_the_printed_cells_are_equal_there_is_no_order_to_agree_with():
+    query = [result({("all", "pixel_auroc"): value}, query="layerwise", nma=nma, jitter=False)
+             for value, nma in ((0.6, False), (0.9, True))]
+    (row,) = check_claims(S2, [Claim("NMA helps", "layer-wise query + NMA", "layer-wise query")],
+                          ResultTable(query, Store()), ["pixel_auroc"]).to_dict("records")
+    assert (row["published"], row["measured"], row["word"]) == (0.0, 30.0, "printed equal")
+
+
 def test_only_seeds_that_both_have_are_compared_and_what_has_none_is_not_run():
     values = {"1 query": [0.6], "1 query + NMA": [0.7, 0.1]}
     assert words(values, "1 query + NMA", "1 query")[:2] == ("agrees", 10.0)

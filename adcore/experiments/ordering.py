@@ -37,7 +37,8 @@ def check_claims(exhibit: str, claims: Sequence[Claim], table: ResultTable,
     """A row for each claim and metric: published gain, measured gain (mean and std over seeds, in points) and a word.
 
     word  'agrees' or 'disagrees' with the sign of the published gain; 'within noise' when the measured gain is smaller than
-          its standard deviation over seeds, or, with one seed, than half a point; 'not run'
+          its standard deviation over seeds, or, with one seed, than half a point; 'printed equal' when the published cells
+          are, and there is no sign to agree with; 'not run'
 
     Raises:
         ParameterError: a cell that the exhibit does not have.
@@ -52,7 +53,7 @@ def check_claims(exhibit: str, claims: Sequence[Claim], table: ResultTable,
             if len(gain):
                 spread = float(gain.std()) if len(gain) > 1 else 0.5
                 row |= {"measured": round(float(gain.mean()), 1), "std": round(spread, 1) if len(gain) > 1 else None,
-                        "word": "within noise" if abs(gain.mean()) < spread else
+                        "word": "printed equal" if value == other else "within noise" if abs(gain.mean()) < spread else
                         "agrees" if (gain.mean() > 0) == (value > other) else "disagrees"}
             rows.append(row)
     return pd.DataFrame(rows)
