@@ -33,8 +33,10 @@ def linear_weights(module: nn.Module) -> int:
 
 def flops(module: nn.Module, *inputs: Tensor) -> int:
     """Operations of one forward pass as torch counts them: two for each multiply-add of convolutions and products."""
+    # Detached parameters: torch's counter trips over views of parameters that would need gradients.
+    values = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+        torch.func.functional_call(module, values, inputs)
     return int(counter.get_total_flops())
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 from pytest import approx
 from torch import nn
 
 from adcore.complexity import flops, linear_weights, padim_parameters, parameters, uniad_cost
+from adcore.models.baselines import CNNConfig, CNNNetwork, MLPConfig, MLPNetwork, TransformerConfig
+from adcore.models.transformer import Attention
 from adcore.models.uniad import UniADConfig, UniADNetwork
 from adcore.papers import published
 
@@ -71,3 +74,14 @@ def test_padim_learns_a_mean_and_a_covariance_at_each_of_56_x_56_positions():
     assert padim_parameters() == 950_364_800
     assert padim_parameters(2, 3, 5) == 3 * 5 * (2 + 4)
     assert round(padim_parameters() / 1e6, 2) == printed("Learnable Params(M)", "PaDiM")
+
+
+@pytest.mark.parametrize(("network", "config"), [(MLPNetwork, MLPConfig), (CNNNetwork, CNNConfig),
+                                                 (UniADNetwork, TransformerConfig)], ids=["mlp", "cnn", "transformer"])
+def test_the_baselines_operations_follow_from_their_weights_and_positions(network, config):
+    baseline = network(CHANNELS, (14, 14), config()).eval()
+    # Every weight of a linear or convolutional map meets every cell: strides are 1, and torch counts padding as cells.
+    weights = sum(p.numel() for name, p in baseline.named_parameters() if p.ndim > 1 and name.split(".")[0] not in (
+        "query", "position"))
+    attentions = sum(isinstance(module, Attention) for module in baseline.modules())
+    assert flops(baseline, torch.randn(1, TOKENS, CHANNELS)) == 2 * (TOKENS * weights + attentions * 2 * TOKENS**2 * D)
