@@ -38,7 +38,7 @@ from adcore.experiments import Experiment, grid
 from adcore.experiments.runner import evaluate
 from adcore.features import images_digest
 from adcore.files import digest_text
-from adcore.models import Prediction
+from adcore.models import Detector, Prediction
 
 pytestmark = pytest.mark.usefixtures("nothing_here")
 
@@ -485,10 +485,13 @@ def test_maps_are_named_after_category_folder_and_file_or_category_file_and_numb
     assert sample.name == "test_batch/00042" and map_name(sample) == "01234/test_batch/00042"
 
 
-class Brightness:
-    """A detector of sorts: the darker, the more anomalous."""
+class Brightness(Detector):
+    """The darker, the more anomalous."""
 
     view = View(8)
+
+    def fit(self, samples, *, checkpoint=None, progress=None):
+        return self
 
     def predict(self, images: torch.Tensor) -> Prediction:
         maps = 1 - images.mean(1)
@@ -498,7 +501,7 @@ class Brightness:
 def test_many_against_many_is_measured_by_image_and_its_rows_and_maps_have_names_of_their_own():
     data = load_dataset("digits", "02468")
     part = Dataset("digits", data.train, (*data.test[:9], *data.test[-9:]), has_masks=False)
-    rows, maps, measures = evaluate(Brightness(), part)  # type: ignore[arg-type]
+    rows, maps, measures = evaluate(Brightness(object()), part)
     assert rows.image.tolist() == [f"digits.csv.gz/{s.index:05}" for s in part.test] and rows.image.is_unique
     assert len(maps) == 12 and all(re.fullmatch(r"02468/digits\.csv\.gz/\d{5}", name) for name in maps)
     assert {(one["category"], one["metric"]) for one in measures} == {("02468", "image_auroc"), ("02468", "image_ap")}
