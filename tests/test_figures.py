@@ -258,3 +258,13 @@ def test_framed_pictures_stand_in_rows_and_say_by_colour_and_by_dashes_what_is_a
         assert left < text.get_position()[0] < right and text.get_position()[1] < top, "y grows downwards"
     gap, shift = frames[1].get_x() - frames[0].get_x(), frames[2].get_y() - frames[0].get_y()
     assert gap == approx(1.5) and shift > frames[0].get_height() + 0.2, "room for the titles of the row below"
+
+
+def test_labelled_points_lie_where_their_numbers_are_with_their_names_and_the_marked_one_looks_different():
+    figure = figures.labelled_points({"US": (9.55, 60.3), "ours": (7.48, 6.46)}, "parameters", "FLOPs", marked=["ours"])
+    (axes,) = figure.axes
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines] == [(9.55, 60.3), (7.48, 6.46)]
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [("US", (9.55, 60.3)), ("ours", (7.48, 6.46))]
+    assert axes.lines[0].get_marker() != axes.lines[1].get_marker()
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    plt.close(figure)

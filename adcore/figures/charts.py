@@ -108,3 +108,17 @@ def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def labelled_points(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str, marked: Sequence[str] = ()) -> Figure:
+    """Named (x, y) points on logarithmic axes, each with its name beside it; the marked ones stand out."""
+    figure, axes = plt.subplots(figsize=(5.6, 3.4))
+    for name, (x, y) in points.items():
+        which = name in marked
+        axes.plot(x, y, marker=MARKERS[1 if which else 0], color=COLOURS[1 if which else 0], markersize=7 if which else 5,
+                  linestyle="none")
+        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8,
+                      fontweight="bold" if which else "normal")
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
+    axes.margins(0.15)
+    return figure
