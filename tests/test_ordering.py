@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 from pytest import approx
 from tiny import result
@@ -13,6 +14,7 @@ from adcore.experiments import Claim, ResultTable, Store, check_claims, compare_
 from adcore.experiments import record as record_module
 from adcore.experiments.record import parse_settings
 from adcore.papers import published
+from adcore.report.charts import record_chart
 
 S2 = "uniad2022.table_s2"
 ROWS = {"w/o query": ("none", False, False), "1 query": ("one", False, False), "1 query + NMA": ("one", True, False),
@@ -116,3 +118,16 @@ def test_settings_are_read_back_as_the_types_they_had():
     assert dict(parse_settings(text)) == {"backbone": "efficientnet_lite0", "dropout": 0.0, "epochs": 40, "nma": False,
                                           "taps": (1, "layer2", 3), "crop": None, "wiring": "a"}
     assert parse_settings("") == ()
+
+
+def test_a_record_of_many_variants_states_what_they_share_once_and_draws_no_forest_of_bars():
+    rows = [{"method": "uniad", "dataset": "mtd", "category": "tile", "profile": "paper", "metric": "image_auroc", "value": 0.5,
+             "settings": f"epochs=40 taps=(1, 2) wiring={wiring}", "seed": 0, "seconds": 1.0, "peak_bytes": 1e9,
+             "machine": "m", "commit": "c", "key": wiring} for wiring in "abcdefghijklm"]
+    frame = pd.DataFrame(rows)
+    html = record_module.Record("rows", "about", frame).html
+    assert html.count("epochs=40") == html.count("taps=(1, 2)") == 1 and "all with epochs=40 taps=(1, 2)" in html
+    assert all(f"wiring={wiring}<" in html for wiring in "abcdefghijklm")
+    assert record_chart(frame) is None and record_chart(frame.head(3)) is not None
+    single = record_module.Record("row", "about", frame.head(1)).html
+    assert "epochs=40 taps=(1, 2) wiring=a" in single and "all with" not in single

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,15 @@ class Record:
 
     @property
     def html(self) -> str:
-        """Mean and standard deviation over seeds, with the provenance of each row."""
-        return summarise(self.frame).to_html(index=False, border=0, na_rep="")
+        """Mean and standard deviation over seeds, with the provenance of each row. Settings that all rows share stand once
+        below the table."""
+        table = summarise(self.frame)
+        parts = [re.split(r" (?=\w+=)", text) for text in table["settings"]]
+        shared = [part for part in parts[0] if all(part in other for other in parts)] if len(parts) > 1 else []
+        table["settings"] = [" ".join(part for part in own if part not in shared) for own in parts]
+        table.insert(3, "settings", table.pop("settings"))  # beside what they tell apart
+        note = f"<p><small>all with {escape(' '.join(shared))}</small></p>" if shared else ""
+        return str(table.to_html(index=False, border=0, na_rep="")) + note
 
 
 def records(folder: Path | None = None) -> list[Record]:

@@ -23,9 +23,15 @@ def as_data(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def record_chart(frame: pd.DataFrame) -> str:
-    """Bars: image AUROC, pixel AUROC and AUPRO of each method and category, the mean over seeds with one deviation."""
+LEGIBLE = 12  # groups of bars
+
+
+def record_chart(frame: pd.DataFrame) -> str | None:
+    """Bars: image AUROC, pixel AUROC and AUPRO of each method and category, the mean over seeds with one deviation; None
+    where there are too many to read, and the table says it better."""
     table = summarise(frame)
+    if len(table) > LEGIBLE:
+        return None
     labels = [f"{row['method']}\n{row['category'].replace('_', ' ')}" for _, row in table.iterrows()]
     with matplotlib.rc_context():
         use_style()
