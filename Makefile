@@ -26,7 +26,7 @@ reproduce: setup  ## run every notebook (GRID=quick), write report/index.html
 
 test: setup lint  ## unit tests, then nbval on every notebook
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
-	ADCORE_PROGRESS=0 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+	OMP_NUM_THREADS=1 ADCORE_PROGRESS=0 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check
