@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytest's workers are what runs in parallel
+if TYPE_CHECKING:
+    from adcore.data import Dataset
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytest's workers are what runs in parallel
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +33,21 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
         monkeypatch.delenv(variable, raising=False)
     for variable in ("XDG_DATA_HOME", "TORCH_HOME"):
         monkeypatch.setenv(variable, str(tmp_path_factory.mktemp("nothing")))
+
+
+@pytest.fixture
+def one_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reconstructions share a backbone: it is frozen, and building one takes longer than most tests."""
+    from tiny import shared_extractor
+
+    from adcore.models import reconstruction
+    monkeypatch.setattr(reconstruction, "FeatureExtractor", shared_extractor)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """One category of `tiny.write_tiny` as a data set."""
+    from tiny import write_tiny
+
+    from adcore.data.mvtec import load_mvtec
+    return load_mvtec(write_tiny(tmp_path_factory.mktemp("tiny")), "tiny")

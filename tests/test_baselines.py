@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import shared_extractor, write_tiny
 from torch import nn
 
-from adcore.data.mvtec import load_mvtec
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor
 from adcore.models import CNN, METHODS, MLP, Transformer, UniAD, UniADConfig, reconstruction
@@ -16,22 +14,14 @@ from adcore.models.transformer import Attention, VanillaDecoderLayer
 from adcore.models.uniad import UniADNetwork
 from adcore.training import seeded
 
+pytestmark = pytest.mark.usefixtures("one_backbone")
+
 SMALL = {"backbone": "efficientnet_lite0", "taps": (2, 4), "image_size": 64, "hidden": 32, "epochs": 2, "batch_size": 4,
          "lr": 1e-3, "lr_drop": 2}
 LAYERS = {"ffn": 48, "encoder_layers": 1, "decoder_layers": 2}
 EXTRA = {MLP: LAYERS, CNN: {"blocks": (1, 1, 1, 1)}, Transformer: {**LAYERS, "heads": 4, "neighbors": 3},
          UniAD: {**LAYERS, "heads": 4, "neighbors": 3}}
 each = pytest.mark.parametrize("method", EXTRA, ids=lambda method: method.name)
-
-
-@pytest.fixture(autouse=True)
-def _one_backbone(monkeypatch):
-    monkeypatch.setattr(reconstruction, "FeatureExtractor", shared_extractor)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return load_mvtec(write_tiny(tmp_path_factory.mktemp("tiny")), "tiny")
 
 
 def detector(method, seed: int = 0, **changes):

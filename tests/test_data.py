@@ -293,3 +293,22 @@ def test_masks_are_read_in_the_samples_order(toy):
     masks = read_masks(data.test, View((10, 15)))
     assert [mask is not None and bool(mask.any()) for mask in masks] == [s.label == 1 for s in data.test]
     assert all(mask is not None and mask.shape == (10, 15) for mask in masks)
+
+
+def test_a_lanczos_view_is_pil_s_lanczos_resize(tmp_path):
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    seen = {how: (View(224, resample=how).image(image) * 255).round().byte().permute(1, 2, 0).numpy()
+            for how in ("bilinear", "lanczos")}
+    for how, filter_ in (("bilinear", Image.Resampling.BILINEAR), ("lanczos", Image.Resampling.LANCZOS)):
+        assert np.array_equal(seen[how], np.asarray(image.resize((224, 224), filter_)))
+    assert not np.array_equal(seen["bilinear"], seen["lanczos"])
+    mask = np.random.default_rng(2).random((9, 9)) > 0.5
+    assert torch.equal(View(20, resample="lanczos").mask(mask), View(20).mask(mask))
+
+
+def test_a_view_s_name_in_cache_keys_says_lanczos_and_is_otherwise_what_it_was():
+    assert repr(View(224)) == "View(size=224, crop=None)" and repr(View((16, 24), 8)) == "View(size=(16, 24), crop=8)"
+    assert repr(View(224, resample="lanczos")) == "View(size=224, crop=None, resample='lanczos')"
+    assert View(224) == View(224, resample="bilinear") != View(224, resample="lanczos")
+    with pytest.raises(ParameterError, match=r"^unknown resample 'lancsoz' \(did you mean 'lanczos'\?\): use bilinear or lan"):
+        View(224, resample="lancsoz")

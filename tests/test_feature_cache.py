@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import on_meta
 from torch import Tensor
 
 from adcore.data import Sample, View
 from adcore.errors import DataError
 from adcore.features import FeatureExtractor, cached_features, concatenate
 from adcore.features.cache import describe_cache
-
-
-def on_meta(backbone: str, taps: tuple[int | str, ...]) -> FeatureExtractor:
-    """Shapes alone, without numbers: a second instead of ten for the large networks."""
-    with torch.device("meta"):
-        return FeatureExtractor(backbone, taps, "random")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from tiny import on_meta
 from torch import Tensor, nn
 
 from adcore.data import View
@@ -44,12 +45,6 @@ TABLE_2 = {"resnet50": (("layer1.2.relu_2", "layer2.3.relu_2", "layer3.5.relu_2"
            "efficientnet_b5": (("features.2.4.add", "features.3.4.add", "features.5.6.add", "features.6.8.add"),
                                (40, 64, 176, 304), (4, 8, 16, 32))}
 TABLE_2["wide_resnet50_2"] = TABLE_2["resnet50"]
-
-
-def on_meta(backbone: str, taps: tuple[int | str, ...]) -> FeatureExtractor:
-    """Shapes alone, without numbers: a second instead of ten for the large networks."""
-    with torch.device("meta"):
-        return FeatureExtractor(backbone, taps, "random")
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from pytest import approx
-from tiny import shared_extractor, write_tiny
+from tiny import write_tiny
 from torch import nn
 
 from adcore.data import load_dataset
 from adcore.data.mini import clean_counterpart, is_mini
 from adcore.data.mvtec import load_mvtec
 from adcore.errors import ParameterError
-from adcore.models import UniAD, UniADConfig, reconstruction
+from adcore.models import UniAD, UniADConfig
 from adcore.models.shortcut import clean_images, copied, covered_cells, error_inside, relative_error, shortcut_measures
 
 
@@ -92,14 +92,13 @@ class Answer(nn.Module):
         return tokens if self.answer is None else self.answer
 
 
-def small(monkeypatch):
-    monkeypatch.setattr(reconstruction, "FeatureExtractor", shared_extractor)
+def small():
     return UniAD(UniADConfig(backbone="efficientnet_lite0", taps=(2, 4), image_size=64, hidden=16, heads=2, ffn=16,
                              encoder_layers=1, decoder_layers=1, neighbors=3))
 
 
-def test_a_detector_that_copies_is_diagnosed_as_one_and_so_is_one_that_repairs(gears, monkeypatch):
-    detector = small(monkeypatch)
+def test_a_detector_that_copies_is_diagnosed_as_one_and_so_is_one_that_repairs(gears, one_backbone):
+    detector = small()
     detector.network = Answer()
     table = shortcut_measures(detector, gears)
     assert table["error"].max() == 0 and table["copied"].tolist() == approx([1] * 4)
@@ -108,8 +107,8 @@ def test_a_detector_that_copies_is_diagnosed_as_one_and_so_is_one_that_repairs(g
     assert table["error"].min() > 0 and table["copied"].tolist() == approx([0] * 4, abs=1e-5)
 
 
-def test_a_diagnosis_needs_masks_and_outside_mini_it_has_no_share_copied(monkeypatch, tmp_path):
-    detector, tiny = small(monkeypatch), load_mvtec(write_tiny(tmp_path), "tiny")
+def test_a_diagnosis_needs_masks_and_outside_mini_it_has_no_share_copied(one_backbone, tiny):
+    detector = small()
     measures = detector.diagnose(list(tiny.test))
     assert set(measures) == {"error_inside", "error_normal"} and all(value > 0 for value in measures.values())
     defective = [sample for sample in tiny.test if sample.label]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from adcore.experiments import Experiment, Result
@@ -16,6 +17,12 @@ from adcore.features import FeatureExtractor
 
 # Building a backbone takes longer than most tests. It is frozen, so all detectors of a test run may share one.
 shared_extractor = functools.lru_cache(FeatureExtractor)
+
+
+def on_meta(backbone: str, taps: tuple[int | str, ...]) -> FeatureExtractor:
+    """Shapes alone, without numbers: a second instead of ten for the large networks."""
+    with torch.device("meta"):
+        return FeatureExtractor(backbone, taps, "random")
 
 
 def texture(rng: np.random.Generator, side: int) -> np.ndarray:
