@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,11 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
+from PIL import Image
 from pytest import approx
 from tiny import write_tiny
 
 from adcore import figures
-from adcore.data import Sample, View
+from adcore.data import Dataset, Sample, View
 from adcore.errors import ParameterError
 
 WIRINGS = {"a": (("Q", "E"), ("R", "P")), "b": (("Q", "P"), ("R", "E")), "c": (("Q", "E"), ("P", "R")),
@@ -258,6 +260,42 @@ def test_framed_pictures_stand_in_rows_and_say_by_colour_and_by_dashes_what_is_a
         assert left < text.get_position()[0] < right and text.get_position()[1] < top, "y grows downwards"
     gap, shift = frames[1].get_x() - frames[0].get_x(), frames[2].get_y() - frames[0].get_y()
     assert gap == approx(1.5) and shift > frames[0].get_height() + 0.2, "room for the titles of the row below"
+
+
+def painted(root: Path, masked: dict[str, list[range]]) -> Dataset:
+    """One category on disk: kind of defect -> the masked pixels of each of its images, 64 x 64, counted row by row."""
+    made = []
+    for kind, images in masked.items():
+        for i, where in enumerate(images):
+            for name, pixels in ((f"{kind}{i}.png", np.zeros(4096)), (f"{kind}{i}_mask.png", np.isin(range(4096), where))):
+                Image.fromarray((pixels.reshape(64, 64) * 255).astype(np.uint8)).save(root / name)
+            made.append(Sample(root / f"{kind}{i}.png", "cloth", int(kind != "good"), kind,
+                               root / f"{kind}{i}_mask.png" if where else None))
+    return Dataset("tiny", (), tuple(made))
+
+
+def test_the_largest_defects_are_one_a_kind_and_come_in_the_order_of_their_size(tmp_path):
+    dataset = painted(tmp_path, {"good": [range(0)], "dent": [range(100), range(300), range(200)],
+                                 "dust": [range(250), range(240)], "pit": [range(40), range(64)], "torn": [range(0)]})
+    assert [sample.path.stem for sample in figures.largest_defects(dataset, View(64), 2)] == ["dent1", "dust0"]
+    assert [sample.path.stem for sample in figures.largest_defects(dataset, View(64), 9)] == ["dent1", "dust0", "pit1"]
+    both = dataset + Dataset("", (), tuple(replace(sample, category="felt") for sample in dataset.test))
+    found = figures.largest_defects(both, View(64), 1)
+    assert [(sample.category, sample.path.stem) for sample in found] == [("cloth", "dent1"), ("felt", "dent1")]
+    # What counts is what the view shows: the middle 32 x 32 begin at row 16, below the first 1024 pixels.
+    far = painted(tmp_path, {"dent": [range(1000)], "dust": [range(2048, 2148)]})
+    assert [sample.path.stem for sample in figures.largest_defects(far, View(64, crop=32), 1)] == ["dust0"]
+
+
+def test_an_overlay_is_half_the_image_and_half_the_heat_colours_from_the_maps_minimum_to_its_maximum():
+    image, errors = np.random.default_rng(0).random((3, 2, 3)), np.array([[2.0, 3.0, 4.0], [6.0, 2.0, 10.0]])
+    drawn = figures.overlay(image, errors)
+    assert drawn.shape == (3, 2, 3)
+    for y, x in np.ndindex(2, 3):
+        heat = plt.get_cmap(figures.HEAT)((errors[y, x] - 2) / 8)
+        assert drawn[:, y, x] == approx([(channel + colour) / 2 for channel, colour in zip(image[:, y, x], heat, strict=False)])
+    assert figures.overlay(image, np.full((2, 3), 7.0)) == approx(figures.overlay(image, errors)[:, 0, 0, None, None]
+                                                                  + (image - image[:, :1, :1]) / 2), "no error stands out"
 
 
 def test_labelled_points_lie_where_their_numbers_are_with_their_names_and_the_marked_one_looks_different():

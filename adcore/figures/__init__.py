@@ -1,10 +1,19 @@
 """Figures that the notebooks and the report share: one look, one colour scale for what is compared, readable in grey."""
 
 from adcore.figures.charts import grouped_bars, labelled_points, line_chart, receptive_fields, score_histograms, visible_keys
-from adcore.figures.pictures import contact_sheet, framed, heat_maps, reconstructions, side_by_side, stored_maps
+from adcore.figures.pictures import (
+    contact_sheet,
+    framed,
+    heat_maps,
+    largest_defects,
+    overlay,
+    reconstructions,
+    side_by_side,
+    stored_maps,
+)
 from adcore.figures.style import COLOURS, HATCHES, HEAT, LINES, MARKERS, bare, outline, record, show, use_style
 from adcore.figures.wiring import wiring_diagrams
 
 __all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "bare", "contact_sheet", "framed", "grouped_bars", "heat_maps",
-           "labelled_points", "line_chart", "outline", "receptive_fields", "reconstructions", "record", "score_histograms",
-           "show", "side_by_side", "stored_maps", "use_style", "visible_keys", "wiring_diagrams"]
+           "labelled_points", "largest_defects", "line_chart", "outline", "overlay", "receptive_fields", "reconstructions",
+           "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style", "visible_keys", "wiring_diagrams"]

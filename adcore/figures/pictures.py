@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -120,6 +121,32 @@ def reconstructions(samples: Sequence[Sample], pictures: Mapping[str, Sequence[A
     for axes in grid.flat:
         bare(axes)
     return figure
+
+
+def largest_defects(dataset: Dataset, view: View, kinds: int) -> list[Sample]:
+    """Test images that show much of a defect: of each category the largest of each kind, the largest `kinds` of them, first
+    the one with most pixels under its mask. Images without a mask are passed over."""
+    chosen: list[Sample] = []
+    for category in dataset.categories:
+        largest: dict[str, tuple[int, Sample]] = {}
+        for sample in dataset.test:
+            if sample.category == category and sample.label and (mask := sample.mask) is not None:
+                area = int(view.mask(mask).sum())
+                if area >= largest.get(sample.defect, (0, sample))[0]:
+                    largest[sample.defect] = area, sample
+        ranked = sorted(largest.values(), key=lambda pair: -pair[0])
+        chosen += [sample for _, sample in ranked[:kinds]]
+    return chosen
+
+
+def overlay(image: Any, errors: Any) -> np.ndarray:
+    """An anomaly map in the heat colours, from its minimum to its maximum, blended half and half with its image, as the
+    assistant's pictures of uniad2022: (3, H, W) in [0, 1], (H, W) -> (3, H, W)."""
+    errors = np.asarray(errors)
+    low, high = errors.min(), errors.max()
+    shares = (errors - low) / (high - low) if high > low else np.zeros_like(errors)
+    heat = colormaps[HEAT](shares)[..., :3]                                             # (H, W, 3), without transparency
+    return 0.5 * np.asarray(image) + 0.5 * heat.transpose(2, 0, 1)
 
 
 def stored_maps(dataset: Dataset, tables: Mapping[str, ResultTable], columns: int = 9) -> Figure:
