@@ -11,7 +11,7 @@ Two numbers an image, both over the cells of the feature grid that its mask cove
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import pandas as pd
 import torch
@@ -22,8 +22,18 @@ from adcore.data import Sample, View, read_masks
 from adcore.data.mini import clean_counterpart, is_mini
 from adcore.errors import ParameterError
 
-if TYPE_CHECKING:
-    from adcore.models.reconstruction import Reconstruction
+
+class Rebuilds(Protocol):
+    """What is asked of a detector here; a `models.reconstruction.Reconstruction` has it."""
+
+    grid: tuple[int, int]
+    device: torch.device
+
+    @property
+    def view(self) -> View: ...
+
+    def rebuild(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) at the view's size -> features before and after, both (B, C, h, w)."""
 
 
 def covered_cells(masks: Tensor, grid: tuple[int, int], share: float = 0.5) -> Tensor:
@@ -67,7 +77,7 @@ def clean_images(samples: Sequence[Sample], view: View) -> Tensor:
     return torch.stack([view.image(clean_counterpart(sample)) for sample in samples])
 
 
-def shortcut_measures(detector: Reconstruction, samples: Sequence[Sample]) -> pd.DataFrame:
+def shortcut_measures(detector: Rebuilds, samples: Sequence[Sample]) -> pd.DataFrame:
     """Both numbers for defective samples with masks, one row each: category, defect, error, copied (NaN outside `mini`).
 
     Raises:
