@@ -112,7 +112,7 @@ def test_nothing_is_reproduced_on_other_data_by_other_settings_by_a_part_or_by_o
 @pytest.mark.parametrize(("change", "why"), [
     ({"profile": "quick"}, "quick profile"), ({"dataset": "mini"}, "the paper's data is mvtec_ad, this is mini"),
     ({"epochs": 40, "nma": False}, "settings other than the paper's: epochs, nma"),
-    ({"code": "old"}, "1 results made by older code"),
+    ({"code": "old"}, "1 result made by older code"), ({"code": ""}, "1 result from the record"),
     ({"category": "screw"}, "one model for screw alone, the paper's is for all categories")])
 def test_the_reason_is_named(change, why):
     assert verdict_on_b4(result({("a", "image_auroc"): 0.965}, **{"backbone": "efficientnet_b4", **change}))[1] == why

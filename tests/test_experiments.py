@@ -239,7 +239,7 @@ def test_a_result_of_older_code_is_computed_again_in_quick_and_kept_and_marked_i
     table = run([experiment], device="cpu")
     assert len(fits) == fitted
     assert table.stale == ([] if profile == "quick" else [experiment.title])
-    assert ("1 results made by older code" in table.summary()) is (profile == "paper")
+    assert ("1 result made by older code" in table.summary()) is (profile == "paper")
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"digest": 1}', "value"])

@@ -108,6 +108,8 @@ def test_a_record_comes_back_as_the_results_it_was_made_of(tmp_path, monkeypatch
     monkeypatch.setattr(record_module, "repository", lambda: tmp_path)
     back = recorded("rows")
     assert [r.experiment for r in back.results] == [r.experiment for r in made.results]
+    assert back.stale == [] and back.record == [r.experiment.title for r in made.results]
+    assert back.summary().splitlines()[0].endswith("seeds 0, 1 · commit abc · 4 results from the record")
     assert back.value("image_auroc", query="one") == approx(made.value("image_auroc", query="one")) == approx(0.65)
     with pytest.raises(StoreError, match="has no record 'row'; it has rows"):
         recorded("row")

@@ -107,3 +107,17 @@ def test_against_means_over_what_the_match_leaves_open_on_the_units_scale_and_is
     assert list(frame["seeds"][:3]) == [2, 2, 2] and set(frame["why"][3:]) == {"no result with these settings"}
     recorded = json.loads((tmp_path / "exhibits" / "uniad2022.table_s2.json").read_text())
     assert [row["verdict"] for row in recorded["rows"]] == list(frame["verdict"])
+
+
+def test_a_table_says_which_of_its_results_are_of_todays_code_which_are_older_and_which_only_on_record():
+    fresh, old = result({("a", "aupro"): 0.5}), result({("a", "aupro"): 0.5}, seed=1, code="older")
+    on_record = [result({("a", "aupro"): 0.5}, seed=seed, code="") for seed in (2, 3)]
+    on_record[1].provenance["commit"] = "def"
+    for results, words in (([fresh], "seeds 0 · commit abc"),
+                           ([fresh, old], "seeds 0, 1 · commit abc · 1 result made by older code"),
+                           (on_record, "seeds 2, 3 · commit abc, def · 2 results from the record"),
+                           ([old, on_record[0]], "seeds 1, 2 · commit abc · 1 result from the record, "
+                                                 "1 result made by older code")):
+        assert table_of(*results).summary().splitlines()[0] == f"data set mvtec_ad · profile paper · {words}"
+    old.provenance["commit"] = ""
+    assert "commit unknown ·" in table_of(old).summary()

@@ -55,9 +55,10 @@ def write_tiny(root: Path, *, side: int = 64, train: int = 6, good: int = 3, blo
 
 def result(values: Mapping[tuple[str, str], float], *, method: str = "uniad", dataset: str = "mvtec_ad", category: str = "all",
            seed: int = 0, profile: str = "paper", code: str | None = None, **settings: Any) -> Result:
-    """A result that nobody computed; `values` is (category, metric) -> fraction."""
+    """A result that nobody computed; `values` is (category, metric) -> fraction. Its `code` is today's unless said otherwise,
+    and '' is none at all, as with a result from the record."""
     experiment = Experiment(method, dataset, category, seed, profile, tuple(sorted(settings.items())))
     measures = tuple({"category": where, "metric": metric, "value": value} for (where, metric), value in values.items())
-    origin = {"code": fingerprint(method) if code is None else code, "commit": "abc", "seconds": 1.0, "peak_bytes": 10,
+    origin = {"code": fingerprint(method) if code is None else code or None, "commit": "abc", "seconds": 1.0, "peak_bytes": 10,
               "device": "cpu", "machine": "m", "data": "d", "weights": "w", "finished": "2020-01-01T00:00:00Z"}
     return Result(experiment, measures, origin)

@@ -209,4 +209,4 @@ def _not_comparable(exhibit: Any, table: ResultTable) -> str:
     matched = {name for match in published(exhibit.name)["match"] for name in match}
     if changed - matched:
         return f"settings other than the paper's: {', '.join(sorted(changed - matched))}"
-    return f"{len(table.stale)} results made by older code" if table.stale else ""
+    return table.doubts()

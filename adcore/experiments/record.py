@@ -109,7 +109,8 @@ def on_record(name: str, **only: str) -> pd.DataFrame:
 def recorded(name: str, **only: str) -> ResultTable:
     """One csv of results/ as a table of results, to hold against published numbers: `recorded("uniad_ablations")`.
 
-    Such results have no scores or maps, and count as made by older code.
+    Such results have no scores or maps. Their commit is known and the fingerprint of its code is not, so they are said to be
+    from the record, and no verdict is passed on them.
 
     Raises:
         StoreError: there is no such record.

@@ -41,8 +41,14 @@ class Result:
 
     @property
     def made_by_this_code(self) -> bool:
-        """False when code on which the numbers rest has changed since."""
+        """True when the code on which the numbers rest is today's."""
         return bool(self.provenance.get("code") == fingerprint(self.experiment.method))
+
+    @property
+    def from_record(self) -> bool:
+        """True for a result of results/*.csv, which keeps its commit and no fingerprint: nobody can say whether the code on
+        which the numbers rest has changed since."""
+        return self.provenance.get("code") is None
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row a number: the experiment's fields and its whole config, then the number and its provenance."""

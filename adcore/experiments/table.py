@@ -20,13 +20,16 @@ HEADLINE = ("image_auroc", "pixel_auroc", "aupro")
 class ResultTable:
     """Results of some experiments.
 
-    frame  one tidy row a number: method, dataset, category, seed, the whole config, metric, value, provenance
+    frame   one tidy row a number: method, dataset, category, seed, the whole config, metric, value, provenance
+    stale   titles of the experiments whose code has changed since
+    record  titles of those read from results/, of whose code only the commit is known
     """
 
     def __init__(self, results: Sequence[Result], store: Store) -> None:
         self.results, self.store = tuple(results), store
         self.frame = pd.DataFrame([row for result in results for row in result.rows()])
-        self.stale = [result.experiment.title for result in results if not result.made_by_this_code]
+        self.record = [result.experiment.title for result in results if result.from_record]
+        self.stale = [result.experiment.title for result in results if not (result.from_record or result.made_by_this_code)]
 
     def scores(self) -> pd.DataFrame:
         """Score, label and defect of every test image: the stored ones of all experiments, with their seed."""
@@ -115,11 +118,15 @@ class ResultTable:
     def _settings_line(self) -> str:
         first = self.frame.iloc[0]
         seeds = ", ".join(str(seed) for seed in sorted(self.frame.seed.unique()))
-        parts = [f"data set {first['dataset']}", f"profile {first['profile']}", f"seeds {seeds}",
-                 f"commit {first['commit'] or 'unknown'}"]
-        if self.stale:
-            parts.append(f"{len(self.stale)} results made by older code")
-        return " · ".join(parts)
+        commits = ", ".join(dict.fromkeys(self.frame["commit"].fillna("").replace("", "unknown")))
+        parts = [f"data set {first['dataset']}", f"profile {first['profile']}", f"seeds {seeds}", f"commit {commits}",
+                 self.doubts()]
+        return " · ".join(part for part in parts if part)
+
+    def doubts(self) -> str:
+        """Which results may not be those of today's code, in words; '' when all are."""
+        counts = ((len(self.record), "from the record"), (len(self.stale), "made by older code"))
+        return ", ".join(f"{count} result{'s' * (count > 1)} {words}" for count, words in counts if count)
 
     def _repr_html_(self) -> str:
         table = self.mean_std().reset_index()
