@@ -37,11 +37,12 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def one_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reconstructions share a backbone: it is frozen, and building one takes longer than most tests."""
+    """Detectors share a backbone: it is frozen, and building one takes longer than most tests."""
     from tiny import shared_extractor
 
-    from adcore.models import reconstruction
-    monkeypatch.setattr(reconstruction, "FeatureExtractor", shared_extractor)
+    from adcore.models import frozen, reconstruction
+    for module in (frozen, reconstruction):
+        monkeypatch.setattr(module, "FeatureExtractor", shared_extractor)
 
 
 @pytest.fixture(scope="session")

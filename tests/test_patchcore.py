@@ -7,11 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import shared_extractor, write_tiny
 from torch import Tensor
 
+from adcore import kernels
 from adcore.data import read_images
-from adcore.data.mvtec import load_mvtec
 from adcore.errors import AdcoreError, ParameterError
 from adcore.models import PatchCore, PatchCoreConfig, patchcore
 from adcore.models.patchcore import patch_features
@@ -19,14 +18,7 @@ from adcore.models.patchcore import patch_features
 SMALL = {"backbone": "efficientnet_lite0", "taps": (2, 3), "image_size": 64, "crop": None, "embed_dim": 0, "coreset": 0.25}
 
 
-@pytest.fixture(autouse=True)
-def _one_backbone(monkeypatch):
-    monkeypatch.setattr(patchcore, "FeatureExtractor", shared_extractor)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return load_mvtec(write_tiny(tmp_path_factory.mktemp("tiny")), "tiny")
+pytestmark = pytest.mark.usefixtures("one_backbone")
 
 
 def detector(seed: int = 0, **changes: object) -> PatchCore:
@@ -95,14 +87,32 @@ def test_the_bank_keeps_a_fraction_of_the_patches_or_so_many(tiny, coreset, kept
 def test_the_memory_foretold_is_the_memory_that_the_patches_take(size, crop, embed_dim):
     core = detector(image_size=size, crop=crop, embed_dim=embed_dim)
     features = core.features(core.extractor(torch.rand(3, 3, *core.view.shape)))
-    assert core.bank_bytes(3) == features.numel() * features.element_size()
+    assert core.memory(3)["patches"] == features.numel() * features.element_size()
+
+
+def test_the_memory_foretold_is_that_of_the_projected_patches_and_of_the_bank_too(tiny, monkeypatch):
+    core, seen = detector(projection=32, coreset=0.25), []
+
+    def watched(points, *rest, **more):
+        seen.append(points)
+        return kernels.kcenter(points, *rest, **more)
+
+    monkeypatch.setattr(patchcore, "kcenter", watched)
+    core.fit(tiny.train)
+    memory = core.memory(len(tiny.train))
+    assert memory == {"patches": 1536 * 64 * 4, "projected": seen[0].numel() * 4, "bank": core.bank.numel() * 4}
+    # Nothing is projected where the features are narrow already, or where all are kept.
+    assert detector(projection=64, coreset=0.25).memory(6)["projected"] == 0
+    assert detector(projection=32, coreset=1.0).memory(6)["projected"] == 0
 
 
 def test_a_bank_over_the_limit_is_refused_before_anything_is_computed(tiny):
-    needed = 6 * 16 * 16 * (24 + 40) * 4
+    needed = sum(detector().memory(6).values())
+    assert needed > 6 * 16 * 16 * (24 + 40) * 4
     detector(max_bank_bytes=needed).fit(tiny.train)
     core = detector(max_bank_bytes=needed - 1)
-    with pytest.raises(ParameterError, match=r"patches of 6 images take 0\.0 GiB, over max_bank_bytes=0\.0 GiB: use a smaller"):
+    with pytest.raises(ParameterError, match=r"bank of 6 images takes 0\.0 GiB \(patches 0\.0, projected 0\.0, bank "
+                                             r"0\.0\), over max_bank_bytes=0\.0 GiB: use a smaller"):
         core.fit(tiny.train)
     assert core.bank is None
 

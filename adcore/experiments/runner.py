@@ -71,7 +71,8 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
               "test_images": len(dataset.test)}
     result = Result(experiment, tuple(measures), origin)
     store.save(result, scores, maps)
-    checkpoint.unlink(missing_ok=True)
+    for path in checkpoint.parent.glob("checkpoint*"):  # a training of several parts keeps one for each
+        path.unlink(missing_ok=True)
     return result
 
 

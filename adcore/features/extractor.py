@@ -86,6 +86,20 @@ class FeatureExtractor(nn.Module):
                                 f"{', '.join(map(str, bad))} of the batch: check those images and the weights")
         return maps
 
+    @torch.no_grad()
+    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each tap's map for images of (H, W).
+
+        Raises:
+            ParameterError: the image is smaller than a tap's stride, so that the map has no whole cell.
+        """
+        for tap, stride in zip(self.taps, self.strides, strict=True):
+            if min(size) < stride:
+                raise ParameterError(f"image_size {size[0]}x{size[1]} is smaller than the stride {stride} of tap {tap} of "
+                                     f"{self.backbone.name}: use larger images or a shallower tap")
+        images = torch.zeros(1, 3, *size, device=self.mean.device)
+        return [(m.shape[1], m.shape[2], m.shape[3]) for m in self(images)]
+
     def _measure(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         side = 64
         with torch.no_grad():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from adcore.data.manifest import Entry, check, load_manifest
 from adcore.errors import DataError, WeightsError
 from adcore.features.backbones import Backbone
+from adcore.features.checkpoints import translate
 from adcore.files import atomic, digest_file
 from adcore.paths import weight_folders
 from adcore.progress import interactive
@@ -114,17 +114,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, backbone: Backbone, path: Path) -> None:
     """Load a checkpoint into a network; every key must find its place with its shape.
 
+    A self-supervised checkpoint brings a backbone without its classifier (see `checkpoints`), which is then removed.
+
     Raises:
         WeightsError: missing or surplus keys, another shape, or a file that fails the manifest's checksum.
     """
     _check_against_manifest(path)
-    state = read_checkpoint(path)
-    if any(key.startswith("_blocks.") for key in state):
-        state = rename_efficientnet(state)
-    if backbone.model.startswith("densenet"):
-        # torchvision's DenseNet files predate a renaming: denselayer1.norm.1.weight is denselayer1.norm1.weight now.
-        state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d+)", r"\1\2", key): value for key, value in state.items()}
-    wanted = network.state_dict()
+    state, head = translate(read_checkpoint(path))
+    wanted = {key: value for key, value in network.state_dict().items() if head or not key.startswith("fc.")}
     missing = sorted(key for key in set(wanted) - set(state) if not key.endswith("num_batches_tracked"))
     surplus = sorted(set(state) - set(wanted))
     wrong = sorted(key for key in set(wanted) & set(state) if wanted[key].shape != state[key].shape)
@@ -133,6 +130,8 @@ def load_weights(network: nn.Module, backbone: Backbone, path: Path) -> None:
                  (("missing", missing), ("not wanted", surplus), ("of another shape", wrong)) if keys]
         raise WeightsError(f"{path} does not fit {backbone.name}: tensors {', '.join(parts)}")
     network.load_state_dict(state, strict=False)  # every difference that matters was refused above
+    if not head:
+        network.fc = nn.Identity()  # so that no number of the network is left to chance
 
 
 def _check_against_manifest(path: Path) -> None:
@@ -155,43 +154,6 @@ def weights_digest(path: Path | None, seed: int = 0) -> str:
         return f"random-{seed}"
     stat = path.stat()
     return _digest(str(path), stat.st_size, stat.st_mtime_ns)
-
-
-def rename_efficientnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of the EfficientNet-PyTorch family (`_blocks.7._bn1`) as timm writes them (`blocks.3.1.bn2`).
-
-    A block's stage is read off the shapes: a new stage begins where a block cannot be a repetition, that is where its
-    number of input channels is not its number of output channels.
-    """
-    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    later = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-             "_project_conv": "conv_pwl", "_bn2": "bn3"}
-    squeeze = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
-    places = _stages_of(state)
-    renamed = {}
-    for key, value in state.items():
-        parts = key.split(".")
-        if parts[0] == "_blocks":
-            stage, index = places[int(parts[1])]
-            inside = {**(first if stage == 0 else later), **squeeze}
-            renamed[".".join(["blocks", str(stage), str(index), inside[parts[2]], *parts[3:]])] = value
-        else:
-            renamed[".".join([outside.get(parts[0], parts[0]), *parts[1:]])] = value
-    return renamed
-
-
-def _stages_of(state: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]:
-    """Flat block index -> (stage, index in the stage)."""
-    count = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("_blocks."))
-    places: dict[int, tuple[int, int]] = {}
-    stage, index, width = -1, 0, state["_conv_stem.weight"].shape[0]
-    for block in range(count):
-        out = state[f"_blocks.{block}._project_conv.weight"].shape[0]
-        stage, index = (stage + 1, 0) if block == 0 or out != width else (stage, index + 1)
-        places[block] = (stage, index)
-        width = out
-    return places
 
 
 def fetch_weights(name: str) -> Path:

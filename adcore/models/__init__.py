@@ -1,11 +1,14 @@
 """The methods, one file each; all of them are `Detector`s."""
 
+from adcore.models.asymst import AsymST, AsymSTConfig
 from adcore.models.baselines import CNN, MLP, Transformer
 from adcore.models.detector import Config, Detector, Prediction
+from adcore.models.fastflow import FastFlow, FastFlowConfig
 from adcore.models.patchcore import PatchCore, PatchCoreConfig
 from adcore.models.uniad import UniAD, UniADConfig
 
-METHODS: dict[str, type[Detector]] = {method.name: method for method in (UniAD, MLP, CNN, Transformer, PatchCore)}
+METHODS: dict[str, type[Detector]] = {method.name: method for method in (
+    UniAD, MLP, CNN, Transformer, PatchCore, FastFlow, AsymST)}
 
-__all__ = ["CNN", "METHODS", "MLP", "Config", "Detector", "PatchCore", "PatchCoreConfig", "Prediction", "Transformer",
-           "UniAD", "UniADConfig"]
+__all__ = ["CNN", "METHODS", "MLP", "AsymST", "AsymSTConfig", "Config", "Detector", "FastFlow", "FastFlowConfig", "PatchCore",
+           "PatchCoreConfig", "Prediction", "Transformer", "UniAD", "UniADConfig"]

@@ -25,9 +25,10 @@ from torchvision.transforms.functional import gaussian_blur
 from adcore.data import Sample, View
 from adcore.data.transforms import Size, as_size
 from adcore.errors import AdcoreError, ParameterError
-from adcore.features import FeatureExtractor, Tap, cached_features, concatenate
+from adcore.features import Tap, cached_features, concatenate
 from adcore.kernels import kcenter, nearest
-from adcore.models.detector import Config, Detector, Prediction
+from adcore.models.detector import Config, Prediction
+from adcore.models.frozen import FrozenTaps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class PatchCoreConfig(Config):
     embed_dim       a tap's C x 3 x 3 neighbourhood is averaged down to that many numbers, and so are the joined taps;
                     0 keeps one mean a channel, which for narrow backbones is the same idea in fewer numbers
     coreset         fraction of the patches that is kept, or their number when above 1
-    max_bank_bytes  refuse to hold more than that in memory
+    max_bank_bytes  refuse to hold more than that in memory while fitting (see `PatchCore.memory`)
     """
 
     backbone: str = "wide_resnet50_2"
@@ -72,55 +73,61 @@ def patch_features(maps: Sequence[Tensor], embed_dim: int) -> Tensor:
     return F.adaptive_avg_pool1d(joined, embed_dim).transpose(1, 2).unflatten(2, grid)
 
 
-class PatchCore(Detector):
+class PatchCore(FrozenTaps):
     """PatchCore as a detector; one bank a category."""
 
     name: ClassVar[str] = "patchcore"
-    paper: ClassVar[str] = "heckler2023"
     Config: ClassVar[type[Any]] = PatchCoreConfig
     quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (2, 3), "image_size": 160, "crop": None,
                                        "embed_dim": 0, "coreset": 2000}
 
-    def __init__(self, config: PatchCoreConfig | None = None, *, device: str | torch.device = "cpu",
-                 seed: int = 0) -> None:
+    def __init__(self, config: PatchCoreConfig | None = None, *, device: Any = "cpu", seed: int = 0) -> None:
         super().__init__(config, device=device, seed=seed)
-        self.extractor = FeatureExtractor(self.config.backbone, self.config.taps, self.config.weights, seed).to(self.device)
         self.bank: Tensor | None = None
 
     @property
     def view(self) -> View:
         return View(as_size(self.config.image_size), self.config.crop)
 
-    @property
-    def weights_digest(self) -> str:
-        return self.extractor.digest
-
     def features(self, maps: list[Tensor]) -> Tensor:
         """(B, D, h, w) patch features on the first tap's grid."""
         return patch_features(maps, self.config.embed_dim)
 
-    def bank_bytes(self, images: int) -> int:
-        """Memory that the patches of so many images take before they are thinned, in bytes."""
-        h, w = self.view.shape
-        cells = -(-h // self.extractor.strides[0]) * -(-w // self.extractor.strides[0])
-        return images * cells * (self.config.embed_dim or sum(self.extractor.channels)) * 4
+    def memory(self, images: int) -> dict[str, int]:
+        """Bytes that `fit` holds at its height for so many training images, known before anything is computed.
+
+        patches    all patch features
+        projected  the same, projected at random for the coreset; 0 when they are narrow enough or all are kept
+        bank       the patches that are kept
+        """
+        c, (_, h, w) = self.config, self.shapes[0]
+        patches, width = images * h * w, c.embed_dim or sum(self.extractor.channels)
+        keep = self.kept(patches)
+        projected = patches * c.projection if width > c.projection and keep < patches else 0
+        return {"patches": 4 * patches * width, "projected": 4 * projected, "bank": 4 * keep * width}
+
+    def kept(self, patches: int) -> int:
+        """How many of so many patches the bank keeps."""
+        coreset = self.config.coreset
+        return min(patches, max(1, round(coreset if coreset > 1 else coreset * patches)))
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> PatchCore:
         """Fill the bank (Sec. 3.2). There is no training to interrupt, so `checkpoint` is not used.
 
         Raises:
-            ParameterError: the patches would take more than `max_bank_bytes`.
+            ParameterError: `memory` comes to more than `max_bank_bytes`.
         """
         c = self.config
-        wanted = self.bank_bytes(len(samples))
-        if wanted > c.max_bank_bytes:
-            raise ParameterError(f"the patches of {len(samples)} images take {wanted / 2**30:.1f} GiB, over max_bank_bytes="
-                                 f"{c.max_bank_bytes / 2**30:.1f} GiB: use a smaller image, a deeper tap or fewer images")
+        memory = self.memory(len(samples))
+        if sum(memory.values()) > c.max_bank_bytes:
+            parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
+            raise ParameterError(f"the bank of {len(samples)} images takes {sum(memory.values()) / 2**30:.1f} GiB ({parts}), "
+                                 f"over max_bank_bytes={c.max_bank_bytes / 2**30:.1f} GiB: use a smaller image, a deeper tap "
+                                 f"or fewer images, or raise the limit")
         features = cached_features(samples, self.view, self.extractor, self.features,
                                    f"patchcore embed {c.embed_dim}", device=self.device, progress=progress)
         patches = features.permute(0, 2, 3, 1).flatten(0, 2).to(self.device)                    # (n, D)
-        keep = min(len(patches), max(1, round(c.coreset if c.coreset > 1 else c.coreset * len(patches))))
-        self.bank = patches[self._coreset(patches, keep, progress)]                             # (m, D)
+        self.bank = patches[self._coreset(patches, self.kept(len(patches)), progress)]          # (m, D)
         return self
 
     def _coreset(self, patches: Tensor, keep: int, progress: bool | None) -> Tensor:

@@ -1,0 +1,73 @@
+"""The names that tensors have in the checkpoints of others, and the ones they have here.
+
+    EfficientNet-PyTorch   _blocks.7._bn1.weight                       -> blocks.3.1.bn2.weight
+    DenseNet, torchvision  denselayer1.norm.1.weight                   -> denselayer1.norm1.weight
+    MoCo v2                encoder_q.layer1.0.conv1.weight             -> layer1.0.conv1.weight
+                           encoder_q.fc.*, encoder_k.*, queue*         -> left out
+    SwAV, SeLa v2          projection_head.*, prototypes*              -> left out
+    SimCLR, converted      as torchvision has them
+
+What is left out is listed here by name; anything else that does not fit a network is refused by `weights.load_weights`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+_MOCO = re.compile(r"encoder_q\.fc\.[02]\.(weight|bias)|encoder_k\..+|queue(_ptr)?")
+_SWAV = re.compile(r"projection_head\.[013]\.\w+|prototypes(\.prototypes\d+)?\.weight")
+
+
+def translate(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """A state dict under our names, and whether it has a classifier.
+
+    Which trainer wrote it is read off the names. A pretraining's own parts (momentum encoder, queue, projection head,
+    prototypes) are left out, and then there is no classifier.
+    """
+    if any(key.startswith("_blocks.") for key in state):
+        return rename_efficientnet(state), True
+    if any(key.startswith("encoder_q.") for key in state):
+        return {key.removeprefix("encoder_q."): value for key, value in state.items() if not _MOCO.fullmatch(key)}, False
+    if any(key.startswith(("projection_head.", "prototypes.")) for key in state):
+        return {key: value for key, value in state.items() if not _SWAV.fullmatch(key)}, False
+    return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d+)", r"\1\2", key): value for key, value in state.items()}, True
+
+
+def rename_efficientnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys of the EfficientNet-PyTorch family (`_blocks.7._bn1`) as timm writes them (`blocks.3.1.bn2`).
+
+    A block's stage is read off the shapes: a new stage begins where a block cannot be a repetition, that is where its
+    number of input channels is not its number of output channels.
+    """
+    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    later = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+             "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    squeeze = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+    places = _stages_of(state)
+    renamed = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "_blocks":
+            stage, index = places[int(parts[1])]
+            inside = {**(first if stage == 0 else later), **squeeze}
+            renamed[".".join(["blocks", str(stage), str(index), inside[parts[2]], *parts[3:]])] = value
+        else:
+            renamed[".".join([outside.get(parts[0], parts[0]), *parts[1:]])] = value
+    return renamed
+
+
+def _stages_of(state: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]:
+    """Flat block index -> (stage, index in the stage)."""
+    count = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("_blocks."))
+    places: dict[int, tuple[int, int]] = {}
+    stage, index, width = -1, 0, state["_conv_stem.weight"].shape[0]
+    for block in range(count):
+        out = state[f"_blocks.{block}._project_conv.weight"].shape[0]
+        stage, index = (stage + 1, 0) if block == 0 or out != width else (stage, index + 1)
+        places[block] = (stage, index)
+        width = out
+    return places
