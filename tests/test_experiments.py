@@ -37,7 +37,7 @@ from adcore.experiments import (
 from adcore.experiments.profiles import profile_settings
 from adcore.experiments.record import export_results, records
 from adcore.features import images_digest
-from adcore.models import METHODS, Config, Detector, PatchCore, Prediction, UniAD, patchcore, reconstruction
+from adcore.models import METHODS, Config, Detector, PatchCore, Prediction, UniAD, frozen, reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ def test_all_files_of_a_result_are_there_and_the_checkpoint_is_gone(fits):
 
 
 def test_provenance_says_what_made_a_result_from_what_and_on_what(fits, monkeypatch):
-    monkeypatch.setattr(patchcore, "FeatureExtractor", shared_extractor)
+    monkeypatch.setattr(frozen, "FeatureExtractor", shared_extractor)
     experiment = Experiment("patchcore", "tiny", "cloth", settings=(("image_size", 64), ("coreset", 50)))
     origin = run([experiment], device="cpu").results[0].provenance
     data = experiment.data()
