@@ -17,6 +17,7 @@ from torchvision.models.feature_extraction import get_graph_node_names
 
 from adcore.errors import DataError, ParameterError
 from adcore.features.backbones import find_backbone
+from adcore.features.pretraining import statistics_of
 from adcore.features.weights import load_weights, resolve_weights, weights_digest
 
 Tap = int | str
@@ -54,8 +55,9 @@ class FeatureExtractor(nn.Module):
         self.network = timm.models.create_feature_extractor(network, return_nodes=list(dict.fromkeys(nodes)))
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(self.backbone.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.backbone.std).view(3, 1, 1), persistent=False)
+        mean, std = statistics_of(self.backbone, weights)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.requires_grad_(not frozen).eval()
         self.to(memory_format=torch.channels_last)
         self.channels, self.strides = self._measure()
