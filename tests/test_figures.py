@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -306,3 +307,18 @@ def test_labelled_points_lie_where_their_numbers_are_with_their_names_and_the_ma
     assert axes.lines[0].get_marker() != axes.lines[1].get_marker()
     assert axes.get_xscale() == axes.get_yscale() == "log"
     plt.close(figure)
+
+
+def test_panels_share_a_scale_and_a_legend_and_each_line_keeps_its_marker():
+    one = pd.DataFrame({"stride 4": [60.0, 70.0], "stride 8": [80.0, np.nan]}, index=[96, 192])
+    other = pd.DataFrame({"stride 8": [50.0, 55.0, 45.0]}, index=["random", "SwAV", "MoCo"])
+    figure = figures.line_panels({"FastFlow": one, "PatchCore": other, "AsymST": one}, "image side", "AUROC", columns=2)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == ["FastFlow", "PatchCore", "AsymST"] and len(figure.axes) == 4
+    assert len({axes.get_ylim() for axes in shown}) == 1 and [bool(axes.get_ylabel()) for axes in shown] == [True, False, True]
+    assert shown[0].lines[0].get_xdata().tolist() == [96, 192] and shown[1].lines[0].get_xdata().tolist() == [0, 1, 2]
+    assert [label.get_text() for label in shown[1].get_xticklabels()] == ["random", "SwAV", "MoCo"]
+    assert shown[0].lines[1].get_ydata()[0] == 80 and np.isnan(shown[0].lines[1].get_ydata()[1])
+    first, second = shown[0].lines
+    assert first.get_marker() != second.get_marker() == shown[1].lines[0].get_marker()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stride 4", "stride 8"]

@@ -11,7 +11,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from adcore.errors import ParameterError
-from adcore.receptive_field import TABLE_2, Field, analytic, linearised, measure
+from adcore.receptive_field import TABLE_2, Field, analytic, linearised, measure, ungated
 
 RESNET_18 = ("layer1.1.relu_1", "layer2.1.relu_1", "layer3.1.relu_1", "layer4.1.relu_1")
 RESNET_50 = TABLE_2["wide_resnet50_2"]
@@ -117,6 +117,19 @@ def test_a_linearised_network_with_gates_and_concatenation_measures_its_analytic
                           (Toy(), ("first", "pool", "cat"))]:
         measured = measure(linearised(network), taps, size=288, threshold=0, border=0, dtype=torch.float64)
         assert {t: f.size for t, f in measured.items()} == {t: f.size for t, f in analytic(network, taps).items()}
+
+
+def test_squeeze_and_excitation_alone_lets_the_whole_image_in():
+    torch.manual_seed(0)
+    network, tap = models.efficientnet_b0().eval(), "features.2.1.add"
+    image = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+    top, left, bottom, right = analytic(network, [tap])[tap].box((19, 19))
+    inside = np.zeros((160, 160), bool)
+    inside[top:bottom, left:right] = True
+    gated, free = (measure(net, [tap], image=image, threshold=0, border=0)[tap] for net in (network, ungated(network)))
+    assert (free.gradient[~inside] == 0).all() and free.box == (top, left, bottom, right)
+    assert (gated.gradient[~inside] > 0).mean() > 0.95 and gated.clipped
+    assert len([m for m in network.modules() if type(m).__name__ == "SqueezeExcitation"]) == 16, "the original keeps its gates"
 
 
 @pytest.mark.parametrize("network", [lambda: models.resnet18(), narrow_resnet], ids=["ResNet-18", "ResNet-50"])

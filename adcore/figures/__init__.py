@@ -1,6 +1,14 @@
 """Figures that the notebooks and the report share: one look, one colour scale for what is compared, readable in grey."""
 
-from adcore.figures.charts import grouped_bars, labelled_points, line_chart, receptive_fields, score_histograms, visible_keys
+from adcore.figures.charts import (
+    grouped_bars,
+    labelled_points,
+    line_chart,
+    line_panels,
+    receptive_fields,
+    score_histograms,
+    visible_keys,
+)
 from adcore.figures.pictures import (
     contact_sheet,
     framed,
@@ -15,5 +23,6 @@ from adcore.figures.style import COLOURS, HATCHES, HEAT, LINES, MARKERS, bare, o
 from adcore.figures.wiring import wiring_diagrams
 
 __all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "bare", "contact_sheet", "framed", "grouped_bars", "heat_maps",
-           "labelled_points", "largest_defects", "line_chart", "outline", "overlay", "receptive_fields", "reconstructions",
-           "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style", "visible_keys", "wiring_diagrams"]
+           "labelled_points", "largest_defects", "line_chart", "line_panels", "outline", "overlay", "receptive_fields",
+           "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style", "visible_keys",
+           "wiring_diagrams"]

@@ -75,6 +75,32 @@ def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], xl
     return figure
 
 
+def line_panels(panels: Mapping[str, Any], xlabel: str, ylabel: str, columns: int = 4) -> Figure:
+    """A panel a table, all with one scale of y and one legend: the table's index along x, a line a column.
+
+    panels  title -> DataFrame; numbers of the index are placed as such, words evenly; a NaN leaves its place empty
+    """
+    names = list(dict.fromkeys(name for table in panels.values() for name in table.columns))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(2.5 * columns + 0.4, 2.2 * rows + 0.5), sharey=True, squeeze=False)
+    for axes in grid.flat[len(panels):]:
+        axes.set_visible(False)
+    for axes, (title, table) in zip(grid.flat, panels.items(), strict=False):
+        words = not all(isinstance(value, int | float) for value in table.index)
+        x = np.arange(len(table)) if words else np.array(table.index, float)
+        for name in table.columns:
+            i = names.index(name)
+            axes.plot(x, table[name].to_numpy(float), color=COLOURS[i % 7], linestyle=LINES[i % 7], marker=MARKERS[i % 7],
+                      markersize=4.5, label=name)
+        axes.set(title=title, xlabel=xlabel, xticks=x, xticklabels=[str(value) for value in table.index])
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+    found = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=min(6, len(names)), frameon=False)
+    return figure
+
+
 def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
                  errors: Mapping[str, Mapping[str, float]] | None = None,
                  published: Mapping[str, Mapping[str, float]] | None = None, title: str = "") -> Figure:
