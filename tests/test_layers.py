@@ -16,6 +16,7 @@ FLOORS = (
     {"files", "paths", "progress"},
     {"data"},
     {"color", "features", "kernels", "losses", "metrics", "receptive_field", "training"},
+    {"density"},
     {"models"},
     {"complexity", "figures", "papers"},
     {"experiments"},
@@ -66,7 +67,8 @@ def test_a_module_uses_only_rooms_below_its_own():
 
 def test_the_floors_are_those_of_the_house_plan():
     for above, below in [("cli", "report"), ("report", "experiments"), ("experiments", "papers"), ("papers", "models"),
-                         ("models", "losses"), ("models", "training"), ("losses", "data"), ("metrics", "data"),
+                         ("models", "losses"), ("models", "training"), ("models", "density"),
+                         ("density", "kernels"), ("losses", "data"), ("metrics", "data"),
                          ("features", "data"), ("kernels", "data"), ("data", "files")]:
         assert FLOOR[above] > FLOOR[below]
 

@@ -2,7 +2,8 @@
 
 from adcore.kernels.attention import masked_attention
 from adcore.kernels.dropout import Dropout, dropout
+from adcore.kernels.gmm import gmm
 from adcore.kernels.kcenter import kcenter
 from adcore.kernels.nearest import nearest
 
-__all__ = ["Dropout", "dropout", "kcenter", "masked_attention", "nearest"]
+__all__ = ["Dropout", "dropout", "gmm", "kcenter", "masked_attention", "nearest"]

@@ -1,0 +1,93 @@
+"""Log-density and responsibilities of a full-covariance Gaussian mixture, with the gradient in closed form.
+
+    paper      code           shape       meaning
+    u          points         (n, d)
+    log pi     log_weights    (K,)
+    mu         means          (K, d)
+    U          factors        (K, d, d)   upper triangular, U U^T = Sigma^-1, as in scikit-learn's precisions_cholesky_
+
+    y_k      = (u - mu_k) U_k                                                  whitened: |y_k| is the Mahalanobis distance
+    l_k      = log pi_k + sum_i log U_k[i, i] - d/2 log(2 pi) - |y_k|^2 / 2
+    log GMM  = logsumexp_k l_k,    P(z = k | u) = exp(l_k - log GMM)
+    h        = -sum_k Sigma_k^-1 (u - mu_k) P(z = k | u) = -sum_k P(z = k | u) y_k U_k^T        (artola2024, Eq. 16)
+
+Whitened points of all components take K times the memory of the points, so they exist for one block of points at a time. The
+gradient needs them again: it is taken in the same pass and is all that the backward pass keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from adcore.errors import ParameterError
+
+CACHED_BYTES = 2 * 2**20     # a block that stays in a CPU's cache
+BATCHED_BYTES = 256 * 2**20  # a block that keeps a GPU busy
+
+
+def gmm(points: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor, *,
+        chunk_bytes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Log-density (n,) and responsibilities (n, K) of points under a mixture.
+
+    points       (n, d) float32 or float64; half precision is computed in float32, also under autocast
+    log_weights  (K,), -inf for a component that is switched off
+    means        (K, d)
+    factors      (K, d, d) upper triangular Cholesky factors of the precision matrices
+    chunk_bytes  limit on the whitened points held at a time; changes speed and memory, not the result
+
+    The log-density is differentiable once, by the points alone: its gradient is h(u) of Eq. (16). Responsibilities carry no
+    gradient.
+
+    Raises:
+        ParameterError: shapes that do not belong together, or a parameter of the mixture that requires a gradient.
+    """
+    d, k = points.shape[-1], len(log_weights)
+    if points.ndim != 2 or log_weights.shape != (k,) or means.shape != (k, d) or factors.shape != (k, d, d):
+        raise ParameterError(f"points {tuple(points.shape)}, log weights {tuple(log_weights.shape)}, means "
+                             f"{tuple(means.shape)} and factors {tuple(factors.shape)} are not (n, d), (K,), (K, d), (K, d, d)")
+    if log_weights.requires_grad or means.requires_grad or factors.requires_grad:
+        raise ParameterError("the mixture's parameters get no gradient from gmm: detach them")
+    if points.dtype not in (torch.float32, torch.float64):
+        points = points.float()
+    log_weights, means, factors = (x.to(points.dtype) for x in (log_weights, means, factors))
+    if chunk_bytes is None:
+        chunk_bytes = CACHED_BYTES if points.device.type == "cpu" else BATCHED_BYTES
+    rows = max(1, chunk_bytes // max(1, k * d * points.element_size()))
+    log_density, shares, _ = _Mixture.apply(points, log_weights, means, factors, rows,
+                                            points.requires_grad and torch.is_grad_enabled())
+    return log_density, shares
+
+
+class _Mixture(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor, rows: int,
+                graded: bool) -> tuple[Tensor, Tensor, Tensor]:
+        n, d = points.shape
+        log_density, shares = points.new_empty(n), points.new_empty(n, len(means))
+        h = torch.empty_like(points, memory_format=torch.contiguous_format) if graded else points.new_empty(0)
+        # What a component adds whatever the point: log pi_k + log |Sigma_k|^-1/2 - d/2 log(2 pi).
+        constant = log_weights + factors.diagonal(dim1=1, dim2=2).log().sum(1) - d / 2 * math.log(2 * math.pi)      # (K,)
+        with torch.autocast(points.device.type, enabled=False):
+            for begin in range(0, n, rows):
+                part = slice(begin, begin + rows)
+                y = torch.bmm(points[part] - means[:, None], factors)                                       # (K, rows, d)
+                joint = constant[:, None] - y.square().sum(2) / 2                                           # (K, rows)
+                log_density[part] = joint.logsumexp(0)
+                share = joint.softmax(0)                                                                    # (K, rows)
+                shares[part] = share.T
+                if graded:
+                    h[part] = torch.bmm(y.mul_(share[:, :, None]), factors.mT).sum(0).neg_()
+        ctx.save_for_backward(h)
+        ctx.mark_non_differentiable(shares, h)
+        return log_density, shares, h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        (h,) = ctx.saved_tensors
+        return weight[:, None] * h, None, None, None, None, None
