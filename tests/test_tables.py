@@ -88,6 +88,22 @@ def test_questions_that_the_results_cannot_answer_are_refused(ablation):
         ablation.value("image_auroc", seed=7)
 
 
+def test_where_keeps_the_results_with_those_settings_and_nothing_else(ablation):
+    kept = ablation.where(nma=True, seed=1)
+    assert [r.experiment.seed for r in kept.results] == [1] and kept.value("image_auroc") == approx(0.94)
+    assert len(ablation.where(nma=False).results) == 2 and len(ablation.results) == 4
+    with pytest.raises(ParameterError, match=r"^results have no field 'nmaa'; they have .*nma,"):
+        ablation.where(nmaa=True)
+    with pytest.raises(ParameterError, match=r"^no result with \{'nma': True, 'seed': 7\}$"):
+        ablation.where(nma=True, seed=7)
+
+
+def test_a_table_tells_the_weights_asked_for_from_the_digest_of_those_loaded():
+    table = table_of(result({("a", "image_auroc"): 0.2}, weights="random"), result({("a", "image_auroc"): 0.9}))
+    assert list(table.frame.pretraining) == ["random", "default"]
+    assert table.where(pretraining="default").value("image_auroc") == 0.9
+
+
 def cells(*rows: dict[str, Any]) -> pd.DataFrame:
     """Published cells nobody printed."""
     return pd.DataFrame([{"row": "r", "column": "c", "metric": "image_auroc", "value": 0.0, "std": math.nan, "text": "0.0",

@@ -51,13 +51,18 @@ class Result:
         return self.provenance.get("code") is None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row a number: the experiment's fields and its whole config, then the number and its provenance."""
+        """One flat row a number: the experiment's fields and its whole config, then the number and its provenance.
+
+        `weights` is the digest of what was loaded; the word by which it was asked for is `pretraining`.
+        """
         e, p = self.experiment, self.provenance
         known = {"method": e.method, "dataset": e.dataset, "profile": e.profile, "seed": e.seed, "key": e.key,
                  "settings": " ".join(f"{name}={value}" for name, value in e.settings)}
         origin = {name: p.get(name) for name in ("seconds", "peak_bytes", "device", "machine", "commit", "data", "weights",
                                                  "finished")}
         config = {name: value for name, value in e.config().values().items() if name not in origin}
+        if "weights" in e.config().values():
+            config["pretraining"] = e.config().weights
         return [{**config, **known, **measure, **origin} for measure in self.measures]
 
 

@@ -31,6 +31,24 @@ class ResultTable:
         self.record = [result.experiment.title for result in results if result.from_record]
         self.stale = [result.experiment.title for result in results if not (result.from_record or result.made_by_this_code)]
 
+    def where(self, **settings: Any) -> ResultTable:
+        """The table of those results whose fields are these: `where(image_size=128, pretraining="default")`.
+
+        Raises:
+            ParameterError: no such field, or no such result.
+        """
+        kept = []
+        for result in self.results:
+            row = result.rows()[0]
+            missing = sorted(set(settings) - set(row))
+            if missing:
+                raise ParameterError(f"results have no field '{missing[0]}'; they have {', '.join(row)}")
+            if all(row[name] == value for name, value in settings.items()):
+                kept.append(result)
+        if not kept:
+            raise ParameterError(f"no result with {settings}")
+        return ResultTable(kept, self.store)
+
     def scores(self) -> pd.DataFrame:
         """Score, label and defect of every test image: the stored ones of all experiments, with their seed."""
         return pd.concat([self.store.scores(e).assign(seed=e.seed, method=e.method)

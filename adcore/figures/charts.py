@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from adcore.figures.style import COLOURS, HATCHES, LINES, MARKERS
 
@@ -66,10 +67,11 @@ def receptive_fields(fields: Mapping[str, ReceptiveField], analytic: Mapping[str
 
 def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str,
                title: str = "") -> Figure:
-    """Named (x, y) series, each with a colour, a line style and a marker of its own."""
+    """Named (x, y) series, each with a colour, a line style and, where it is not dense, a marker of its own."""
     figure, axes = plt.subplots(figsize=(5.2, 3.0))
     for i, (name, (x, y)) in enumerate(series.items()):
-        axes.plot(x, y, color=COLOURS[i % 7], linestyle=LINES[i % 7], marker=MARKERS[i % 7], markersize=4, label=name)
+        marker = MARKERS[i % 7] if len(x) <= 60 else ""
+        axes.plot(x, y, color=COLOURS[i % 7], linestyle=LINES[i % 7], marker=marker, markersize=4, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(fontsize=7.5)
     return figure
@@ -98,6 +100,37 @@ def line_panels(panels: Mapping[str, Any], xlabel: str, ylabel: str, columns: in
         axes.set_ylabel(ylabel)
     found = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=min(6, len(names)), frameon=False)
+    return figure
+
+
+def bar_panels(panels: Mapping[str, Any], ylabel: str, columns: int = 2) -> Figure:
+    """A panel a table of counts, as Fig. 2 of heckler2023: a group a row, a bar a column, in the columns' order.
+
+    panels  title -> DataFrame; all panels share the scale, whole numbers, and one legend
+    """
+    names = list(dict.fromkeys(name for table in panels.values() for name in table.columns))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    groups, step = max(len(table) for table in panels.values()), 0.84 / max(1, len(names))
+    figure, grid = plt.subplots(rows, columns, figsize=(columns * (1.2 + 1.1 * groups), 1.9 * rows + 0.5), sharey=True,
+                                squeeze=False)
+    for axes in grid.flat[len(panels):]:
+        axes.set_visible(False)
+    for axes, (title, table) in zip(grid.flat, panels.items(), strict=False):
+        middles = np.arange(len(table))
+        for i, name in enumerate(names):
+            if name in table:
+                axes.bar(middles + step * (i - (len(names) - 1) / 2), table[name].to_numpy(float), 0.9 * step,
+                         color=COLOURS[i % 7], hatch=HATCHES[i % 7], edgecolor="white", linewidth=0.5, label=name)
+        axes.set(title=title, xticks=middles, xticklabels=[str(group).replace("_", " ") for group in table.index])
+        axes.tick_params(axis="x", length=0)
+        axes.grid(axis="x", visible=False)
+        axes.set_axisbelow(True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(names)), frameon=False)
     return figure
 
 
