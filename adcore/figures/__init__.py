@@ -1,6 +1,7 @@
 """Figures that the notebooks and the report share: one look, one colour scale for what is compared, readable in grey."""
 
 from adcore.figures.charts import (
+    bar_panels,
     grouped_bars,
     labelled_points,
     line_chart,
@@ -9,6 +10,7 @@ from adcore.figures.charts import (
     score_histograms,
     visible_keys,
 )
+from adcore.figures.colours import color_clouds, color_transport
 from adcore.figures.pictures import (
     contact_sheet,
     framed,
@@ -22,7 +24,7 @@ from adcore.figures.pictures import (
 from adcore.figures.style import COLOURS, HATCHES, HEAT, LINES, MARKERS, bare, outline, record, show, use_style
 from adcore.figures.wiring import wiring_diagrams
 
-__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "bare", "contact_sheet", "framed", "grouped_bars", "heat_maps",
-           "labelled_points", "largest_defects", "line_chart", "line_panels", "outline", "overlay", "receptive_fields",
-           "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style", "visible_keys",
-           "wiring_diagrams"]
+__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "bar_panels", "bare", "color_clouds", "color_transport",
+           "contact_sheet", "framed", "grouped_bars", "heat_maps", "labelled_points", "largest_defects", "line_chart",
+           "line_panels", "outline", "overlay", "receptive_fields", "reconstructions", "record", "score_histograms", "show",
+           "side_by_side", "stored_maps", "use_style", "visible_keys", "wiring_diagrams"]
