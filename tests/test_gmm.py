@@ -107,9 +107,9 @@ def test_a_transposed_or_strided_input_gives_what_its_copy_gives():
 
 def test_float32_stays_near_float64_though_the_mixture_is_far_from_the_origin():
     log_weights, means, factors, _ = random_mixture(4, 16)
-    u = random_points(200, 16) / 3 + 1000
-    exact, _ = gmm(u.float().double(), log_weights, (means + 1000).float().double(), factors.float().double())
-    single, shares = gmm(u.float(), log_weights.float(), (means + 1000).float(), factors.float())
+    u = random_points(200, 16) / 3 + 10_000
+    exact, _ = gmm(u.float().double(), log_weights, (means + 10_000).float().double(), factors.float().double())
+    single, shares = gmm(u.float(), log_weights.float(), (means + 10_000).float(), factors.float())
     assert single.dtype == shares.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-3)
 

@@ -11,6 +11,7 @@ from adcore.figures.charts import (
     visible_keys,
 )
 from adcore.figures.colours import color_clouds, color_transport
+from adcore.figures.fields import arrows, vector_fields
 from adcore.figures.pictures import (
     contact_sheet,
     framed,
@@ -24,7 +25,7 @@ from adcore.figures.pictures import (
 from adcore.figures.style import COLOURS, HATCHES, HEAT, LINES, MARKERS, bare, outline, record, show, use_style
 from adcore.figures.wiring import wiring_diagrams
 
-__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "bar_panels", "bare", "color_clouds", "color_transport",
+__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "arrows", "bar_panels", "bare", "color_clouds", "color_transport",
            "contact_sheet", "framed", "grouped_bars", "heat_maps", "labelled_points", "largest_defects", "line_chart",
            "line_panels", "outline", "overlay", "receptive_fields", "reconstructions", "record", "score_histograms", "show",
-           "side_by_side", "stored_maps", "use_style", "visible_keys", "wiring_diagrams"]
+           "side_by_side", "stored_maps", "use_style", "vector_fields", "visible_keys", "wiring_diagrams"]

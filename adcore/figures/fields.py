@@ -1,0 +1,94 @@
+"""Fields of arrows over a plane: where gradients send features, and how strongly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adcore.errors import ParameterError
+from adcore.figures.style import COLOURS, LINES, MARKERS
+
+PALE = 2.1      # how far the grey scale goes on beyond its largest value, so that lines on it stay visible
+LONGEST = 0.12  # of an arrow, as a share of the plane's width
+
+
+def vector_fields(x: Any, y: Any, panels: Mapping[str, tuple[Any, Any, str]], boundary: Any = None,
+                  marks: Mapping[str, Any] | None = None) -> Figure:
+    """A panel a field over one plane: stream lines, thicker where the field is stronger, over a quantity in shades of grey.
+
+    x, y      (w,) and (h,) coordinates, evenly spaced and ascending
+    panels    title -> vectors (h, w, 2) in the order x, y; shade (h, w); what the shade is
+    boundary  (h, w) whose zero is drawn as a dashed line in every panel
+    marks     name -> points (n, 2), drawn in every panel and named below
+
+    Raises:
+        ParameterError: a field that does not have the plane's shape.
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    figure, row = plt.subplots(1, len(panels), figsize=(2.5 * len(panels), 3.3), squeeze=False, sharey=True)
+    for axes, (title, (vectors, shade, meaning)) in zip(row[0], panels.items(), strict=True):
+        vectors, shade = np.asarray(vectors), np.asarray(shade)
+        if vectors.shape != (len(y), len(x), 2) or shade.shape != (len(y), len(x)):
+            raise ParameterError(f"field '{title}' has vectors {vectors.shape} and shade {shade.shape}: expected "
+                                 f"({len(y)}, {len(x)}, 2) and ({len(y)}, {len(x)})")
+        low, high = float(shade.min()), float(shade.max())
+        drawn = axes.pcolormesh(x, y, shade, cmap="Greys", vmin=low, vmax=low + PALE * max(high - low, 1e-12), rasterized=True)
+        bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", shrink=0.85, aspect=28, label=meaning)
+        bar.ax.set_xlim(low, max(high, low + 1e-12))
+        strength = np.linalg.norm(vectors, axis=2)
+        axes.streamplot(x, y, vectors[..., 0], vectors[..., 1], color=COLOURS[0], density=0.8, arrowsize=0.9,
+                        linewidth=0.35 + 1.9 * strength / max(float(strength.max()), 1e-30))
+        _landmarks(axes, x, y, boundary, marks)
+        axes.set(title=title, xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), aspect="equal")
+        axes.grid(False)
+    _legend(figure, row[0, 0])
+    return figure
+
+
+def arrows(x: Any, y: Any, shade: Any, panels: Mapping[str, tuple[Any, Any, Any]], boundary: Any = None) -> Figure:
+    """A panel a batch over one plane: points with the arrow that each gets, and crosses for those that get none.
+
+    x, y      (w,) and (h,) coordinates, evenly spaced and ascending
+    shade     (h, w) in shades of grey below the points
+    panels    title -> points (n, 2), arrows (n, 2), which points send theirs (n,) bool
+    boundary  (h, w) whose zero is drawn as a dashed line
+
+    All panels share one scale of arrows.
+    """
+    x, y, shade = np.asarray(x), np.asarray(y), np.asarray(shade)
+    low, high = float(shade.min()), float(shade.max())
+    longest = max((float(np.linalg.norm(np.asarray(a), axis=1).max(initial=0)) for _, a, _ in panels.values()), default=0.0)
+    figure, row = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False, sharey=True)
+    for axes, (title, (points, pushes, sends)) in zip(row[0], panels.items(), strict=True):
+        points, pushes, sends = np.asarray(points), np.asarray(pushes), np.asarray(sends, bool)
+        axes.pcolormesh(x, y, shade, cmap="Greys", vmin=low, vmax=low + PALE * max(high - low, 1e-12), rasterized=True)
+        axes.quiver(*points[sends].T, *pushes[sends].T, angles="xy", scale_units="xy", color=COLOURS[1], width=0.006,
+                    scale=max(longest, 1e-30) / (LONGEST * (x[-1] - x[0])), zorder=3)
+        axes.plot(*points[sends].T, MARKERS[0], color=COLOURS[0], markersize=3.5, linestyle="none", label="sends its gradient")
+        axes.plot(*points[~sends].T, "x", color="black", markersize=4.5, linestyle="none", label="kept back")
+        _landmarks(axes, x, y, boundary, None)
+        axes.set(title=title, xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), aspect="equal")
+        axes.grid(False)
+    _legend(figure, row[0, 0])
+    return figure
+
+
+def _landmarks(axes: Axes, x: np.ndarray, y: np.ndarray, boundary: Any, marks: Mapping[str, Any] | None) -> None:
+    boundary = np.zeros(1) if boundary is None else np.asarray(boundary)
+    if boundary.min() < 0 < boundary.max():
+        axes.contour(x, y, boundary, levels=[0], colors=["black"], linestyles=["--"], linewidths=1.2)
+        axes.plot([], [], color="black", linestyle=LINES[1], linewidth=1.2, label="as likely normal as outlier")
+    for i, (name, points) in enumerate((marks or {}).items(), start=1):
+        axes.plot(*np.asarray(points).T, MARKERS[i % 7], color="black", markersize=8, markeredgecolor="white",
+                  linestyle="none", label=name, zorder=4)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
