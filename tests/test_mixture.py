@@ -218,7 +218,7 @@ def test_a_component_that_loses_its_points_keeps_its_place_and_takes_points_up_a
     near, far = torch.randn(50, 2, generator=g), torch.randn(50, 2, generator=g) + 60
     mixture = Mixture(2, 2).start(torch.cat([near, far]))
     away = int(mixture.means[:, 0].argmax())
-    place = mixture.means[away].clone()
+    place, shape = mixture.means[away].clone(), mixture.covariances[away].clone()
     for _ in range(40):
         mixture.update(near, 0.5)                                # its share halves at each step
     assert finite(mixture) and mixture.weights[away] < 1e-9
@@ -226,6 +226,7 @@ def test_a_component_that_loses_its_points_keeps_its_place_and_takes_points_up_a
     mixture.update(near, 1.0)                                    # and now nothing of it is left
     assert finite(mixture)
     torch.testing.assert_close(mixture.means[away], place)
+    torch.testing.assert_close(mixture.covariances[away], shape, rtol=1e-2, atol=1e-3)
     for _ in range(5):
         mixture.update(torch.cat([near, far]), 0.5)
     assert mixture.weights[away] > 0.4
