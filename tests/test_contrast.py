@@ -157,7 +157,7 @@ def test_negatives_outside_pass_and_the_boundary_is_inside():
 def test_with_all_inside_exactly_the_tenth_of_lowest_likelihood_passes():
     logits = torch.arange(30.0, 0, -1)
     assert passing(logits).nonzero().flatten().tolist() == [27, 28, 29]
-    assert 0.1 * 110 > 11 and int(passing(torch.arange(1.0, 111)).sum()) == 11     # a product that is rounded upwards
+    assert 0.07 * 100 > 7 and int(passing(torch.arange(1.0, 101), 0.07).sum()) == 7  # a product that is rounded upwards
     assert passing(logits[:1]).tolist() == [True] and passing(logits[:0]).tolist() == []
 
 

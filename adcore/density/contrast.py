@@ -113,7 +113,7 @@ def passing(logit: Tensor, share: float = 0.1) -> Tensor:
     if logit.isnan().any():
         raise ParameterError(f"{int(logit.isnan().sum())} of {len(logit)} logits for the outlier filter are NaN")
     outside = logit < 0
-    fewest = math.ceil(share * len(logit) - 1e-9)  # 0.1 * 110 is above 11
+    fewest = math.ceil(share * len(logit) - 1e-9)  # 0.07 * 100 is above 7
     if int(outside.sum()) >= fewest:
         return outside
     lowest = logit.argsort(stable=True)[:fewest]
