@@ -336,3 +336,16 @@ def test_the_readmes_table_is_written_between_its_markers_and_nowhere_else(check
 def test_a_readme_without_the_markers_is_refused(text):
     with pytest.raises(AdcoreError, match=r"README\.md has no place for the measured numbers"):
         readme.rendered(text)
+
+
+def test_a_formula_that_a_cell_gives_out_is_drawn_without_the_network(tmp_path):
+    import nbformat
+
+    from adcore.report.executed import to_html
+    data = {"text/latex": r"$\displaystyle (9):\quad - \frac{\alpha}{L} h{\left(u \right)}$", "text/plain": "-alpha/L*h(u)"}
+    cell = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("display_data", data=data)], execution_count=1)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    to_html(tmp_path / "a.ipynb", tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text()
+    assert "<mfrac><mrow><mi>&#x003B1;</mi></mrow><mrow><mi>L</mi></mrow></mfrac>" in page
+    assert "displaystyle (9)" not in page and "-alpha/L*h(u)" not in page and "ELUMROF" not in page

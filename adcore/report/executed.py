@@ -49,6 +49,8 @@ def to_html(notebook: Path, target: Path) -> None:
     for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = with_mathml(cell.source, put)
+        for output in cell.get("outputs", ()):
+            _latex_to_html(output.get("data", {}), put)
     exporter = HTMLExporter(embed_images=True, require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="",
                             jupyter_widgets_base_url="", widget_renderer_url="", html_manager_semver_range="")
     page, _ = exporter.from_notebook_node(content)
@@ -57,6 +59,12 @@ def to_html(notebook: Path, target: Path) -> None:
                   drop_outside(page))
     page = re.sub(r"FORMULA(\d{5})ELUMROF", lambda match: formulas[int(match[1])], page)
     write_text(target, page)
+
+
+def _latex_to_html(data: dict[str, str], put: Callable[[str], str]) -> None:
+    """A cell's formula, as sympy gives it, becomes HTML in place; an output that already has HTML keeps it."""
+    if "text/latex" in data and "text/html" not in data:
+        data["text/html"] = f"<p>{with_mathml(data.pop('text/latex'), put)}</p>"
 
 
 def drop_outside(page: str) -> str:
