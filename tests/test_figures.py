@@ -322,3 +322,18 @@ def test_panels_share_a_scale_and_a_legend_and_each_line_keeps_its_marker():
     first, second = shown[0].lines
     assert first.get_marker() != second.get_marker() == shown[1].lines[0].get_marker()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stride 4", "stride 8"]
+
+
+def test_bars_of_counts_stand_in_the_columns_order_around_their_group_on_one_scale_of_whole_numbers():
+    one = pd.DataFrame({"stride 4": [3.0, 1.0], "stride 8": [12.0, 0.5]}, index=["resnet50", "densenet_201"])
+    figure = figures.bar_panels({"AsymST": one, "FastFlow": one.iloc[:1], "PatchCore": one / 2}, "objects")
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 3 and len({axes.get_ylim() for axes in shown}) == 1
+    bars = shown[0].patches
+    assert [bar.get_height() for bar in bars] == [3, 1, 12, 0.5]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    assert middles[0] < 0 < middles[2] < middles[1] < 1 < middles[3] and bars[0].get_hatch() != bars[2].get_hatch()
+    assert [text.get_text() for text in shown[0].get_xticklabels()] == ["resnet50", "densenet 201"]
+    figure.canvas.draw()
+    assert all(float(text.get_text().replace("\N{MINUS SIGN}", "-")).is_integer() for text in shown[0].get_yticklabels())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stride 4", "stride 8"]

@@ -58,6 +58,8 @@ def test_the_best_place_of_a_row_is_its_largest_and_of_equals_the_shallower(tabl
     places = best_place(by_tap(table, "image_auroc"))
     assert places["fastflow", "efficientnet_lite0", "screw"] == 1 and places["fastflow", "efficientnet_lite0", "tile"] == 2
     assert places["fastflow", "resnet50", "screw"] == 3 and places["fastflow", "resnet50", "tile"] == 0
+    gap = pd.DataFrame({"stride 4": [float("nan")], "stride 8": [50.0], "stride 16": [70.0]})
+    assert best_place(gap).tolist() == [2]
 
 
 def test_what_cannot_be_compared_layer_by_layer_is_refused(table):

@@ -65,5 +65,5 @@ def best_counts(wide: pd.DataFrame, within: Sequence[str] = ("method", "backbone
 
 
 def best_place(wide: pd.DataFrame) -> pd.Series:
-    """Which column is the best of each row: 0 for the shallowest. Of taps that tie, the shallower."""
-    return pd.Series(wide.to_numpy().argmax(axis=1), wide.index)
+    """Which column is the best of each row: 0 for the shallowest. Of taps that tie, the shallower; one not measured is none."""
+    return pd.Series(wide.fillna(float("-inf")).to_numpy().argmax(axis=1), wide.index)
