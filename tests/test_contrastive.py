@@ -154,6 +154,13 @@ def test_no_epoch_leaves_the_features_untouched_and_the_map_is_minus_the_log_den
     assert untouched.predict(torch.rand(1, 3, 40, 90)).map.shape == (1, 40, 90) and untouched.history.empty
 
 
+def test_oblong_images_and_taps_of_several_grids_are_joined_on_the_first(tiny):
+    one = detector(image_size=(64, 96), taps=(3, 4), dim=5).fit(tiny.train)
+    assert one.network(torch.rand(2, 3, 64, 96)).shape == (2, 8, 12, 5) and one._positives.shape == (3 * 96, 5)
+    deeper = {name.split(".")[1] for name, p in one.network.extractor.network.named_parameters() if p.requires_grad}
+    assert deeper == {"2", "3", "4"} and one.predict(torch.rand(2, 3, 50, 70)).map.shape == (2, 50, 70)
+
+
 def test_the_mixture_follows_the_features_with_the_step_that_is_set(tiny, images):
     one = detector(gamma=0.3, batch_size=6, lr=1e-9)                     # one step, features as good as still
     one.fit(tiny.train)

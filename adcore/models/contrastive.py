@@ -49,23 +49,23 @@ class ContrastiveConfig(Config):
     """Settings of contrastive fine-tuning. The supplement names losses, filter, online EM and transport, and no number but
     the filter's tenth; backbone and layers are those of the authors' GLAD, the rest is chosen here.
 
-    tuned         stages that are fine-tuned, from the end of the stage before to their own; () are the tapped ones
-    dim           d, numbers a cell
-    reduction     of the joined channels to d: 'random' (Gaussian, drawn from the seed) or 'pca' of the untouched features
-    components    K
-    volume        'box' takes log L from the box around the untouched normal features, 'given' takes `log_volume`
-    gamma         step of online EM; 0 is (t + 2)^-0.6 at step t
-    start_cells   cells at most, drawn at random, on which the mixture is started by K-means and EM
-    cells         cells of a batch that are contrasted, of normal images and of negatives each, drawn at random; 0 is all
-    clip_norm     of the gradient; 0 is not clipped
-    filter        outlier filter; without it all negatives send a gradient
-    filter_share  the share of negatives, farthest outside, that always pass it
-    negatives     'photographs' (packaged), or a folder: see `models.negatives.find_negatives`
-    held_out      share of the photographs that is kept for measuring
-    smallest_crop a negative's side, at least, as a share of the longest that fits in the photograph
-    transport     of the negatives' colours: 'monge_kantorovich', 'diagonal' or 'none'
-    target        whose colours: of the 'image' beside it in the batch, or of the whole 'category'
-    rho           how far along
+    tuned          stages that are fine-tuned, from the end of the stage before to their own; () are the tapped ones
+    dim            d, numbers a cell
+    reduction      of the joined channels to d: 'random' (Gaussian, drawn from the seed) or 'pca' of the untouched features
+    components     K
+    volume         'box' takes log L from the box around the untouched normal features, 'given' takes `log_volume`
+    gamma          step of online EM; 0 is (t + 2)^-0.6 at step t
+    start_cells    cells at most, drawn at random, on which the mixture is started by K-means and EM
+    cells          cells of a batch that are contrasted, of normal images and of negatives each, drawn at random; 0 is all
+    clip_norm      of the gradient; 0 is not clipped
+    filter         outlier filter; without it all negatives send a gradient
+    filter_share   the share of negatives, farthest outside, that always pass it
+    negatives      'photographs' (packaged), or a folder: see `models.negatives.find_negatives`
+    held_out       share of the photographs that is kept for measuring
+    smallest_crop  a negative's side, at least, as a share of the longest that fits in the photograph
+    transport      of the negatives' colours: 'monge_kantorovich', 'diagonal' or 'none'
+    target         whose colours: of the 'image' beside it in the batch, or of the whole 'category'
+    rho            how far along
     """
 
     backbone: str = "wide_resnet50_2"
