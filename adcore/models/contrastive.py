@@ -33,11 +33,12 @@ from adcore import color
 from adcore.color import ColorMoments, color_moments, pool
 from adcore.data import Sample, View, read_images
 from adcore.data.transforms import Size, as_size
-from adcore.density import Mixture, Outliers, misclassified, negative_loss, passing, positive_loss
+from adcore.density import Outliers, misclassified, negative_loss, passing, positive_loss
 from adcore.errors import AdcoreError, DataError, ParameterError
-from adcore.features import FeatureExtractor, Tap, concatenate
+from adcore.features import Tap
 from adcore.models.detector import Config, Detector, Prediction
 from adcore.models.negatives import UNCHANGED, Negatives, find_negatives, random_crops, recolored
+from adcore.models.tuned import Tuned
 from adcore.training import train
 
 RECORDS = ("positive", "negative", "gradient", "passing", "outside")
@@ -111,98 +112,6 @@ class ContrastiveConfig(Config):
                                  f"epochs={self.epochs} and cells={self.cells} at least 0")
         if self.volume == "box" and self.log_volume:
             raise ParameterError(f"ContrastiveConfig: log_volume={self.log_volume} counts with volume='given' only")
-
-
-def stage_parameters(extractor: FeatureExtractor, stages: Sequence[int]) -> list[str]:
-    """Names of the network's parameters in some stages: those behind the end of the stage before, up to the stage's own end.
-
-    Raises:
-        ParameterError: a stage that the backbone does not have by number, or that lies behind the last tap.
-    """
-    names, ends = [name for name, _ in extractor.network.named_parameters()], extractor.backbone.stages   # in forward order
-    found: list[str] = []
-    for stage in stages:
-        if stage not in ends:
-            raise ParameterError(f"stage {stage!r} of backbone '{extractor.backbone.name}' cannot be fine-tuned: set tuned to "
-                                 f"some of its stages {', '.join(map(str, ends)) or '(none known by number)'}")
-        last = [_last(names, ends[number]) for number in (stage - 1, stage) if number in ends]
-        if last[-1] == 0:
-            raise ParameterError(f"stage {stage} of backbone '{extractor.backbone.name}' lies behind the last of taps "
-                                 f"{extractor.taps}: there is nothing to fine-tune")
-        found += names[last[0] if len(last) == 2 else 0:last[-1]]
-    return found
-
-
-def _last(names: list[str], node: str) -> int:
-    return max((i + 1 for i, name in enumerate(names) if name.startswith(f"{node}.")), default=0)
-
-
-class Tuned(nn.Module):
-    """A backbone whose stages are fine-tuned, and the mixture of its features: everything that training changes.
-
-    history  a row a step of what RECORDS names
-
-    Raises:
-        ParameterError: see `stage_parameters` and `FeatureExtractor`; more dimensions than channels.
-        WeightsError: the checkpoint is not here or does not fit.
-    """
-
-    projection: Tensor
-    center: Tensor
-    log_volume: Tensor
-
-    def __init__(self, config: ContrastiveConfig, seed: int = 0) -> None:
-        super().__init__()
-        c = config
-        self.extractor = FeatureExtractor(c.backbone, c.taps, c.weights, seed, frozen=False)
-        channels = sum(self.extractor.channels)
-        if c.dim > channels:
-            raise ParameterError(f"dim={c.dim} is more than the {channels} channels of taps {c.taps} of {c.backbone}: "
-                                 f"features can only be reduced")
-        chosen = set(stage_parameters(self.extractor, c.tuned or c.taps))                      # type: ignore[arg-type]
-        for name, parameter in self.extractor.network.named_parameters():
-            parameter.requires_grad_(name in chosen)
-        random = torch.randn(channels, c.dim, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("projection", random / c.dim**0.5)                                # (C, d)
-        self.register_buffer("center", torch.zeros(channels))
-        self.register_buffer("log_volume", torch.tensor(c.log_volume, dtype=torch.float64))
-        self.mixture = Mixture(c.components, c.dim)
-        self.history: list[list[float]] = []
-        self.eval()
-
-    def train(self, mode: bool = True) -> Tuned:
-        """The backbone stays in eval mode, and its batch norms with the statistics they came with: normal images and
-        negatives pass in batches of their own, so that batch statistics would tell them apart, in training only."""
-        super().train(mode)
-        self.extractor.train(False)
-        return self
-
-    def get_extra_state(self) -> list[list[float]]:
-        return self.history
-
-    def set_extra_state(self, state: list[list[float]]) -> None:
-        self.history = [list(row) for row in state]
-
-    def joined(self, images: Tensor) -> Tensor:
-        """The taps' maps on the first one's grid, channels last: (B, 3, H, W) -> (B, h, w, C)."""
-        maps = self.extractor(images)
-        return concatenate(maps, (maps[0].shape[-2], maps[0].shape[-1]), align_corners=False).permute(0, 2, 3, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """u of each cell: (B, 3, H, W) in [0, 1] -> (B, h, w, d)."""
-        return (self.joined(images) - self.center) @ self.projection
-
-    @torch.no_grad()
-    def fit_projection(self, batches: Iterator[Tensor]) -> None:
-        """Projection on the d directions in which the features of these images vary most."""
-        count, s1, s2 = 0, self.center.new_zeros((), dtype=torch.float64), self.center.new_zeros((), dtype=torch.float64)
-        for images in batches:
-            x = self.joined(images).flatten(0, 2).double()                                     # (n, C)
-            count, s1, s2 = count + len(x), s1 + x.sum(0), s2 + x.T @ x
-        mean = s1 / count
-        vectors = torch.linalg.eigh(s2 / count - mean[:, None] * mean)[1]                      # in ascending order
-        self.projection.copy_(vectors.flip(1)[:, :self.projection.shape[1]])
-        self.center.copy_(mean)
 
 
 class Contrastive(Detector):
