@@ -52,3 +52,12 @@ def test_another_methods_code_and_the_report_leave_the_fingerprint_as_it_was(cop
     edit(copied / "models" / "patchcore.py", "starts: int = 10", "starts: int = 11")
     edit(copied / "report" / "card.py", '"not run"', '"idle"')
     assert provenance.fingerprint.__wrapped__("uniad") == before
+
+
+@pytest.mark.parametrize(("file", "old", "new"), [("density/contrast.py", "share: float = 0.1", "share: float = 0.2"),
+                                                  ("color.py", "1e-6", "1e-5"), ("models/tuned.py", "eval()", "train()")])
+def test_a_room_that_some_methods_stand_on_counts_for_these_alone(copied, file, old, new):
+    look = provenance.fingerprint.__wrapped__
+    before = {method: look(method) for method in ("contrastive", "uniad")}
+    edit(copied / file, old, new)
+    assert look("contrastive") != before["contrastive"] and look("uniad") == before["uniad"]

@@ -72,9 +72,23 @@ def fingerprint(method: str) -> str:
     """16 digits that change when code on which the method's numbers rest changes; comments and docstrings do not count."""
     root = Path(adcore.__file__).parent
     files = [root / name for name in ("losses.py", "metrics.py", "training.py", "experiments/runner.py")]
-    files += _models_of(root / "models" / f"{_module_of(method)}.py")
+    models = _models_of(root / "models" / f"{_module_of(method)}.py")
+    files += models + sorted(path for room in SOME for path in _files_of(root, room) if _imports(models, room))
     files += sorted(path for folder in ("data", "features", "kernels") for path in (root / folder).rglob("*.py"))
     return digest_text("\n".join(_bones(path) for path in files if path.is_file()))
+
+
+SOME = ("color", "density")  # rooms that only some methods stand on; the others are counted for all
+
+
+def _files_of(root: Path, room: str) -> list[Path]:
+    return [root / f"{room}.py", *(root / room).rglob("*.py")]
+
+
+def _imports(files: list[Path], room: str) -> bool:
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in files)
+    return any(isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"adcore.{room}.")
+               for tree in trees for node in ast.walk(tree))
 
 
 def _module_of(method: str) -> str:
