@@ -337,3 +337,13 @@ def test_bars_of_counts_stand_in_the_columns_order_around_their_group_on_one_sca
     figure.canvas.draw()
     assert all(float(text.get_text().replace("\N{MINUS SIGN}", "-")).is_integer() for text in shown[0].get_yticklabels())
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stride 4", "stride 8"]
+
+
+def test_histograms_of_probabilities_count_every_value_once_on_one_logarithmic_scale():
+    values = {"before": np.r_[np.zeros(100), 0.51, 1.0], "after": np.linspace(0, 1, 30), "more": np.zeros((2, 3))}
+    figure = figures.probability_histograms(values, "probability", "cells")
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [sum(bar.get_height() for bar in axes.patches) for axes in shown] == [102, 30, 6]
+    first = [bar.get_height() for bar in shown[0].patches]
+    assert len(first) == 40 and (first[0], first[20], first[39]) == (100, 1, 1)
+    assert {axes.get_yscale() for axes in shown} == {"log"} and len({axes.get_ylim() for axes in shown}) == 1

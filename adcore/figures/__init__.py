@@ -6,6 +6,7 @@ from adcore.figures.charts import (
     labelled_points,
     line_chart,
     line_panels,
+    probability_histograms,
     receptive_fields,
     score_histograms,
     visible_keys,
@@ -25,7 +26,8 @@ from adcore.figures.pictures import (
 from adcore.figures.style import COLOURS, HATCHES, HEAT, LINES, MARKERS, bare, outline, record, show, use_style
 from adcore.figures.wiring import wiring_diagrams
 
-__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "arrows", "bar_panels", "bare", "color_clouds", "color_transport",
-           "contact_sheet", "framed", "grouped_bars", "heat_maps", "labelled_points", "largest_defects", "line_chart",
-           "line_panels", "outline", "overlay", "receptive_fields", "reconstructions", "record", "score_histograms", "show",
-           "side_by_side", "stored_maps", "use_style", "vector_fields", "visible_keys", "wiring_diagrams"]
+__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "arrows", "bar_panels", "bare", "color_clouds",
+           "color_transport", "contact_sheet", "framed", "grouped_bars", "heat_maps", "labelled_points", "largest_defects",
+           "line_chart", "line_panels", "outline", "overlay", "probability_histograms", "receptive_fields",
+           "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style",
+           "vector_fields", "visible_keys", "wiring_diagrams"]

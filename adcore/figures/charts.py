@@ -33,6 +33,27 @@ def score_histograms(scores: Any, title: str = "image score") -> Figure:
     return figure
 
 
+def probability_histograms(panels: Mapping[str, np.ndarray], xlabel: str, ylabel: str, columns: int = 2) -> Figure:
+    """A panel a set of probabilities, as Fig. 2 of artola2024: counts on a logarithmic scale over [0, 1], one scale for all.
+
+    panels  title -> values in [0, 1], any shape
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.0 * columns, 1.7 * rows), sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(panels):]:
+        axes.set_visible(False)
+    for i, (axes, (title, values)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+        axes.hist(np.asarray(values).ravel(), bins=np.linspace(0, 1, 41), color=COLOURS[i % columns],
+                  hatch=HATCHES[i % columns], edgecolor="white", linewidth=0.3)
+        axes.set(title=title, yscale="log", xlim=(0, 1))
+    for axes in grid[-1]:
+        axes.set_xlabel(xlabel)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+    return figure
+
+
 def visible_keys(visible: np.ndarray, grid: tuple[int, int], queries: Sequence[tuple[int, int]]) -> Figure:
     """What some queries (y, x) may attend to under a (N, N) mask: white visible, dark blocked, a cross at the query."""
     h, w = grid
