@@ -45,6 +45,18 @@ def one_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "FeatureExtractor", shared_extractor)
 
 
+@pytest.fixture
+def style() -> Iterator[None]:
+    """Figures in the house's style, on no screen."""
+    import matplotlib.pyplot as plt
+
+    from adcore import figures
+    with plt.rc_context({"backend": "agg"}):
+        figures.use_style()
+        yield
+    plt.close("all")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """One category of `tiny.write_tiny` as a data set."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,12 +30,7 @@ WIRINGS = {"a": (("Q", "E"), ("R", "P")), "b": (("Q", "P"), ("R", "E")), "c": ((
 VANILLA = {"self": (("Q", "Q"), ("R", "E")), "first": (("E", "E"), ("R", "E")), "ends": (("E", "Q"), ("R", "E"))}
 
 
-@pytest.fixture(autouse=True)
-def style() -> Iterator[None]:
-    with plt.rc_context({"backend": "agg"}):
-        figures.use_style()
-        yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("style")
 
 
 # --- wirings ------------------------------------------------------------------------------------------------------------

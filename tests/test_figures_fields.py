@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, QuadMesh
@@ -20,12 +17,7 @@ PLANE = np.stack(np.meshgrid(X, Y), -1)                               # (h, w, 2
 AWAY = PLANE * np.array([1.0, 3.0])                                  # from the origin, stronger up and down
 
 
-@pytest.fixture(autouse=True)
-def style() -> Iterator[None]:
-    with plt.rc_context({"backend": "agg"}):
-        figures.use_style()
-        yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("style")
 
 
 def names(figure: Figure) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from adcore.data import read_images
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor
 from adcore.models import AsymST, AsymSTConfig, FastFlow, FastFlowConfig, PatchCore, PatchCoreConfig
@@ -49,3 +50,13 @@ def test_images_of_another_size_are_brought_to_the_flow_s_own_and_maps_come_back
     cells = torch.nn.functional.interpolate(detector.predict(resized).map[:, None], (48, 120), mode="bilinear")[:, 0]
     # Upsampled from the same few cells, so that the two agree but for the filter.
     assert torch.corrcoef(torch.stack([cells.flatten(), prediction.map.flatten()]))[0, 1] > 0.98
+
+
+def test_the_maps_of_several_taps_come_from_one_pass_and_are_those_of_the_extractor(tiny, monkeypatch):
+    detector, passes = FastFlow(FastFlowConfig(**LITE, steps=1, taps=(3, 4), image_size=(64, 96))), []
+    forward = detector.extractor.forward
+    monkeypatch.setattr(detector.extractor, "forward", lambda images: passes.append(len(images)) or forward(images))
+    maps = detector.cached_maps(tiny.train)
+    assert sum(passes) == len(tiny.train) and [tuple(m.shape[1:]) for m in maps] == detector.shapes
+    expected = forward(torch.cat(list(read_images(tiny.train, detector.view))))
+    assert all(torch.allclose(m.float(), e, rtol=1e-3, atol=1e-3) for m, e in zip(maps, expected, strict=True))

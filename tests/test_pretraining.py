@@ -137,4 +137,7 @@ def test_simclr_sees_pixels_as_they_are_and_the_others_imagenet_s_normalisation(
     assert plain.mean.flatten().tolist() == [0, 0, 0] and plain.std.flatten().tolist() == [1, 1, 1]
     usual = FeatureExtractor("resnet50", (1,), "moco_v2_800ep")
     assert usual.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    # The same file by its path is read with the backbone's normalisation: its cached features must not be those by name.
+    by_path = FeatureExtractor("resnet50", (1,), tmp_path / "resnet50-1x.pth")
+    assert by_path.digest == plain.digest and by_path.key != plain.key and str(by_path.statistics) not in by_path.key
     assert plain.digest != usual.digest != FeatureExtractor("resnet50", (1,), "random").digest

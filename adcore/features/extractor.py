@@ -55,7 +55,7 @@ class FeatureExtractor(nn.Module):
         self.network = timm.models.create_feature_extractor(network, return_nodes=list(dict.fromkeys(nodes)))
         self.mean: Tensor
         self.std: Tensor
-        mean, std = statistics_of(self.backbone, weights)
+        mean, std = self.statistics = statistics_of(self.backbone, weights)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.requires_grad_(not frozen).eval()
@@ -65,7 +65,9 @@ class FeatureExtractor(nn.Module):
     @property
     def key(self) -> str:
         """What the features depend on besides the images."""
-        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}"
+        own = (self.backbone.mean, self.backbone.std)
+        normalised = "" if self.statistics == own else f"-{self.statistics}"  # one file may be read in two ways
+        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalised}"
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """A frozen one stays in eval mode: batch statistics of the data at hand must not leak into frozen features."""

@@ -185,10 +185,11 @@ class AsymST(FrozenTaps):
         Raises:
             DataError: features that are one constant: see `flows.check_spread`.
         """
-        # The one map of a single tap is named as FastFlow names it, so that both read one file.
-        name = "map 0" if len(self.shapes) == 1 else f"maps on grid {self.shape[1:]}"
-        data = cached_features(samples, self.view, self.extractor, self.features, name, half=True, device=self.device,
-                               progress=progress)                                               # (n, C, h, w)
+        if len(self.shapes) == 1:
+            (data,) = self.cached_maps(samples, progress)                                       # (n, C, h, w)
+        else:
+            data = cached_features(samples, self.view, self.extractor, self.features, f"maps on grid {self.shape[1:]}",
+                                   half=True, device=self.device, progress=progress)
         check_spread(data, f"taps {self.config.taps}")
         if self.config.standardise:
             self.mean, self.std = (m.view(-1, 1, 1).to(self.device) for m in channel_moments(data))

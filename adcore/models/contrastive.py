@@ -268,12 +268,8 @@ class Contrastive(Detector):
         Raises:
             AdcoreError: called before `fit`.
         """
-        images = self._checked(images)
-        size, own = images.shape[-2:], self.view.shape
-        if size != own:
-            images = F.interpolate(images, own, mode="bilinear", antialias=True)
-        surprise = -self.log_density(images)                                                   # (B, h, w)
-        maps = F.interpolate(surprise[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        surprise = -self.log_density(self.own_size(images))                                    # (B, h, w)
+        maps = F.interpolate(surprise[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         return Prediction(surprise.amax(dim=(1, 2)), maps)
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adcore.data import Sample, View
@@ -122,6 +123,15 @@ class Detector(ABC):
     def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
         """What a method measures of itself on the test images of one category, beside the metrics; nothing by default."""
         return {}
+
+    def own_size(self, images: Tensor) -> Tensor:
+        """Images checked and brought to the size of the view: (B, 3, H, W) in [0, 1] -> (B, 3, *view).
+
+        Raises:
+            ParameterError: another shape or dtype, or a pixel that is not finite.
+        """
+        images, own = self._checked(images), self.view.shape
+        return images if images.shape[-2:] == own else F.interpolate(images, own, mode="bilinear", antialias=True)
 
     def _checked(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from adcore.data import Sample
 from adcore.data.transforms import Size
-from adcore.features import Tap, cached_features
+from adcore.features import Tap
 from adcore.models.detector import Config, Prediction
 from adcore.models.flows import Shape, check_shape, check_spread, nll, torch_permutes
 from adcore.models.frozen import FrozenTaps
@@ -117,8 +117,7 @@ class FastFlow(FrozenTaps):
             DataError: features that are one constant: see `flows.check_spread`.
         """
         c = self.config
-        maps = [cached_features(samples, self.view, self.extractor, lambda m, j=j: m[j], f"map {j}", half=True,  # type: ignore[misc]
-                                device=self.device, progress=progress) for j in range(len(self.shapes))]
+        maps = self.cached_maps(samples, progress)
         for tap, features in zip(c.taps, maps, strict=True):
             check_spread(features, f"tap {tap}")
         optimizer = torch.optim.Adam([p for p in self.flows.parameters() if p.requires_grad], c.lr,

@@ -7,14 +7,16 @@ The paper compares them one tap at a time; each takes any tap, several of them, 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
-from adcore.data import View
+from adcore.data import Sample, View
 from adcore.data.transforms import as_size
-from adcore.features import FeatureExtractor
+from adcore.features import FeatureExtractor, cached_features
 from adcore.models.detector import Detector
 
 
@@ -42,8 +44,9 @@ class FrozenTaps(Detector):
     def weights_digest(self) -> str:
         return self.extractor.digest
 
-    def own_size(self, images: Tensor) -> Tensor:
-        """Images brought to the size that the method was built for: (B, 3, H, W) -> (B, 3, *view)."""
-        images = self._checked(images)
-        own = self.view.shape
-        return images if images.shape[-2:] == own else F.interpolate(images, own, mode="bilinear", antialias=True)
+    def cached_maps(self, samples: Sequence[Sample], progress: bool | None = None) -> list[Tensor]:
+        """The taps' maps of all samples, taken in one pass and memory-mapped: [(n, C_j, h_j, w_j)] in half precision."""
+        stored = cached_features(samples, self.view, self.extractor, lambda maps: torch.cat([m.flatten(1) for m in maps], 1),
+                                 "maps", half=True, device=self.device, progress=progress)      # (n, sum C_j h_j w_j)
+        parts = stored.split([math.prod(shape) for shape in self.shapes], dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]

@@ -149,11 +149,8 @@ class Reconstruction(Detector):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
         """Reconstruction error (Sec. 3.4), upsampled bilinearly; the score is its maximum over averaged windows."""
-        images = self._checked(images)
         size, own = images.shape[-2:], self.view.shape
-        if size != own:
-            images = F.interpolate(images, own, mode="bilinear", antialias=True)
-        tokens = self.tokens(images)                                                            # (B, N, C)
+        tokens = self.tokens(self.own_size(images))                                             # (B, N, C)
         errors = LOSSES[self.config.loss][1](tokens, self.network(tokens))                      # (B, N)
         errors = errors.unflatten(1, self.grid)[:, None]                                        # (B, 1, h, w)
         maps = F.interpolate(errors, own, mode="bilinear", align_corners=True)                  # (B, 1, H, W)
