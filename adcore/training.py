@@ -49,14 +49,19 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**63
 
 
-def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tuple[Tensor, ...],
+Batches = Callable[[], Iterator[tuple[Tensor, ...]]]
+
+
+def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tuple[Tensor, ...] | Batches,
           optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, *, epochs: int,
-          batch_size: int, seed: int, clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None,
+          batch_size: int = 0, seed: int, clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None,
           save_every: float = 30.0, progress: bool | None = None, desc: str = "training") -> list[float]:
-    """Train on shuffled batches of a tensor, typically cached features, or of several that belong together.
+    """Train on shuffled batches of a tensor, typically cached features, or of several that belong together; or on batches
+    that a function draws.
 
     loss_of     batch (B, ...) on the module's device -> scalar; of several tensors, a batch of each
-    data        (n, ...), may be memory-mapped and in half precision; batches of numbers come as float32, of bool as bool
+    data        (n, ...), may be memory-mapped and in half precision; batches of numbers come as float32, of bool as bool.
+                Or a function that yields the batches of an epoch as they are, drawn from torch's random state
     scheduler   stepped once an epoch
     amp         bfloat16 autocast
     checkpoint  where the state is saved (at most every `save_every` seconds and at the end) and resumed from
@@ -68,10 +73,8 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
         AdcoreError: the loss is not finite.
         ParameterError: tensors of different lengths, or no data.
     """
-    tensors = (data,) if isinstance(data, Tensor) else tuple(data)
-    if len({len(tensor) for tensor in tensors}) != 1 or len(tensors[0]) == 0:
-        raise ParameterError(f"{desc}: data must be tensors of one length, not {[len(tensor) for tensor in tensors]}")
     device = next(module.parameters()).device
+    batches = data if callable(data) else _shuffled(data, batch_size, device, desc)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.is_file():
         losses = _restore(checkpoint, module, optimizer, scheduler, device)
@@ -80,7 +83,7 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
     with progress_bar(total=epochs, initial=len(losses), desc=desc, unit="epoch", enabled=progress) as bar:
         for epoch in range(len(losses), epochs):
             with seeded(epoch_seed(seed, epoch)):
-                losses.append(_epoch(module, loss_of, tensors, optimizer, batch_size, clip_norm, amp, device))
+                losses.append(_epoch(module, loss_of, batches, optimizer, clip_norm, amp, device))
             if not torch.isfinite(torch.tensor(losses[-1])):
                 raise AdcoreError(f"{desc}: the loss became {losses[-1]} in epoch {epoch + 1}: lower the learning rate")
             scheduler.step()
@@ -93,14 +96,24 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
     return losses
 
 
-def _epoch(module: nn.Module, loss_of: Callable[..., Tensor], data: tuple[Tensor, ...], optimizer: torch.optim.Optimizer,
-           batch_size: int, clip_norm: float | None, amp: bool, device: torch.device) -> float:
-    total = torch.zeros((), device=device)
-    count = len(data[0])
-    for indices in torch.randperm(count).split(batch_size):
-        # Ascending order reads a memory-mapped file front to back; within a batch the order does not matter.
-        ordered = indices.sort().values
-        batch = [_as_numbers(tensor[ordered].to(device, non_blocking=True)) for tensor in data]
+def _shuffled(data: Tensor | tuple[Tensor, ...], batch_size: int, device: torch.device, desc: str) -> Batches:
+    tensors = (data,) if isinstance(data, Tensor) else tuple(data)
+    if len({len(tensor) for tensor in tensors}) != 1 or len(tensors[0]) == 0:
+        raise ParameterError(f"{desc}: data must be tensors of one length, not {[len(tensor) for tensor in tensors]}")
+
+    def batches() -> Iterator[tuple[Tensor, ...]]:
+        for indices in torch.randperm(len(tensors[0])).split(batch_size):
+            # Ascending order reads a memory-mapped file front to back; within a batch the order does not matter.
+            ordered = indices.sort().values
+            yield tuple(_as_numbers(tensor[ordered].to(device, non_blocking=True)) for tensor in tensors)
+
+    return batches
+
+
+def _epoch(module: nn.Module, loss_of: Callable[..., Tensor], batches: Batches, optimizer: torch.optim.Optimizer,
+           clip_norm: float | None, amp: bool, device: torch.device) -> float:
+    total, count = torch.zeros((), device=device), 0
+    for batch in batches():
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             loss = loss_of(*batch)
         optimizer.zero_grad(set_to_none=True)
@@ -108,7 +121,7 @@ def _epoch(module: nn.Module, loss_of: Callable[..., Tensor], data: tuple[Tensor
         if clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
         optimizer.step()
-        total += loss.detach() * len(indices)
+        total, count = total + loss.detach() * len(batch[0]), count + len(batch[0])
     return float(total) / count
 
 

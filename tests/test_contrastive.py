@@ -16,9 +16,9 @@ from scipy.stats import multivariate_normal
 from adcore.data import PHOTOGRAPHS, read_images
 from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features import FeatureExtractor
+from adcore.features.stages import stage_parameters
 from adcore.models import METHODS, Contrastive, ContrastiveConfig
 from adcore.models.negatives import find_negatives, random_crops, recolored
-from adcore.models.tuned import stage_parameters
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (3,), "image_size": 64, "dim": 6, "components": 2, "epochs": 1,
          "batch_size": 3, "cells": 0, "lr": 1e-3, "negatives": "photographs", "held_out": 0.3,

@@ -310,5 +310,5 @@ def test_a_view_s_name_in_cache_keys_says_lanczos_and_is_otherwise_what_it_was()
     assert repr(View(224)) == "View(size=224, crop=None)" and repr(View((16, 24), 8)) == "View(size=(16, 24), crop=8)"
     assert repr(View(224, resample="lanczos")) == "View(size=224, crop=None, resample='lanczos')"
     assert View(224) == View(224, resample="bilinear") != View(224, resample="lanczos")
-    with pytest.raises(ParameterError, match=r"^unknown resample 'lancsoz' \(did you mean 'lanczos'\?\): use bilinear or lan"):
+    with pytest.raises(ParameterError, match=r"^unknown resample 'lancsoz' \(did you mean 'lanczos'\?\): use bilinear, bic"):
         View(224, resample="lancsoz")

@@ -105,7 +105,8 @@ def map_name(sample: Sample) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training images (normal only) and test images of one or more categories.
+    """Training images and test images of one or more categories. Training images are normal, but for the few labelled
+    anomalies that `few_shot.with_anomalies` adds.
 
     A method fits on what it is allowed to see, `train`; `test` is for `predict` alone.
     """

@@ -5,19 +5,33 @@ Images leave here as RGB in [0, 1]; what a backbone wants (mean, std) is the bac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from adcore.data.sample import Sample
 from adcore.errors import ParameterError, did_you_mean
 
-RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
+RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
+            "lanczos": Image.Resampling.LANCZOS}
+
+
+def _clahe(image: Image.Image) -> Image.Image:
+    from skimage import color, exposure  # here, because scikit-image is slow to import
+    lab = color.rgb2lab(np.asarray(image))
+    lab[..., 0] = 100 * exposure.equalize_adapthist(lab[..., 0] / 100, clip_limit=0.01)
+    return Image.fromarray((color.lab2rgb(lab) * 255).round().astype(np.uint8))
+
+
+# Contrast, before the image is resized: 'global' flattens the histogram of each channel, 'clahe' that of the lightness in
+# an 8 x 8 grid of tiles, with a limit on contrast.
+CONTRAST: dict[str, Callable[[Image.Image], Image.Image]] = {"none": lambda image: image, "global": ImageOps.equalize,
+                                                             "clahe": _clahe}
 
 Size = int | tuple[int, int]
 
@@ -32,27 +46,30 @@ def as_size(size: Size) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class View:
-    """Resize straight to `size`, then cut the middle `crop` out. Both resamplings of images average what they make smaller;
+    """Resize straight to `size`, then cut the middle `crop` out. All resamplings of images average what they make smaller;
     a mask takes the nearest pixel.
 
     size      (H, W) or a side in pixels
     crop      (H, W) or a side in pixels; None keeps everything
-    resample  how images are resized: bilinear or lanczos
+    resample  how images are resized: bilinear, bicubic or lanczos
+    contrast  how they are equalised before that: none, global or clahe
     """
 
     size: Size
     crop: Size | None = None
     resample: str = "bilinear"
+    contrast: str = "none"
 
     def __post_init__(self) -> None:
-        if self.resample not in RESAMPLE:
-            raise ParameterError(f"unknown resample '{self.resample}'{did_you_mean(self.resample, RESAMPLE)}: use "
-                                 f"{' or '.join(RESAMPLE)}")
+        for name, value, known in (("resample", self.resample, RESAMPLE), ("contrast", self.contrast, CONTRAST)):
+            if value not in known:
+                raise ParameterError(f"unknown {name} '{value}'{did_you_mean(value, known)}: use {', '.join(known)}")
 
     def __repr__(self) -> str:
         """Part of cache keys: only what is not the default is added to size and crop."""
         resample = "" if self.resample == "bilinear" else f", resample={self.resample!r}"
-        return f"View(size={self.size!r}, crop={self.crop!r}{resample})"
+        contrast = "" if self.contrast == "none" else f", contrast={self.contrast!r}"
+        return f"View(size={self.size!r}, crop={self.crop!r}{resample}{contrast})"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,7 +79,8 @@ class View:
     def image(self, image: Image.Image) -> Tensor:
         """(3, H, W) float32 in [0, 1]."""
         h, w = as_size(self.size)
-        pixels = np.asarray(image.resize((w, h), RESAMPLE[self.resample]), dtype=np.float32) / 255.0
+        image = CONTRAST[self.contrast](image).resize((w, h), RESAMPLE[self.resample])
+        pixels = np.asarray(image, dtype=np.float32) / 255.0
         return self._cut(torch.from_numpy(pixels).permute(2, 0, 1)).contiguous()
 
     def mask(self, mask: np.ndarray) -> Tensor:

@@ -56,9 +56,10 @@ class Experiment:
         return f"{self.method} {self.dataset} {self.category} seed {self.seed} {settings}".strip()
 
     def data(self) -> Dataset:
-        """The images. Raises DataError or ParameterError when they are not here."""
+        """The images, split as the method's protocol has it. Raises DataError or ParameterError when they are not here."""
         categories = None if self.category == "all" else self.category.split("+")
-        return load_dataset(self.dataset, categories, **data_options(self.dataset, self.profile))
+        dataset = load_dataset(self.dataset, categories, **data_options(self.dataset, self.profile))
+        return method_named(self.method).protocol(dataset, self.config(), self.seed)
 
     def detector(self, device: Any = "cpu") -> Detector:
         """The method, ready to fit."""

@@ -17,7 +17,7 @@ from torchvision.models.feature_extraction import get_graph_node_names
 
 from adcore.errors import DataError, ParameterError
 from adcore.features.backbones import find_backbone
-from adcore.features.pretraining import statistics_of
+from adcore.features.pretraining import Statistics, statistics_of
 from adcore.features.weights import load_weights, resolve_weights, weights_digest
 
 Tap = int | str
@@ -26,11 +26,12 @@ Tap = int | str
 class FeatureExtractor(nn.Module):
     """A backbone, frozen in eval mode unless told otherwise, that returns the maps at its taps.
 
-    backbone  a name of `adcore.features.BACKBONES`, `timm:NAME` or `torchvision:NAME`
-    taps      stage numbers (1, 2, 3, 4) or node names ('layer2.3.relu_2')
-    weights   'default', 'random', a file, or a name of data_manifest.csv
-    seed      of random weights
-    frozen    False for a backbone that is trained along (Table S5 of uniad2022)
+    backbone    a name of `adcore.features.BACKBONES`, `timm:NAME` or `torchvision:NAME`
+    taps        stage numbers (1, 2, 3, 4) or node names ('layer2.3.relu_2')
+    weights     'default', 'random', a file, or a name of data_manifest.csv
+    seed        of random weights
+    frozen      False for a backbone that is trained along (Table S5 of uniad2022)
+    statistics  mean and deviation of each colour, which are taken off first; by default those of the pretraining
 
     Raises:
         ParameterError: unknown backbone, or a tap that it does not have.
@@ -38,9 +39,10 @@ class FeatureExtractor(nn.Module):
     """
 
     def __init__(self, backbone: str = "efficientnet_lite0", taps: Sequence[Tap] = (1, 2, 3, 4),
-                 weights: str | Path | None = "default", seed: int = 0, *, frozen: bool = True) -> None:
+                 weights: str | Path | None = "default", seed: int = 0, *, frozen: bool = True,
+                 statistics: Statistics | None = None) -> None:
         super().__init__()
-        self.frozen = frozen
+        self.frozen, self.keeps_statistics = frozen, False
         self.backbone = find_backbone(backbone)
         self.taps = tuple(taps)
         path = resolve_weights(self.backbone, weights)
@@ -55,7 +57,7 @@ class FeatureExtractor(nn.Module):
         self.network = timm.models.create_feature_extractor(network, return_nodes=list(dict.fromkeys(nodes)))
         self.mean: Tensor
         self.std: Tensor
-        mean, std = self.statistics = statistics_of(self.backbone, weights)
+        mean, std = self.statistics = statistics or statistics_of(self.backbone, weights)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.requires_grad_(not frozen).eval()
@@ -71,7 +73,12 @@ class FeatureExtractor(nn.Module):
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """A frozen one stays in eval mode: batch statistics of the data at hand must not leak into frozen features."""
-        return super().train(mode and not self.frozen)
+        return super().train(mode and not self.frozen and not self.keeps_statistics)
+
+    def keep_statistics(self) -> None:
+        """Stay in eval mode also while the weights are trained: batch norms keep what they learned in pretraining."""
+        self.keeps_statistics = True
+        self.eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [0, 1] -> [(B, C, h, w) for each tap].

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adcore.data import Sample, View
+from adcore.data import Dataset, Sample, View
 from adcore.errors import ParameterError
 
 SIZES = ("image_size", "crop")  # a side in pixels, a pair (H, W), or None for no crop
@@ -98,6 +98,11 @@ class Detector(ABC):
         self.config = config if config is not None else self.Config()
         self.device = torch.device(device)
         self.seed = seed
+
+    @classmethod
+    def protocol(cls, dataset: Dataset, config: Any, seed: int) -> Dataset:
+        """What of a data set the method trains and is tested on: all of it as it is, by default."""
+        return dataset
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,34 +13,10 @@ from torch import Tensor, nn
 
 from adcore.density import Mixture
 from adcore.errors import ParameterError
-from adcore.features import FeatureExtractor, concatenate
+from adcore.features import FeatureExtractor, concatenate, train_only
 
 if TYPE_CHECKING:
     from adcore.models.contrastive import ContrastiveConfig
-
-
-def stage_parameters(extractor: FeatureExtractor, stages: Sequence[int]) -> list[str]:
-    """Names of the network's parameters in some stages: those behind the end of the stage before, up to the stage's own end.
-
-    Raises:
-        ParameterError: a stage that the backbone does not have by number, or that lies behind the last tap.
-    """
-    names, ends = [name for name, _ in extractor.network.named_parameters()], extractor.backbone.stages   # in forward order
-    found: list[str] = []
-    for stage in stages:
-        if stage not in ends:
-            raise ParameterError(f"stage {stage!r} of backbone '{extractor.backbone.name}' cannot be fine-tuned: set tuned to "
-                                 f"some of its stages {', '.join(map(str, ends)) or '(none known by number)'}")
-        last = [_last(names, ends[number]) for number in (stage - 1, stage) if number in ends]
-        if last[-1] == 0:
-            raise ParameterError(f"stage {stage} of backbone '{extractor.backbone.name}' lies behind the last of taps "
-                                 f"{extractor.taps}: there is nothing to fine-tune")
-        found += names[last[0] if len(last) == 2 else 0:last[-1]]
-    return found
-
-
-def _last(names: list[str], node: str) -> int:
-    return max((i + 1 for i, name in enumerate(names) if name.startswith(f"{node}.")), default=0)
 
 
 class Tuned(nn.Module):
@@ -49,7 +25,7 @@ class Tuned(nn.Module):
     history  a row a step of fine-tuning, saved with the weights
 
     Raises:
-        ParameterError: see `stage_parameters` and `FeatureExtractor`; more dimensions than channels.
+        ParameterError: see `features.stages` and `FeatureExtractor`; more dimensions than channels.
         WeightsError: the checkpoint is not here or does not fit.
     """
 
@@ -65,9 +41,7 @@ class Tuned(nn.Module):
         if c.dim > channels:
             raise ParameterError(f"dim={c.dim} is more than the {channels} channels of taps {c.taps} of {c.backbone}: "
                                  f"features can only be reduced")
-        chosen = set(stage_parameters(self.extractor, c.tuned or c.taps))                      # type: ignore[arg-type]
-        for name, parameter in self.extractor.network.named_parameters():
-            parameter.requires_grad_(name in chosen)
+        train_only(self.extractor, c.tuned or c.taps)                                          # type: ignore[arg-type]
         random = torch.randn(channels, c.dim, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("projection", random / c.dim**0.5)                                # (C, d)
         self.register_buffer("center", torch.zeros(channels))
