@@ -18,6 +18,7 @@ The steps of the ablation (Sec. 3) are configurations of it: `step` says how far
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,9 +27,11 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
+from adcore.data import Sample, read_images, read_masks
 from adcore.data.transforms import Size
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor
+from adcore.metrics import image_scores
 from adcore.models.cropping import READINGS, attention_boxes, crop, paste
 from adcore.models.cutmix import MIXES
 from adcore.models.detector import Prediction
@@ -38,6 +41,7 @@ from adcore.models.self_attention import KINDS, AttentionBlock
 
 STEPS = ("cutmix", "weighted_ce", "deviation", "gradcam", "atacnet")
 CLASSIFIERS = ("cutmix", "weighted_ce")
+ZOOMS = ("gradcam", "atacnet")
 DEVIATIONS = {"clamped": deviation_loss, "as_printed": deviation_loss_printed}
 
 
@@ -141,8 +145,8 @@ class ATACNet(FewShot):
 
     name: ClassVar[str] = "atacnet"
     Config: ClassVar[type[Any]] = ATACNetConfig
-    quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "image_size": 96, "smallest": 16, "statistics": "pretraining",
-                                       "anomalies": 6, "epochs": 2, "steps": 15, "batch_size": 16}
+    quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "image_size": 96, "smallest": 16,
+                                       "statistics": "pretraining", "anomalies": 6, "epochs": 2, "steps": 15, "batch_size": 16}
     network: Network
 
     def build(self) -> Network:
@@ -197,13 +201,37 @@ class ATACNet(FewShot):
         size = images.shape[-2], images.shape[-1]
         first = self.network(images)
         whole = F.interpolate(first.anomaly[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        if self.config.step not in ("gradcam", "atacnet"):
+        if self.config.step not in ZOOMS:
             return Prediction(first.score, whole)
         boxes = self.boxes(images, first)
         second = self.network(crop(images, boxes))
         inside = paste(torch.ones_like(second.anomaly), boxes, size) > 0
         maps = torch.where(inside, (whole + paste(second.anomaly, boxes, size)) / 2, whole)
         return Prediction((first.score + second.score) / 2, maps)
+
+    @torch.no_grad()
+    def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Whether zooming helps: nothing for a step that does not zoom.
+
+        first_look_auroc           image AUROC of a1 alone
+        box_normal, box_anomalous  mean share of the image that is looked at again
+        defect_inside              mean share of a defect's pixels that lie in the box; missing where there are no masks
+        """
+        if self.config.step not in ZOOMS:
+            return {}
+        scores, boxes = [], []
+        for images in read_images(samples, self.view):
+            first = self.network(images.to(self.device))
+            scores.append(first.score.cpu())
+            boxes.append(self.boxes(images.to(self.device), first).cpu())
+        t, left, b, r = torch.cat(boxes).unbind(1)
+        (height, width), labels = self.view.shape, torch.tensor([sample.label for sample in samples], dtype=torch.bool)
+        share = ((b - t) * (r - left)).double() / (height * width)
+        found = {"box_normal": float(share[~labels].mean()), "box_anomalous": float(share[labels].mean()),
+                 "first_look_auroc": image_scores(labels, torch.cat(scores)).auroc}
+        inside = [float(mask[t[i]:b[i], left[i]:r[i]].sum() / mask.sum())
+                  for i, mask in enumerate(read_masks(samples, self.view)) if mask is not None and mask.any()]
+        return found | ({"defect_inside": sum(inside) / len(inside)} if inside else {})
 
 
 def gradcam(network: Network, images: Tensor) -> Tensor:
