@@ -24,7 +24,8 @@ RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 def _clahe(image: Image.Image) -> Image.Image:
     from skimage import color, exposure  # here, because scikit-image is slow to import
     lab = color.rgb2lab(np.asarray(image))
-    lab[..., 0] = 100 * exposure.equalize_adapthist(lab[..., 0] / 100, clip_limit=0.01)
+    if np.ptp(lab[..., 0]):  # an image of one lightness would come back white
+        lab[..., 0] = 100 * exposure.equalize_adapthist(lab[..., 0] / 100, clip_limit=0.01)
     return Image.fromarray((color.lab2rgb(lab) * 255).round().astype(np.uint8))
 
 

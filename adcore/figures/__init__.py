@@ -1,5 +1,6 @@
 """Figures that the notebooks and the report share: one look, one colour scale for what is compared, readable in grey."""
 
+from adcore.figures.attention import activation_pairs, boxed, heated
 from adcore.figures.charts import (
     bar_panels,
     grouped_bars,
@@ -26,8 +27,8 @@ from adcore.figures.pictures import (
 from adcore.figures.style import COLOURS, HATCHES, HEAT, LINES, MARKERS, bare, outline, record, show, use_style
 from adcore.figures.wiring import wiring_diagrams
 
-__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "arrows", "bar_panels", "bare", "color_clouds",
-           "color_transport", "contact_sheet", "framed", "grouped_bars", "heat_maps", "labelled_points", "largest_defects",
-           "line_chart", "line_panels", "outline", "overlay", "probability_histograms", "receptive_fields",
-           "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style",
-           "vector_fields", "visible_keys", "wiring_diagrams"]
+__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "activation_pairs", "arrows", "bar_panels", "bare", "boxed",
+           "color_clouds", "color_transport", "contact_sheet", "framed", "grouped_bars", "heat_maps", "heated",
+           "labelled_points", "largest_defects", "line_chart", "line_panels", "outline", "overlay", "probability_histograms",
+           "receptive_fields", "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps",
+           "use_style", "vector_fields", "visible_keys", "wiring_diagrams"]

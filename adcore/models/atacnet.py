@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -28,15 +29,14 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from adcore.data import Sample, read_images, read_masks
-from adcore.data.transforms import Size
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor
 from adcore.metrics import image_scores
 from adcore.models.cropping import READINGS, attention_boxes, crop, paste
 from adcore.models.cutmix import MIXES
-from adcore.models.detector import Prediction
+from adcore.models.detector import Detector, Prediction
 from adcore.models.deviation import AnomalyMapping, deviation_loss, deviation_loss_printed, he_initialised, top_mean
-from adcore.models.few_shot import FewShot, FewShotConfig, rotated
+from adcore.models.few_shot import QUICK, FewShot, FewShotConfig, rotated
 from adcore.models.self_attention import KINDS, AttentionBlock
 
 STEPS = ("cutmix", "weighted_ce", "deviation", "gradcam", "atacnet")
@@ -62,7 +62,6 @@ class ATACNetConfig(FewShotConfig):
     """
 
     backbone: str = "resnet50"
-    image_size: Size = 224
     resize: str = "bicubic"
     contrast: str = "global"
     statistics: str = "clip"
@@ -145,8 +144,7 @@ class ATACNet(FewShot):
 
     name: ClassVar[str] = "atacnet"
     Config: ClassVar[type[Any]] = ATACNetConfig
-    quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "image_size": 96, "smallest": 16,
-                                       "statistics": "pretraining", "anomalies": 6, "epochs": 2, "steps": 15, "batch_size": 16}
+    quick: ClassVar[dict[str, Any]] = {**QUICK, "smallest": 12, "statistics": "pretraining", "batch_size": 16}
     network: Network
 
     def build(self) -> Network:
@@ -158,6 +156,11 @@ class ATACNet(FewShot):
     def needs(self) -> int:
         """None where CutMix makes some."""
         return int(self.config.cutmix == "none")
+
+    def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Detector:
+        """As `FewShot.fit`; Algorithm 2."""
+        self.network.steps_taken.zero_()  # a checkpoint brings its own count
+        return super().fit(samples, checkpoint=checkpoint, progress=progress)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Half from X_N, half from X_T, the anomalies and what CutMix makes of normal images (Alg. 2, line 5)."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adcore.errors import ParameterError
 from adcore.models.detector import Prediction
 from adcore.models.deviation import AnomalyMapping, deviation_loss, top_mean
-from adcore.models.few_shot import FewShot, FewShotConfig, rotated
+from adcore.models.few_shot import QUICK, FewShot, FewShotConfig, rotated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,7 @@ class DevNet(FewShot):
 
     name: ClassVar[str] = "devnet"
     Config: ClassVar[type[Any]] = DevNetConfig
-    quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "image_size": 96, "anomalies": 6, "epochs": 2,
-                                       "steps": 15, "batch_size": 16}
+    quick: ClassVar[dict[str, Any]] = {**QUICK, "batch_size": 16}
 
     def build(self) -> nn.Module:
         self.extractor.shapes(smallest(self.view.shape, self.config.scales))  # which refuses images that are too small

@@ -23,7 +23,7 @@ from adcore.models.cutmix import in_image
 from adcore.models.detector import Prediction
 from adcore.models.deviation import AnomalyMapping, deviation_loss, top_mean
 from adcore.models.devnet import DevNetConfig, pyramid, smallest, upsampled
-from adcore.models.few_shot import FewShot, rotated
+from adcore.models.few_shot import QUICK, FewShot, rotated
 
 HEADS = ("holistic", "seen", "pseudo", "composite")
 NORMAL, SEEN, PSEUDO = 0, 1, 2  # labels in a training batch
@@ -78,8 +78,7 @@ class DRA(FewShot):
 
     name: ClassVar[str] = "dra"
     Config: ClassVar[type[Any]] = DRAConfig
-    quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "image_size": 96, "anomalies": 6, "epochs": 2,
-                                       "steps": 15, "batch_size": 18}
+    quick: ClassVar[dict[str, Any]] = {**QUICK, "batch_size": 18}
 
     def build(self) -> nn.Module:
         c, channels = self.config, self.extractor.channels[0]

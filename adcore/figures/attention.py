@@ -1,0 +1,60 @@
+"""Where a network looks: maps over images, boxes, and two ways of looking side by side (Fig. 1 of atacnet)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from adcore.figures.pictures import overlay
+from adcore.figures.style import COLOURS, bare
+
+
+def heated(image: Any, where: Any) -> np.ndarray:
+    """A map of any grid, upsampled bilinearly, in the heat colours over its image: (3, H, W), (h, w) -> (3, H, W)."""
+    image, where = np.asarray(image), torch.as_tensor(np.asarray(where), dtype=torch.float32)
+    large = F.interpolate(where[None, None], image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+    return overlay(image, large.numpy())
+
+
+def boxed(image: Any, box: Sequence[int], width: int = 2, colour: str = COLOURS[1]) -> np.ndarray:
+    """A picture with a frame drawn inside a box of it: (3, H, W), (top, left, bottom, right) -> (3, H, W)."""
+    picture = np.array(image, dtype=np.float32)
+    top, left, bottom, right = (int(side) for side in box)
+    frame = np.zeros(picture.shape[-2:], bool)
+    frame[top:bottom, left:right] = True
+    frame[top + width:bottom - width, left + width:right - width] = False
+    picture[:, frame] = np.asarray(to_rgb(colour), dtype=np.float32)[:, None]
+    return picture
+
+
+def activation_pairs(rows: Mapping[str, Sequence[tuple[str, Any, Any]]], names: tuple[str, str]) -> Figure:
+    """Pictures in pairs, as Fig. 1 of atacnet: rows of examples, of each the first way of looking left, the second right.
+
+    rows   label of the row -> (title, (3, H, W), (3, H, W)) of each example
+    names  of the two ways
+    """
+    across = max(len(row) for row in rows.values())
+    height, width = np.asarray(next(iter(rows.values()))[0][1]).shape[-2:]
+    figure, grid = plt.subplots(len(rows), 2 * across, squeeze=False,
+                                figsize=(2.9 * across, 1.45 * height / width * len(rows) + 0.5))
+    for line, (label, examples) in zip(grid, rows.items(), strict=True):
+        line[0].set_ylabel(label, fontweight="bold", rotation=0, labelpad=10, va="center")
+        for i, (title, *pair) in enumerate(examples):
+            for axes, picture in zip(line[2 * i:2 * i + 2], pair, strict=True):
+                axes.imshow(np.clip(np.asarray(picture).transpose(1, 2, 0), 0, 1))
+            line[2 * i].set_title(title, fontsize=8, loc="left")
+        for axes in line[2 * len(examples):]:
+            axes.set_visible(False)
+    for axes in grid.flat:
+        bare(axes)
+    for i in range(across):
+        for axes, name in zip(grid[-1][2 * i:2 * i + 2], names, strict=True):
+            axes.set_xlabel(name, fontsize=8)
+    return figure
