@@ -26,6 +26,7 @@ from adcore.errors import DataError, ParameterError, StoreError
 from adcore.experiments import (
     Experiment,
     Store,
+    as_tuples,
     fitted,
     grid,
     load_results,
@@ -145,6 +146,14 @@ def test_profiles_change_settings_of_the_paper_and_nothing_else():
 
 
 # --- grids --------------------------------------------------------------------------------------------------------------
+
+def test_a_list_from_a_command_line_is_one_value_and_no_sweep():
+    settings = {"taps": [2, 3], "epochs": 1}
+    (one,) = grid("patchcore", categories="brick", **as_tuples({"taps": [2, 3]}))
+    assert one.config().taps == (2, 3) and as_tuples(settings) == {"taps": (2, 3), "epochs": 1}
+    with pytest.raises(ParameterError, match="taps takes"):
+        grid("patchcore", categories="brick", taps=[2, 3])                     # two taps in turn, neither a tuple
+
 
 def test_a_grid_has_one_experiment_for_each_combination_and_seed_of_a_pooled_method():
     experiments = grid(UniAD, nma=[False, True], jitter=[False, True], lr=2e-3, seeds=[0, 1, 2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,3 +94,8 @@ def grid(method: type[Detector] | str, *, dataset: str = "mini", categories: Seq
     for experiment in experiments:
         experiment.config()
     return experiments
+
+
+def as_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that came as JSON, which has no tuples: a list becomes one, because `grid` would sweep over it."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from adcore.figures.pictures import overlay
-from adcore.figures.style import COLOURS, bare
+from adcore.figures.style import bare
 
 
 def heated(image: Any, where: Any) -> np.ndarray:
@@ -23,9 +23,9 @@ def heated(image: Any, where: Any) -> np.ndarray:
     return overlay(image, large.numpy())
 
 
-def boxed(image: Any, box: Sequence[int], width: int = 2, colour: str = COLOURS[1]) -> np.ndarray:
+def boxed(image: Any, box: Sequence[int], width: int = 2, colour: str = "#66E0FF") -> np.ndarray:
     """A picture with a frame drawn inside a box of it: (3, H, W), (top, left, bottom, right) -> (3, H, W)."""
-    picture = np.array(image, dtype=np.float32)
+    picture = np.asarray(image).astype(np.float32)  # a copy
     top, left, bottom, right = (int(side) for side in box)
     frame = np.zeros(picture.shape[-2:], bool)
     frame[top:bottom, left:right] = True
@@ -54,7 +54,7 @@ def activation_pairs(rows: Mapping[str, Sequence[tuple[str, Any, Any]]], names: 
             axes.set_visible(False)
     for axes in grid.flat:
         bare(axes)
-    for i in range(across):
-        for axes, name in zip(grid[-1][2 * i:2 * i + 2], names, strict=True):
-            axes.set_xlabel(name, fontsize=8)
+    for column in range(2 * across):
+        lowest = [axes for axes in grid[:, column] if axes.get_visible()][-1]
+        lowest.set_xlabel(names[column % 2], fontsize=8)
     return figure
