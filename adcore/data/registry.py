@@ -14,9 +14,11 @@ from adcore.data.cifar10 import load_cifar10
 from adcore.data.classes import SPLITS
 from adcore.data.digits import digits_folder, load_digits
 from adcore.data.elpv import elpv_folder, load_elpv
+from adcore.data.ksdd2 import load_ksdd2
 from adcore.data.manifest import load_manifest
 from adcore.data.mtd import load_mtd
 from adcore.data.mvtec import categories_in, load_mvtec
+from adcore.data.mvtec_loco import load_mvtec_loco
 from adcore.data.sample import Dataset
 from adcore.errors import DataError, ParameterError, did_you_mean
 from adcore.paths import data_folders
@@ -25,11 +27,17 @@ from adcore.paths import data_folders
 DATASETS: dict[str, tuple[str, ...]] = {
     "mini": (),
     "mvtec_ad": ("mvtec_ad", "mvtec_anomaly_detection", "mvtec"),
+    "mvtec_loco": ("mvtec_loco", "mvtec_loco_anomaly_detection"),
+    "ksdd2": ("ksdd2", "KolektorSDD2"),
     "mtd": ("mtd", "Magnetic-tile-defect-datasets."),
     "elpv": (),
     "cifar10": ("cifar10", "cifar-10-batches-py"),
     "digits": (),
 }
+
+# Layouts of their own.
+LOADERS: dict[str, Callable[[Path], Dataset]] = {"mtd": load_mtd, "elpv": load_elpv, "ksdd2": load_ksdd2,
+                                                 "mvtec_loco": load_mvtec_loco}
 
 # Ten classes, of which the caller says which are normal.
 TEN_CLASSES: dict[str, Callable[..., Dataset]] = {"cifar10": load_cifar10, "digits": load_digits}
@@ -87,9 +95,8 @@ def load_dataset(name: str, categories: Sequence[str] | str | None = None, *, ro
             raise ParameterError(f"data set '{name}' cannot be split into normal classes {', '.join(normal)} at once: each "
                                  f"split is a data set of its own, name one")
         return TEN_CLASSES[name](folder, name, normal=normal[0])
-    loaders: dict[str, Callable[[], Dataset]] = {"mtd": lambda: load_mtd(folder), "elpv": lambda: load_elpv(folder)}
-    if name in loaders:
-        dataset = loaders[name]()
+    if name in LOADERS:
+        dataset = LOADERS[name](folder)
         return dataset.only(categories) if categories else dataset
     return load_mvtec(folder, name, categories)
 
