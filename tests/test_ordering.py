@@ -133,3 +133,4 @@ def test_a_record_of_many_variants_states_what_they_share_once_and_draws_no_fore
     assert record_chart(frame) is None and record_chart(frame.head(3)) is not None
     single = record_module.Record("row", "about", frame.head(1)).html
     assert "epochs=40 taps=(1, 2) wiring=a" in single and "all with" not in single
+    assert "all with" not in record_module.Record("plain", "about", frame.head(2).assign(settings="")).html

@@ -61,7 +61,7 @@ class Record:
         below the table."""
         table = summarise(self.frame)
         parts = [re.split(r" (?=\w+=)", text) for text in table["settings"]]
-        shared = [part for part in parts[0] if all(part in other for other in parts)] if len(parts) > 1 else []
+        shared = [part for part in parts[0] if part and all(part in other for other in parts)] if len(parts) > 1 else []
         table["settings"] = [" ".join(part for part in own if part not in shared) for own in parts]
         table.insert(3, "settings", table.pop("settings"))  # beside what they tell apart
         note = f"<p><small>all with {escape(' '.join(shared))}</small></p>" if shared else ""
