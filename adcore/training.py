@@ -55,14 +55,15 @@ Batches = Callable[[], Iterator[tuple[Tensor, ...]]]
 def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tuple[Tensor, ...] | Batches,
           optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, *, epochs: int,
           batch_size: int = 0, seed: int, clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None,
-          save_every: float = 30.0, progress: bool | None = None, desc: str = "training") -> list[float]:
+          each_step: bool = False, save_every: float = 30.0, progress: bool | None = None,
+          desc: str = "training") -> list[float]:
     """Train on shuffled batches of a tensor, typically cached features, or of several that belong together; or on batches
     that a function draws.
 
     loss_of     batch (B, ...) on the module's device -> scalar; of several tensors, a batch of each
     data        (n, ...), may be memory-mapped and in half precision; batches of numbers come as float32, of bool as bool.
                 Or a function that yields the batches of an epoch as they are, drawn from torch's random state
-    scheduler   stepped once an epoch
+    scheduler   stepped once an epoch, or after every batch with `each_step`
     amp         bfloat16 autocast
     checkpoint  where the state is saved (at most every `save_every` seconds and at the end) and resumed from
 
@@ -83,10 +84,12 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
     with progress_bar(total=epochs, initial=len(losses), desc=desc, unit="epoch", enabled=progress) as bar:
         for epoch in range(len(losses), epochs):
             with seeded(epoch_seed(seed, epoch)):
-                losses.append(_epoch(module, loss_of, batches, optimizer, clip_norm, amp, device))
+                losses.append(_epoch(module, loss_of, batches, optimizer, scheduler if each_step else None, clip_norm, amp,
+                                     device))
             if not torch.isfinite(torch.tensor(losses[-1])):
                 raise AdcoreError(f"{desc}: the loss became {losses[-1]} in epoch {epoch + 1}: lower the learning rate")
-            scheduler.step()
+            if not each_step:
+                scheduler.step()
             bar.set_postfix(loss=f"{losses[-1]:.4g}", refresh=False)
             bar.update()
             if checkpoint is not None and (time.monotonic() - saved > save_every or epoch + 1 == epochs):
@@ -111,7 +114,8 @@ def _shuffled(data: Tensor | tuple[Tensor, ...], batch_size: int, device: torch.
 
 
 def _epoch(module: nn.Module, loss_of: Callable[..., Tensor], batches: Batches, optimizer: torch.optim.Optimizer,
-           clip_norm: float | None, amp: bool, device: torch.device) -> float:
+           scheduler: torch.optim.lr_scheduler.LRScheduler | None, clip_norm: float | None, amp: bool,
+           device: torch.device) -> float:
     total, count = torch.zeros((), device=device), 0
     for batch in batches():
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
@@ -121,6 +125,8 @@ def _epoch(module: nn.Module, loss_of: Callable[..., Tensor], batches: Batches, 
         if clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
         optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
         total, count = total + loss.detach() * len(batch[0]), count + len(batch[0])
     return float(total) / count
 
