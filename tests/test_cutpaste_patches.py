@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as one
 
 from adcore.errors import ParameterError
-from adcore.models.cutpaste_patches import Rectangles, cutpaste, recolour, recoloured, scarred, three_ways, turned
+from adcore.models import photometric
+from adcore.models.cutpaste_patches import Rectangles, cutpaste, recoloured, scarred, three_ways, turned
 from adcore.training import seeded
 
 DRAWS = 2000
@@ -178,7 +179,7 @@ def test_what_is_cut_is_recoloured_as_torchvision_would_recolour_it_alone(order)
     images = torch.rand(4, 3, 20, 24, generator=torch.Generator().manual_seed(0))
     strength = torch.tensor([[0.6, 1.0, 1.3, 0.9], [0.5, 1.4, 1.0, 1.1], [0.7, 1.0, 1.5, 0.2], [0.1, -0.1, 0.03, 0.0]])
     cut = Rectangles(*(torch.tensor(n) for n in ((0, 3, 7, 12), (0, 1, 9, 20), (20, 5, 9, 8), (24, 9, 3, 4))))
-    found = recolour(images, cut.mask(20, 24, images.device), torch.tensor([order] * 4), strength)
+    found = photometric.color_jitter(images, torch.tensor([order] * 4), strength, cut.mask(20, 24, images.device))
     changes = (one.adjust_brightness, one.adjust_contrast, one.adjust_saturation, one.adjust_hue)
     for i in range(4):
         top, left, height, width = (int(part[i]) for part in cut)
@@ -191,8 +192,8 @@ def test_what_is_cut_is_recoloured_as_torchvision_would_recolour_it_alone(order)
 
 def test_colours_change_by_up_to_a_tenth_in_every_order(monkeypatch):
     drawn: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr("adcore.models.cutpaste_patches.recolour",
-                        lambda images, where, order, strength: drawn.append((order, strength)) or images)
+    monkeypatch.setattr(photometric, "color_jitter",
+                        lambda images, order, strength, where: drawn.append((order, strength)) or images)
     images = torch.rand(DRAWS, 3, 2, 2)
     with seeded(5):
         recoloured(images, torch.ones(DRAWS, 1, 2, 2, dtype=torch.bool), 0.1)

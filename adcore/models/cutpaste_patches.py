@@ -131,24 +131,7 @@ def recoloured(images: Tensor, where: Tensor, jitter: float) -> Tensor:
     order = torch.rand(len(images), 4).argsort(1)
     strength = 1 + _even((4, len(images)), -jitter, jitter)
     strength[3] -= 1                                                                     # hue is turned, the others are factors
-    return recolour(images, where, order, strength)
-
-
-def recolour(images: Tensor, where: Tensor, order: Tensor, strength: Tensor) -> Tensor:
-    """The same with what is drawn given: order (B, 4) of the changes 0 to 3 and their strengths (4, B)."""
-    images = images.clone()
-    share = where / where.sum((2, 3), keepdim=True).to(images)
-    for turn in order.T:
-        for step, change in enumerate((photometric.brightness, None, photometric.saturation, photometric.hue)):
-            mine = (turn == step).nonzero()[:, 0]
-            here, by = mine.to(images.device), strength[step, mine].to(images)
-            x = images[here]
-            if change is None:
-                grey = (photometric.grayscale(x) * share[here]).sum((2, 3), keepdim=True)
-                images[here] = torch.lerp(grey.expand_as(x), x, by[:, None, None, None]).clamp(0, 1)
-            else:
-                images[here] = change(x, by)
-    return images
+    return photometric.color_jitter(images, order, strength, where)
 
 
 def _size(images: Tensor, least: int = 1) -> tuple[int, int]:

@@ -145,16 +145,9 @@ def jittered(images: Tensor, ranges: tuple[float, float, float, float]) -> Tenso
 
     ranges  the first three are factors in [max(0, 1 - r), 1 + r], hue is turned by [-r, r] of its circle
     """
-    steps = (photometric.brightness, photometric.contrast, photometric.saturation, photometric.hue)
     order = torch.rand(len(images), 4).argsort(1)
     strength = [_even(len(images), max(0.0, 1 - r), 1 + r) for r in ranges[:3]] + [_even(len(images), -ranges[3], ranges[3])]
-    images = images.clone()
-    for turn in range(4):
-        for step, change in enumerate(steps):
-            mine = (order[:, turn] == step).nonzero()[:, 0]
-            here = mine.to(images.device)
-            images[here] = change(images[here], strength[step][mine].to(images))
-    return images
+    return photometric.color_jitter(images, order, torch.stack(strength))
 
 
 def _resampling(start: Tensor, length: Tensor, n: int, size: int) -> Tensor:

@@ -25,9 +25,15 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
     return _blend(images, torch.zeros_like(images), factor)
 
 
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """0 is the mean of the image's grey everywhere, 1 the image."""
-    return _blend(images, grayscale(images).mean((2, 3), keepdim=True), factor)
+def contrast(images: Tensor, factor: Tensor, where: Tensor | None = None) -> Tensor:
+    """0 is the mean of the image's grey everywhere, 1 the image.
+
+    where  (B, 1, H, W) bool, the pixels whose mean it is; None takes all
+    """
+    if where is None:
+        return _blend(images, grayscale(images).mean((2, 3), keepdim=True), factor)
+    share = where / where.sum((2, 3), keepdim=True).to(images)
+    return _blend(images, (grayscale(images) * share).sum((2, 3), keepdim=True), factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -49,6 +55,23 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     places = images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
     k = (sixths[:, None] + places) % 6                                                     # (B, 3, H, W)
     return (value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)).clamp(0, 1)
+
+
+def color_jitter(images: Tensor, order: Tensor, strength: Tensor, where: Tensor | None = None) -> Tensor:
+    """Brightness, contrast, saturation and hue changed one after the other, as torchvision's ColorJitter does.
+
+    order     (B, 4) the changes 0 to 3 in the order in which an image takes them
+    strength  (4, B) of each change: three factors and a turn
+    where     see `contrast`
+    """
+    images = images.clone()
+    for turn in order.T:
+        for step, change in enumerate((brightness, contrast, saturation, hue)):
+            mine = (turn == step).nonzero()[:, 0]
+            here, by = mine.to(images.device), strength[step, mine].to(images)
+            masked = change is contrast and where is not None
+            images[here] = contrast(images[here], by, where[here]) if masked else change(images[here], by)   # type: ignore[index]
+    return images
 
 
 def solarize(images: Tensor, threshold: float = 128 / 255) -> Tensor:
