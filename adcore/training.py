@@ -103,6 +103,8 @@ def _shuffled(data: Tensor | tuple[Tensor, ...], batch_size: int, device: torch.
     tensors = (data,) if isinstance(data, Tensor) else tuple(data)
     if len({len(tensor) for tensor in tensors}) != 1 or len(tensors[0]) == 0:
         raise ParameterError(f"{desc}: data must be tensors of one length, not {[len(tensor) for tensor in tensors]}")
+    if batch_size < 1:
+        raise ParameterError(f"{desc}: batch_size={batch_size} must be at least 1 where data is cut into batches")
 
     def batches() -> Iterator[tuple[Tensor, ...]]:
         for indices in torch.randperm(len(tensors[0])).split(batch_size):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pytest import approx
 from torch import Tensor, nn
 
 from adcore import training
@@ -129,6 +130,30 @@ def test_a_step_is_as_long_as_the_gradient_clipped_at_the_norm_given(clip, lengt
     train(module, lambda batch: module(batch).sum(), torch.full((1, 2), 5.0), optimizer,      # the gradient is (5, 5)
           torch.optim.lr_scheduler.StepLR(optimizer, 9), epochs=1, batch_size=1, seed=0, clip_norm=clip)
     assert float((module.weight - before).norm().detach()) == pytest.approx(length, rel=1e-4)
+
+
+def test_a_function_may_draw_an_epoch_s_batches_and_the_rate_then_fall_with_each_of_them():
+    module, seen, rates = nn.Linear(1, 1), [], []
+    optimizer = torch.optim.SGD(module.parameters(), 1.0)
+
+    def loss_of(batch: Tensor) -> Tensor:
+        seen.append(batch[:, 0].tolist())
+        rates.append(optimizer.param_groups[0]["lr"])
+        return 0 * module(batch).sum() + batch.mean()
+
+    def batches():
+        yield torch.full((1, 1), 3.0),
+        yield torch.zeros(2, 1),
+
+    halves = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    assert train(module, loss_of, batches, optimizer, halves, epochs=2, each_step=True, seed=0) == approx([1.0, 1.0])
+    assert seen == [[3.0], [0.0, 0.0]] * 2 and rates == approx([1, 0.5, 0.25, 0.125])
+
+
+def test_data_without_a_size_of_batch_is_refused_by_name():
+    optimizer = torch.optim.SGD(nn.Linear(4, 1).parameters(), 1.0)
+    with pytest.raises(ParameterError, match="training: batch_size=0 must be at least 1"):
+        train(nn.Linear(4, 1), mse, DATA, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), epochs=1, seed=0)
 
 
 def test_the_learning_rate_falls_after_as_many_epochs_as_the_scheduler_says():

@@ -16,6 +16,7 @@ Each has a loss of both views, and may ask for views of its own making.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -32,7 +33,7 @@ CHANNELS = 512  # of c5
 Pair = tuple[Tensor, Tensor]
 
 
-class Branch(nn.Module):
+class Branch(nn.Module, ABC):
     """A loss beside the dense one.
 
     recipes  of both views, where the branch has its own
@@ -45,6 +46,7 @@ class Branch(nn.Module):
     def follow(self, momentum: float) -> None:
         """Key networks, where there are any, follow by one step."""
 
+    @abstractmethod
     def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Scalar.
 
@@ -52,7 +54,6 @@ class Branch(nn.Module):
         query, key  maps c5 of both networks, (B, 512, h, w)
         encode      images -> c5 of the trained network
         """
-        raise NotImplementedError
 
 
 class BYOL(Branch):
