@@ -14,6 +14,7 @@ ROOT = Path(adcore.__file__).parent
 FLOORS = (
     {"__init__", "errors"},
     {"files", "paths", "progress"},
+    {"source"},
     {"data"},
     {"color", "features", "kernels", "losses", "metrics", "receptive_field", "training"},
     {"density"},

@@ -50,16 +50,18 @@ class View:
     """Resize straight to `size`, then cut the middle `crop` out. All resamplings of images average what they make smaller;
     a mask takes the nearest pixel.
 
-    size      (H, W) or a side in pixels
-    crop      (H, W) or a side in pixels; None keeps everything
-    resample  how images are resized: bilinear, bicubic or lanczos
-    contrast  how they are equalised before that: none, global or clahe
+    size         (H, W) or a side in pixels
+    crop         (H, W) or a side in pixels; None keeps everything
+    resample     how images are resized: bilinear, bicubic or lanczos
+    contrast     how they are equalised before that: none, global or clahe
+    whole_masks  a mask is averaged instead, and only pixels count that are masked all over, as in DS2's evaluation
     """
 
     size: Size
     crop: Size | None = None
     resample: str = "bilinear"
     contrast: str = "none"
+    whole_masks: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("resample", self.resample, RESAMPLE), ("contrast", self.contrast, CONTRAST)):
@@ -70,7 +72,8 @@ class View:
         """Part of cache keys: only what is not the default is added to size and crop."""
         resample = "" if self.resample == "bilinear" else f", resample={self.resample!r}"
         contrast = "" if self.contrast == "none" else f", contrast={self.contrast!r}"
-        return f"View(size={self.size!r}, crop={self.crop!r}{resample}{contrast})"
+        masks = ", whole_masks=True" if self.whole_masks else ""
+        return f"View(size={self.size!r}, crop={self.crop!r}{resample}{contrast}{masks})"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,6 +90,9 @@ class View:
     def mask(self, mask: np.ndarray) -> Tensor:
         """(H, W) bool."""
         h, w = as_size(self.size)
+        if self.whole_masks:
+            shares = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((w, h), Image.Resampling.BILINEAR))
+            return self._cut(torch.from_numpy(shares > 1 - 1e-6)).contiguous()
         small = Image.fromarray(mask.astype(np.uint8)).resize((w, h), Image.Resampling.NEAREST)
         return self._cut(torch.from_numpy(np.array(small, dtype=bool))).contiguous()
 

@@ -25,12 +25,14 @@ from adcore.errors import ParameterError
 from adcore.experiments.profiles import method_named
 from adcore.experiments.provenance import commit
 from adcore.files import write_json
+from adcore.models.alignment import OBJECTS, TEXTURES
 from adcore.papers import exhibits, published
 
 if TYPE_CHECKING:
     from adcore.experiments.table import ResultTable
 
 VERDICTS = ("reproduced", "higher", "lower", "other", "not run")
+GROUPS = {"object": OBJECTS, "texture": TEXTURES}  # of MVTec AD, over which DS2 prints means
 SHOWN = ["row", "column", "metric", "unit", "published", "measured", "std", "seeds", "verdict", "why"]
 
 
@@ -181,10 +183,19 @@ def matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.D
     for name, wanted in match.items():
         if wanted == "all":
             continue  # the mean over this field, which the caller takes
+        if name == "group":
+            frame = frame[frame.category.isin(GROUPS[str(wanted)])]
+            continue
         if name not in frame:
             return frame.iloc[:0]
-        frame = frame[frame[name].map(lambda value, wanted=wanted: value == wanted).astype(bool)]
+        frame = frame[frame[name].map(lambda value, wanted=wanted: wanted in (value, _joined(value))).astype(bool)]
     return frame
+
+
+def _joined(value: Any) -> Any:
+    """Words in a row are printed as one: ('c4', 'c5') is c4c5."""
+    words = isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+    return "".join(value) if words else value
 
 
 def _categories(exhibit: str) -> set[str]:

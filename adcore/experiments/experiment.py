@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adcore.data import Dataset, load_dataset
+from adcore.data import Dataset, Sample, load_dataset
 from adcore.experiments.profiles import data_options, method_named, profile_settings
 from adcore.files import digest_text
 from adcore.models import Detector
@@ -60,6 +60,20 @@ class Experiment:
         categories = None if self.category == "all" else self.category.split("+")
         dataset = load_dataset(self.dataset, categories, **data_options(self.dataset, self.profile))
         return method_named(self.method).protocol(dataset, self.config(), self.seed)
+
+    def pretraining_images(self) -> tuple[Sample, ...]:
+        """Normal images from which the method learns before it sees the category; none for most methods.
+
+        Its setting `pretraining` names them: 'dataset', 'category', or another data set, 'NAME' or 'NAME:CATEGORY+CATEGORY'.
+        Raises DataError or ParameterError when they are not here.
+        """
+        if not method_named(self.method).pretrains:
+            return ()
+        chosen = self.config().pretraining
+        if chosen == "category":
+            return self.data().train
+        name, _, some = (self.dataset if chosen == "dataset" else chosen).partition(":")
+        return load_dataset(name, some.split("+") if some else None, **data_options(name, self.profile)).train
 
     def detector(self, device: Any = "cpu") -> Detector:
         """The method, ready to fit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import os
 import platform
@@ -17,9 +16,9 @@ import psutil
 import torch
 
 import adcore
-from adcore.files import digest_text
 from adcore.models import METHODS
 from adcore.paths import repository
+from adcore.source import code_digest, imports, with_imports
 
 
 @functools.lru_cache(maxsize=1)
@@ -72,10 +71,10 @@ def fingerprint(method: str) -> str:
     """16 digits that change when code on which the method's numbers rest changes; comments and docstrings do not count."""
     root = Path(adcore.__file__).parent
     files = [root / name for name in ("losses.py", "metrics.py", "training.py", "experiments/runner.py")]
-    models = _models_of(root / "models" / f"{_module_of(method)}.py")
-    files += models + sorted(path for room in SOME for path in _files_of(root, room) if _imports(models, room))
+    models = with_imports(root / "models" / f"{_module_of(method)}.py", "adcore.models")
+    files += models + sorted(path for room in SOME for path in _files_of(root, room) if imports(models, f"adcore.{room}"))
     files += sorted(path for folder in ("data", "features", "kernels") for path in (root / folder).rglob("*.py"))
-    return digest_text("\n".join(_bones(path) for path in files if path.is_file()))
+    return code_digest(files)
 
 
 SOME = ("color", "density")  # rooms that only some methods stand on; the others are counted for all
@@ -85,39 +84,9 @@ def _files_of(root: Path, room: str) -> list[Path]:
     return [root / f"{room}.py", *(root / room).rglob("*.py")]
 
 
-def _imports(files: list[Path], room: str) -> bool:
-    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in files)
-    return any(isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"adcore.{room}.")
-               for tree in trees for node in ast.walk(tree))
-
-
 def _module_of(method: str) -> str:
     found = METHODS.get(method)
     return found.__module__.rpartition(".")[2] if found else method
-
-
-def _models_of(path: Path) -> list[Path]:
-    """A method's file and those files of models/ that it imports, directly or not."""
-    found: list[Path] = []
-    waiting = [path]
-    while waiting:
-        path = waiting.pop()
-        if path in found or not path.is_file():
-            continue
-        found.append(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("adcore.models."):
-                waiting.append(path.with_name(f"{str(node.module).rpartition('.')[2]}.py"))
-    return sorted(found)
-
-
-def _bones(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            del body[0]
-    return ast.dump(tree)
 
 
 class Meter:

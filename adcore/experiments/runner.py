@@ -58,8 +58,7 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     dataset = experiment.data()
     checkpoint = store.folder(experiment) / "checkpoint"
     with Meter(device) as fitting:
-        detector = experiment.detector(device)
-        detector.fit(dataset.train, checkpoint=checkpoint, progress=progress)
+        detector = _fit(experiment, dataset, device, checkpoint, progress)
     with Meter(device) as testing:
         scores, maps, measures = evaluate(detector, dataset, progress)
     whole = Meter(device)
@@ -86,8 +85,14 @@ def fitted(experiment: Experiment, *, out: str | Path | None = None, device: str
         AdcoreError: see `run`.
     """
     kept = Store(out).folder(experiment) / f"fitted-{fingerprint(experiment.method)[:8]}"
-    detector = experiment.detector(resolve_device(device))
-    return detector.fit(experiment.data().train, checkpoint=kept, progress=progress)
+    return _fit(experiment, experiment.data(), resolve_device(device), kept, progress)
+
+
+def _fit(experiment: Experiment, dataset: Dataset, device: torch.device, checkpoint: Path, progress: bool | None) -> Detector:
+    detector = experiment.detector(device)
+    if detector.pretrains:
+        detector.pretrain(experiment.pretraining_images(), progress=progress)
+    return detector.fit(dataset.train, checkpoint=checkpoint, progress=progress)
 
 
 def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,

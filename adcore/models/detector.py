@@ -80,16 +80,18 @@ class Config:
 class Detector(ABC):
     """A method. Subclasses hold the method and nothing else: loops, seeds and stores live in `training`, `experiments`.
 
-    name     as in experiments and published tables ('uniad')
-    paper    whose exhibits it serves
-    pooled   True when one model serves all categories of a data set
-    version  raised when a change makes the same settings give other numbers
-    quick    settings of the quick profile, where they differ from the paper's
+    name       as in experiments and published tables ('uniad')
+    paper      whose exhibits it serves
+    pooled     True when one model serves all categories of a data set
+    pretrains  True when it learns from images of many categories first, see `pretrain`; its config then has `pretraining`
+    version    raised when a change makes the same settings give other numbers
+    quick      settings of the quick profile, where they differ from the paper's
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     pooled: ClassVar[bool] = False
+    pretrains: ClassVar[bool] = False
     version: ClassVar[int] = 1
     Config: ClassVar[type[Any]]
     quick: ClassVar[Mapping[str, Any]] = {}
@@ -113,6 +115,9 @@ class Detector(ABC):
     def weights_digest(self) -> str:
         """Which pretrained weights the numbers came from; '' for a method that uses none."""
         return ""
+
+    def pretrain(self, samples: Sequence[Sample], *, progress: bool | None = None) -> None:  # noqa: B027, to be left out
+        """Learn from normal images of many categories, before `fit` looks at those of one; most methods do not."""
 
     @abstractmethod
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Detector:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from adcore.errors import ParameterError
-from adcore.models import cutpaste as module
-from adcore.models.cutpaste import CutPasteConfig, CutPasteNetwork, pretrain_cutpaste
+from adcore.models import cutpaste_pretraining as module
+from adcore.models.cutpaste_pretraining import CutPasteNetwork, CutPastePretrainingConfig, pretrain_cutpaste
 from adcore.models.dense_views import standardized
 
 SMALL = {"side": 32, "epochs": 2, "steps": 2, "batch_size": 4}
@@ -18,7 +18,7 @@ IMAGES = torch.randint(0, 256, (6, 3, 40, 48), dtype=torch.uint8, generator=torc
 
 
 def test_defaults_are_the_supplement_s():
-    c = CutPasteConfig()
+    c = CutPastePretrainingConfig()
     assert (c.epochs, c.steps, c.batch_size, c.lr, c.momentum, c.weight_decay) == (256, 256, 96, 0.03, 0.9, 3e-5)
     network = CutPasteNetwork(c)
     linear = [layer for layer in network.head if isinstance(layer, nn.Linear)]
@@ -28,7 +28,7 @@ def test_defaults_are_the_supplement_s():
 
 def test_the_loss_is_the_cross_entropy_of_all_three_crops_of_each_image(monkeypatch):
     torch.manual_seed(0)
-    network = CutPasteNetwork(CutPasteConfig(**SMALL)).eval()
+    network = CutPasteNetwork(CutPastePretrainingConfig(**SMALL)).eval()
     crops = torch.rand(3, 4, 3, 32, 32)
     seen = []
     monkeypatch.setattr(module, "three_ways", lambda images, side, jitter: seen.append((images, side, jitter)) or crops)
@@ -48,13 +48,13 @@ def test_the_learning_rate_is_one_cosine_over_all_steps(monkeypatch):
     rates = []
     real = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or real(self, *a))
-    pretrain_cutpaste(CutPasteConfig(**SMALL | {"epochs": 3}), IMAGES, progress=False)
+    pretrain_cutpaste(CutPastePretrainingConfig(**SMALL | {"epochs": 3}), IMAGES, progress=False)
     expected = [1e-6 + (0.03 - 1e-6) * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(6)]
     assert rates == pytest.approx(expected)
 
 
 def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
-    config = CutPasteConfig(**SMALL)
+    config = CutPastePretrainingConfig(**SMALL)
     whole = pretrain_cutpaste(config, IMAGES, progress=False)
     loss, calls = CutPasteNetwork.loss, []
 
@@ -74,7 +74,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(t
 
 
 def test_seeds_differ_and_few_images_still_fill_a_batch():
-    config = CutPasteConfig(**SMALL | {"epochs": 1, "steps": 1})
+    config = CutPastePretrainingConfig(**SMALL | {"epochs": 1, "steps": 1})
     one, two = (pretrain_cutpaste(config, IMAGES[:2], seed=seed, progress=False) for seed in (0, 1))
     assert one.losses != two.losses and all(math.isfinite(value) for value in (*one.losses, *two.losses))
 
@@ -84,11 +84,11 @@ def test_seeds_differ_and_few_images_still_fill_a_batch():
     (IMAGES[:, :1], r"uint8, not \(6, 1, 40, 48\)"), (IMAGES[:0], r"uint8, not \(0, 3, 40, 48\)")])
 def test_other_images_are_refused(images, message):
     with pytest.raises(ParameterError, match=message):
-        pretrain_cutpaste(CutPasteConfig(**SMALL), images, progress=False)
+        pretrain_cutpaste(CutPastePretrainingConfig(**SMALL), images, progress=False)
 
 
 def test_settings_without_sense_are_refused():
     with pytest.raises(ParameterError, match="must be at least 1"):
-        CutPasteConfig(steps=0)
+        CutPastePretrainingConfig(steps=0)
     with pytest.raises(ParameterError, match="at least one layer"):
-        CutPasteConfig(head=())
+        CutPastePretrainingConfig(head=())
