@@ -6,6 +6,7 @@
                            encoder_q.fc.*, encoder_k.*, queue*         -> left out
     SwAV, SeLa v2          projection_head.*, prototypes*              -> left out
     SimCLR, converted      as torchvision has them
+    DS2, CutPaste, ours    encoder.layer1.0.conv1.weight               -> layer1.0.conv1.weight
 
 What is left out is listed here by name; anything else that does not fit a network is refused by `weights.load_weights`.
 """
@@ -31,6 +32,8 @@ def translate(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
         return rename_efficientnet(state), True
     if any(key.startswith("encoder_q.") for key in state):
         return {key.removeprefix("encoder_q."): value for key, value in state.items() if not _MOCO.fullmatch(key)}, False
+    if all(key.startswith("encoder.") for key in state):
+        return {key.removeprefix("encoder."): value for key, value in state.items()}, False
     if any(key.startswith(("projection_head.", "prototypes.")) for key in state):
         return {key: value for key, value in state.items() if not _SWAV.fullmatch(key)}, False
     return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d+)", r"\1\2", key): value for key, value in state.items()}, True

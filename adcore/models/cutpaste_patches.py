@@ -23,6 +23,7 @@ from torch import Tensor
 
 from adcore.errors import ParameterError
 from adcore.models import photometric
+from adcore.training import full_precision
 
 AREA = (0.02, 0.15)
 ASPECT = (0.3, 1 / 0.3)
@@ -47,6 +48,7 @@ class Rectangles(NamedTuple):
         return (rows.to(device)[:, :, None] & columns.to(device)[:, None])[:, None]
 
 
+@full_precision
 def three_ways(images: Tensor, side: int = SIDE, jitter: float = JITTER) -> Tensor:
     """A crop of each image as it is, with CutPaste and with a scar: (B, 3, H, W) -> (3, B, 3, side, side).
 

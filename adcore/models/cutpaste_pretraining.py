@@ -40,6 +40,7 @@ class CutPastePretrainingConfig(Config):
                 of DS2 reads 96 images
     lr, lr_end  at the first step and at the last, half a cosine between
     jitter      of colours, of images before and of what is pasted
+    amp         network in bfloat16, the paper's is not; crops and loss stay as they are
     """
 
     side: int = SIDE
@@ -52,6 +53,7 @@ class CutPastePretrainingConfig(Config):
     momentum: float = 0.9
     weight_decay: float = 3e-5
     jitter: float = JITTER
+    amp: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,12 +87,15 @@ class CutPasteNetwork(nn.Module):
         with torch.no_grad():
             crops = three_ways(images.float() / 255, self.config.side, self.config.jitter)     # (3, B, 3, s, s)
         labels = torch.arange(len(WAYS), device=images.device).repeat_interleave(len(images))
-        return F.cross_entropy(self(crops.flatten(0, 1)), labels)
+        return F.cross_entropy(self(crops.flatten(0, 1)).float(), labels)
 
 
 def pretrain_cutpaste(config: CutPastePretrainingConfig, images: Tensor, *, checkpoint: Path | None = None,
                       progress: bool | None = None, seed: int = 0, device: str | torch.device = "cpu") -> CutPasteNetwork:
     """Train on normal images of all categories: (n, 3, H, W) uint8, the paper's 256 x 256 -> the network, in eval mode.
+
+    Several processes (`adcore.distributed`) share each batch and draw for their shares from streams of their own: as good as
+    one, but other numbers.
 
     checkpoint  from which an interrupted training goes on to the same weights
 
@@ -113,5 +118,5 @@ def pretrain_cutpaste(config: CutPastePretrainingConfig, images: Tensor, *, chec
     optimizer = torch.optim.SGD(network.parameters(), c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs * c.steps, eta_min=c.lr_end)
     network.losses = train(network, network.loss, batches, optimizer, scheduler, epochs=c.epochs, each_step=True, seed=seed,
-                           checkpoint=checkpoint, progress=progress, desc="cutpaste")
+                           amp=c.amp, share="own draws", checkpoint=checkpoint, progress=progress, desc="cutpaste")
     return network

@@ -59,6 +59,7 @@ class DS2PretrainingConfig(Config):
                   scripts evaluate MVTec AD after 300
     batch_size    Table 1 (d); what is left over of an epoch is dropped
     lr            for batches of 256; it grows with the batch
+    amp           networks in bfloat16, the paper's are not; views, similarities and losses stay as they are
     """
 
     scales: tuple[str, ...] = ("c4", "c5")
@@ -81,6 +82,7 @@ class DS2PretrainingConfig(Config):
     trust: float = 0.001
     warmup_epochs: int = 5
     decay_epochs: tuple[int, ...] = (120, 160, 200)
+    amp: bool = False
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"augmentation": tuple(AUGMENTATIONS), "instance": BRANCHES,
                                                   "pairs": PAIRS}
@@ -158,7 +160,7 @@ class DS2Pretraining(nn.Module):
         c = self.config
         y1, y2 = (self.propagation(self.projectors[scale](maps[scale])) for maps in query)
         with torch.no_grad():
-            z1, z2 = (F.normalize(self.key_projectors[scale](maps[scale]), dim=1) for maps in key)
+            z1, z2 = (F.normalize(self.key_projectors[scale](maps[scale]).float(), dim=1) for maps in key)
             there, back = (positive_pairs(boxes[q], boxes[k], query[q][scale], key[k][scale], pairs=c.pairs, delta=c.delta,
                                           top_k=c.top_k) for q, k in DIRECTIONS)
         return scale_loss((y1, y2), (z1, z2), (there, back))
@@ -177,7 +179,8 @@ def pretrain(config: DS2PretrainingConfig, images: Tensor, *, checkpoint: Path |
              seed: int = 0, device: str | torch.device = "cpu") -> DS2Pretraining:
     """Pretrain on normal images of all categories: (n, 3, H, W) uint8 -> the networks, in eval mode.
 
-    Views are cut from the images as they are given: give them larger than a view, or small crops come out blurred.
+    Views are cut from the images as they are given: give them larger than a view, or small crops come out blurred. Several
+    processes (`adcore.distributed`) share each batch, and end with the weights of one, to float tolerance.
 
     checkpoint  from which an interrupted training goes on to the same weights; also one with a smaller `stop_after`
 
@@ -201,16 +204,19 @@ def pretrain(config: DS2PretrainingConfig, images: Tensor, *, checkpoint: Path |
 
     def batches() -> Iterator[tuple[Tensor]]:
         for numbers in torch.randperm(turns * len(images))[:per_epoch * c.batch_size].split(c.batch_size):
-            batch = images[(numbers % len(images)).to(images.device)].to(device, non_blocking=True)
-            yield (turned(batch, numbers // len(images)) if turns > 1 else batch,)
+            yield (numbers,)
+
+    def loss_of(numbers: Tensor) -> Tensor:
+        batch = images[(numbers % len(images)).to(images.device)].to(device, non_blocking=True)
+        return networks.loss(turned(batch, numbers // len(images)) if turns > 1 else batch)
 
     networks.to(device)
     learned = [p for p in networks.parameters() if p.requires_grad]
     optimizer = LARS(learned, c.lr * c.batch_size / 256, momentum=c.momentum, weight_decay=c.weight_decay, trust=c.trust)
     scheduler = step_schedule(optimizer, warmup=c.warmup_epochs, decay_epochs=c.decay_epochs)
     epochs = c.stop_after or c.epochs
-    networks.losses = train(networks, networks.loss, batches, optimizer, scheduler, epochs=epochs, seed=seed,
-                            checkpoint=checkpoint, progress=progress, desc="ds2")
+    networks.losses = train(networks, loss_of, batches, optimizer, scheduler, epochs=epochs, seed=seed, amp=c.amp,
+                            share="whole draws", checkpoint=checkpoint, progress=progress, desc="ds2")
     if len(networks.losses) > epochs:
         raise AdcoreError(f"checkpoint {checkpoint} holds {len(networks.losses)} epochs, more than the {epochs} asked for: "
                           f"take another file")

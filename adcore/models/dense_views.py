@@ -9,7 +9,8 @@ He et al. (DS2), supplement Sec. 2 and Table 1 (c); settings that it leaves out 
 
 Crop and resize are one product with a matrix a side, so that a batch is made at once. Pixels are averaged where a crop
 shrinks, as Pillow's bilinear filter does and torchvision's with antialias. Everything is drawn from torch's random state on
-the CPU, so that a seed draws the same on any device.
+the CPU, so that a seed draws the same on any device; and for the whole batch, of which several processes then make a share
+each, so that they make the same views as one.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adcore.distributed import whole
 from adcore.features.backbones import IMAGENET
 from adcore.models import photometric
+from adcore.training import full_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +78,24 @@ class Crops(NamedTuple):
         return torch.stack([torch.where(self.flipped, x1, x0), y0, torch.where(self.flipped, x0, x1), y1], 1)
 
 
+@full_precision
 def augmented(images: Tensor, recipe: Recipe, size: int = 224) -> tuple[Tensor, Tensor]:
     """A view of each image and its box: (B, 3, H, W), uint8 or in [0, 1] -> (B, 3, size, size) standardised, (B, 4)."""
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     h, w = images.shape[-2:]
-    crops = random_crops(len(images), h, w, recipe)
+    share = whole(len(images))
+    crops = Crops(*map(share.own, random_crops(share.count, h, w, recipe)))
     views = recolored(resized(images, crops, size), recipe)
     return standardized(views), crops.boxes(h, w).to(images.device)
 
 
+@full_precision
 def recolored(views: Tensor, recipe: Recipe) -> Tensor:
     """What of a recipe follows the flip: (B, 3, H, W) in [0, 1] -> (B, 3, H, W) in [0, 1]."""
-    views = _sometimes(views, recipe.jitter, lambda x: jittered(x, recipe.jitter_range))
-    views = _sometimes(views, recipe.grayscale, lambda x: photometric.grayscale(x).expand_as(x))
-    views = _sometimes(views, recipe.blur, lambda x: photometric.gaussian_blur(x, _even(len(x), *recipe.radius).to(x)))
-    return _sometimes(views, recipe.solarize, photometric.solarize)
+    views = _sometimes(views, recipe.jitter, lambda count: _jitter(count, recipe.jitter_range))
+    views = _sometimes(views, recipe.grayscale, lambda _: lambda x, _: photometric.grayscale(x).expand_as(x))
+    views = _sometimes(views, recipe.blur, lambda count: _blur(count, recipe.radius))
+    return _sometimes(views, recipe.solarize, lambda _: lambda x, _: photometric.solarize(x))
 
 
 def standardized(images: Tensor) -> Tensor:
@@ -145,9 +151,22 @@ def jittered(images: Tensor, ranges: tuple[float, float, float, float]) -> Tenso
 
     ranges  the first three are factors in [max(0, 1 - r), 1 + r], hue is turned by [-r, r] of its circle
     """
-    order = torch.rand(len(images), 4).argsort(1)
-    strength = [_even(len(images), max(0.0, 1 - r), 1 + r) for r in ranges[:3]] + [_even(len(images), -ranges[3], ranges[3])]
-    return photometric.color_jitter(images, order, torch.stack(strength))
+    return _jitter(len(images), ranges)(images, torch.ones(len(images), dtype=torch.bool))
+
+
+# What is drawn for some images of a batch, ready to be done to those that (n,) bool chooses of them.
+Change = Callable[[Tensor, Tensor], Tensor]
+
+
+def _jitter(count: int, ranges: tuple[float, float, float, float]) -> Change:
+    order = torch.rand(count, 4).argsort(1)
+    strength = torch.stack([_even(count, max(0.0, 1 - r), 1 + r) for r in ranges[:3]] + [_even(count, -ranges[3], ranges[3])])
+    return lambda images, mine: photometric.color_jitter(images, order[mine], strength[:, mine])
+
+
+def _blur(count: int, radius: tuple[float, float]) -> Change:
+    sigma = _even(count, *radius)
+    return lambda images, mine: photometric.gaussian_blur(images, sigma[mine].to(images), widest=float(sigma.max()))
 
 
 def _resampling(start: Tensor, length: Tensor, n: int, size: int) -> Tensor:
@@ -168,9 +187,13 @@ def _even(shape: int | tuple[int, ...], low: float, high: float) -> Tensor:
     return torch.empty(shape).uniform_(low, high)
 
 
-def _sometimes(images: Tensor, probability: float, change: Callable[[Tensor], Tensor]) -> Tensor:
+def _sometimes(images: Tensor, probability: float, draw: Callable[[int], Change]) -> Tensor:
     """The change made to images drawn with this probability: (B, 3, H, W) -> (B, 3, H, W)."""
-    chosen = (torch.rand(len(images)) < probability).nonzero()[:, 0].to(images.device)
+    share = whole(len(images))
+    chosen = (torch.rand(share.count) < probability).nonzero()[:, 0]
     if not len(chosen):
         return images
-    return images.index_copy(0, chosen, change(images[chosen]))
+    change = draw(len(chosen))
+    mine = (chosen >= share.start) & (chosen < share.stop)
+    here = (chosen[mine] - share.start).to(images.device)
+    return images.index_copy(0, here, change(images[here], mine)) if len(here) else images

@@ -24,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adcore.distributed import gathered, whole
 from adcore.models.dense_views import AUGMENTATIONS, Recipe, recolored, standardized, unstandardized
 from adcore.models.instance_losses import byol_loss, info_nce, rotation_loss, simclr_loss
 from adcore.models.momentum import follow, target_of
 from adcore.models.pixel_propagation import Projector
+from adcore.training import full_precision
 
 CHANNELS = 512  # of c5
 Pair = tuple[Tensor, Tensor]
@@ -96,7 +98,7 @@ class MoCoV2(Branch):
         loss = info_nce(q1, k2, self.queue) + info_nce(q2, k1, self.queue)
         if self.training:
             # The newest come first, and the oldest fall off the end. A new tensor: the loss still holds the old one.
-            self.queue = torch.cat([k1, k2, self.queue])[:len(self.queue)]
+            self.queue = torch.cat([gathered(k1), gathered(k2), self.queue])[:len(self.queue)]
         return loss
 
 
@@ -116,7 +118,8 @@ class RotNet(Branch):
         return self._of(views[0], query[0], encode) + self._of(views[1], query[1], encode)
 
     def _of(self, view: Tensor, seen: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        quarters = torch.randint(4, (len(view),))
+        share = whole(len(view))
+        quarters = share.own(torch.randint(4, (share.count,)))
         rotated = standardized(recolored(turned(unstandardized(view), quarters), self.changed))
         both = torch.cat([self.reduce(seen).flatten(1), self.reduce(encode(rotated)).flatten(1)], 1)
         return rotation_loss(self.head(both), quarters.to(view.device))
@@ -132,8 +135,8 @@ class DistAug(Branch):
         self.head = nn.Sequential(*layers, nn.Linear(512, 128))
 
     def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        z1, z2 = (F.normalize(self.head(x.mean((2, 3))), dim=1) for x in query)
-        return simclr_loss(z1, z2)
+        z1, z2 = (F.normalize(self.head(x.mean((2, 3))).float(), dim=1) for x in query)
+        return simclr_loss(gathered(z1), gathered(z2))
 
 
 BRANCHES = ("none", "byol", "mocov2", "rotnet", "distaug")  # the names of Table 1 (b)
@@ -146,6 +149,7 @@ def branch(name: str, *, hidden: int = 4096, dim: int = 256, view_size: int = 22
     return None if name == "none" else build[name]()
 
 
+@full_precision
 def pooled(maps: Tensor) -> Tensor:
     """Mean over positions, at unit length: (B, d, h, w) -> (B, d)."""
     return F.normalize(maps.mean((2, 3)), dim=1)

@@ -16,6 +16,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adcore.training import full_precision
+
 
 class Projector(nn.Sequential):
     """Two layers at every position, the published code's 4096 and 256 wide: (B, channels, h, w) -> (B, dim, h, w)."""
@@ -35,12 +37,14 @@ class Propagation(nn.Module):
         super().__init__()
         self.value = nn.Conv2d(dim, dim, 1)
 
+    @full_precision
     def forward(self, x: Tensor) -> Tensor:
         unit, value = F.normalize(x, dim=1).flatten(2), F.normalize(self.value(x), dim=1).flatten(2)
         similarity = (unit.mT @ unit).clamp(min=0) ** 2                                    # (B, N, N), symmetric
         return F.normalize((value @ similarity).view_as(x), dim=1)
 
 
+@full_precision
 def pair_loss(predicted: Tensor, key: Tensor, positive: Tensor) -> Tensor:
     """l(q, k) = -2 sum_ij M_ij <y_i, z_j> / (sum_ij M_ij + 1e-6), averaged over images; 0 for images without a pair.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adcore.errors import ParameterError
+from adcore.training import full_precision
 
 PAIRS = ("geometric", "feature", "both")
 
@@ -46,6 +47,7 @@ def geometric_pairs(query_boxes: Tensor, key_boxes: Tensor, grid: tuple[int, int
 
 
 @torch.no_grad()
+@full_precision
 def top_pairs(query_features: Tensor, key_features: Tensor, k: int = 1) -> Tensor:
     """The k pairs of an image whose features have the largest product: (B, C, h, w), (B, C, h', w') -> (B, N, M) bool.
 

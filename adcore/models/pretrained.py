@@ -9,6 +9,7 @@ categories of a data set share it, and so do settings of the localization.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 
 import adcore
 from adcore.data import Sample, View, read_images
+from adcore.distributed import barrier, first, from_first
 from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features import images_digest
+from adcore.features.checkpoints import translate
 from adcore.features.weights import read_checkpoint, weights_digest
 from adcore.files import atomic, digest_text, write_json
 from adcore.models.dense_views import standardized
@@ -85,7 +88,7 @@ class Pretrained(PatchDensity):
         """Train the encoder on normal images, or read it where it was trained before. A killed training goes on.
 
         Its file holds a torchvision ResNet-18's state without classifier, which `FeatureExtractor("resnet18", weights=FILE)`
-        reads. Several processes that want the same encoder train it once; the others wait.
+        reads. Several runs that want the same encoder train it once, the others wait; processes of one run train it together.
 
         Raises:
             DataError: no image, an anomalous one, or one that cannot be read.
@@ -97,11 +100,12 @@ class Pretrained(PatchDensity):
                 f", and {anomalous.name} is anomalous" if anomalous else ", and there is none"))
         path = cache_folder() / "encoders" / f"{self._key(samples)}.pth"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_suffix(".lock")):
-            if not path.is_file():
+        with filelock.FileLock(path.with_suffix(".lock")) if first() else contextlib.nullcontext():
+            if from_first(lambda: not path.is_file()):
                 self._make(path, samples, progress)
+            barrier()
         encoder = ResNetEncoder(("c5",))
-        encoder.load_state_dict(read_checkpoint(path))
+        encoder.load_state_dict(translate(read_checkpoint(path))[0])
         self._encoder = OneMap(encoder).to(self.device, memory_format=torch.channels_last).eval()   # type: ignore[call-overload]
         self._path, self.losses = path, json.loads(path.with_suffix(".json").read_text())["losses"]
 
@@ -118,7 +122,7 @@ class Pretrained(PatchDensity):
 
     def _key(self, samples: Sequence[Sample], *left_out: str) -> str:
         root, own = Path(adcore.__file__).parent, type(self).__module__.rpartition(".")[2]
-        code = code_digest([root / "training.py", *with_imports(root / "models" / f"{own}.py", "adcore.models")])
+        code = code_digest([root / "distributed.py", root / "training.py", *with_imports(root / "models" / f"{own}.py", "adcore.models")])
         parts = [self.name, self._settings(*left_out), self.config.pretraining_size, self.seed, images_digest(samples), code]
         return digest_text("|".join(map(str, parts)), 24)
 
@@ -137,10 +141,12 @@ class Pretrained(PatchDensity):
         if early and _epochs_in(training) > early:
             training = path.with_suffix(".training")
         encoder, losses = self._train(images, training, progress)
+        if not first():
+            return
         write_json(path.with_suffix(".json"), {"method": self.name, "settings": self._settings(), "seed": self.seed,
                                                "images": len(samples), "losses": losses})
         with atomic(path) as temporary:
-            torch.save({name: value.cpu() for name, value in encoder.state_dict().items()}, temporary)
+            torch.save({f"encoder.{name}": value.cpu() for name, value in encoder.state_dict().items()}, temporary)
         if not early:
             training.unlink(missing_ok=True)
 

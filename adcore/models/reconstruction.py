@@ -117,7 +117,11 @@ class Reconstruction(Detector):
         return self.features(self.extractor(images)).flatten(2).transpose(1, 2)
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Reconstruction:
-        """Train the network on clean or jittered features (Sec. 3.4, S C.4). The last epoch is the one that counts."""
+        """Train the network on clean or jittered features (Sec. 3.4, S C.4). The last epoch is the one that counts.
+
+        Several processes (`adcore.distributed`) share each batch. Without dropout and jitter they end with the weights of
+        one, to float tolerance; with them, each draws for its share from a stream of its own.
+        """
         c = self.config
         module: nn.Module = self.network
         loss_of: Callable[[Tensor], Tensor] = self.loss
@@ -130,8 +134,8 @@ class Reconstruction(Detector):
         optimizer = torch.optim.AdamW(module.parameters(), c.lr, weight_decay=c.weight_decay, fused=True)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, c.lr_drop)
         self.losses = train(module, loss_of, data, optimizer, scheduler, epochs=c.epochs, batch_size=c.batch_size,
-                            seed=self.seed, clip_norm=c.clip_norm, amp=c.amp, checkpoint=checkpoint, progress=progress,
-                            desc=self.name)
+                            seed=self.seed, clip_norm=c.clip_norm, amp=c.amp, share="own draws", checkpoint=checkpoint,
+                            progress=progress, desc=self.name)
         return self
 
     def loss(self, features: Tensor) -> Tensor:
