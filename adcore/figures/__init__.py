@@ -14,6 +14,7 @@ from adcore.figures.charts import (
 )
 from adcore.figures.colours import color_clouds, color_transport
 from adcore.figures.fields import arrows, vector_fields
+from adcore.figures.localization import best_and_worst, localizations
 from adcore.figures.pictures import (
     contact_sheet,
     framed,
@@ -25,10 +26,12 @@ from adcore.figures.pictures import (
     stored_maps,
 )
 from adcore.figures.style import COLOURS, HATCHES, HEAT, LINES, MARKERS, bare, outline, record, show, use_style
+from adcore.figures.views import paired_views
 from adcore.figures.wiring import wiring_diagrams
 
-__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "activation_pairs", "arrows", "bar_panels", "bare", "boxed",
-           "color_clouds", "color_transport", "contact_sheet", "framed", "grouped_bars", "heat_maps", "heated",
-           "labelled_points", "largest_defects", "line_chart", "line_panels", "outline", "overlay", "probability_histograms",
-           "receptive_fields", "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps",
-           "use_style", "vector_fields", "visible_keys", "wiring_diagrams"]
+__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "activation_pairs", "arrows", "bar_panels", "bare",
+           "best_and_worst", "boxed", "color_clouds", "color_transport", "contact_sheet", "framed", "grouped_bars",
+           "heat_maps", "heated", "labelled_points", "largest_defects", "line_chart", "line_panels", "localizations",
+           "outline", "overlay", "paired_views", "probability_histograms", "receptive_fields", "reconstructions", "record",
+           "score_histograms", "show", "side_by_side", "stored_maps", "use_style", "vector_fields", "visible_keys",
+           "wiring_diagrams"]

@@ -1,0 +1,94 @@
+"""Where a method localizes well and where it fails: Figures 1 to 5 of DS2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from adcore.data import Sample, View
+from adcore.errors import ParameterError
+from adcore.figures.style import HEAT, bare
+from adcore.metrics import pixel_scores
+
+RED = np.array([1.0, 0.1, 0.1])
+
+
+def best_and_worst(masks: Sequence[Any], maps: Sequence[Any], best: int = 6, worst: int = 2) -> list[int]:
+    """Numbers of the images whose defects are localized best, best first, then of the worst, worst last.
+
+    Each image is judged by its own pixel AUROC. Images whose mask is empty do not count; of few images, none counts twice.
+    How the paper chose its examples is not stated.
+
+    Raises:
+        ParameterError: fewer masks than maps or the other way round, or no mask with a pixel in it.
+    """
+    if len(masks) != len(maps):
+        raise ParameterError(f"{len(masks)} masks for {len(maps)} maps: give one for each")
+    judged = {}
+    for number, (mask, scores) in enumerate(zip(masks, maps, strict=True)):
+        mask, scores = np.asarray(mask, dtype=bool), np.asarray(scores)
+        if mask.any() and not mask.all():
+            judged[number] = pixel_scores([mask], [scores]).auroc or 0.0
+    if not judged:
+        raise ParameterError("no mask marks a pixel: without a defect nothing is localized well or badly")
+    order = sorted(judged, key=lambda number: -judged[number])
+    failed = order[best:][-worst:] if worst else []
+    return order[:best] + failed
+
+
+def localizations(categories: Mapping[str, tuple[Sequence[Sample], Sequence[Any]]], view: View, best: int = 6,
+                  worst: int = 2) -> Figure:
+    """A row an example, three columns a category: the image, its defect in red, the map on it. Best first, failures below
+    the line.
+
+    categories  name -> samples, and the (H, W) map of each at the view's size; the maps of a category share a colour scale,
+                from the median of all of them, shown or not, to the 99.5th percentile
+
+    Raises:
+        ParameterError: see `best_and_worst`.
+    """
+    chosen = {}
+    for name, (samples, maps) in categories.items():
+        masks = [np.zeros(view.shape, bool) if s.mask is None else view.mask(s.mask).numpy() for s in samples]
+        chosen[name] = [(samples[i], masks[i], maps[i]) for i in best_and_worst(masks, maps, best, worst)]
+    rows = max(map(len, chosen.values()))
+    # A narrow empty column between categories.
+    widths = ([1, 1, 1, 0.12] * len(chosen))[:-1]
+    figure, grid = plt.subplots(rows, len(widths), figsize=(sum(widths) * 0.95, rows), squeeze=False,
+                                gridspec_kw={"width_ratios": widths, "wspace": 0.04, "hspace": 0.06}, layout="none")
+    for axes in grid.flat:
+        bare(axes)
+        axes.set_visible(False)
+    for number, (name, examples) in enumerate(chosen.items()):
+        low, high = np.percentile(np.stack([np.asarray(one) for one in categories[name][1]]), (50, 99.5))
+        for row, (sample, mask, scores) in enumerate(examples):
+            image = view.image(sample.image).permute(1, 2, 0).numpy()
+            for axes, picture in zip(grid[row, 4 * number:], (image, marked(image, mask), image), strict=False):
+                axes.set_visible(True)
+                axes.imshow(picture)
+            height, width = view.shape
+            grid[row, 4 * number + 2].imshow(np.asarray(scores), cmap=HEAT, vmin=low, vmax=max(high, low + 1e-12), alpha=0.65,
+                                             extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        for axes, title in zip(grid[0, 4 * number:], ("image", "gt", "map"), strict=False):
+            axes.set_title(title, fontsize=8, pad=2)
+        middle = grid[0, 4 * number + 1].get_position()
+        figure.text((middle.x0 + middle.x1) / 2, middle.y1 + 0.28 / rows, name.replace("_", " "), ha="center", fontsize=9.5,
+                    fontweight="bold")
+        failures = len(examples) - best
+        if worst and failures > 0:
+            above, below = (grid[row, 4 * number].get_position() for row in (best - 1, best))
+            height = (above.y0 + below.y1) / 2
+            right = grid[best, 4 * number + 2].get_position().x1
+            figure.add_artist(plt.Line2D([below.x0, right], [height, height], color="black", linewidth=1.2))
+    return figure
+
+
+def marked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) in [0, 1] with the masked pixels half red."""
+    shown = image.copy()
+    shown[mask] = (shown[mask] + RED) / 2
+    return shown

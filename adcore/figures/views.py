@@ -1,0 +1,66 @@
+"""Two views of an image and the positions of theirs that are paired: what DS2 learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Rectangle
+
+from adcore.errors import ParameterError
+from adcore.figures.style import COLOURS, bare
+
+
+def paired_views(image: Any, views: tuple[Any, Any], boxes: tuple[Any, Any], grid: tuple[int, int],
+                 pairs: Mapping[str, Any]) -> Figure:
+    """The image with both crops in it, then the views with a line from each position to those it is paired with.
+
+    image  (3, H, W) in [0, 1]; views (3, S, S) in [0, 1]
+    boxes  (4,) of each view, as `dense_views` has them: x0 > x1 where it is flipped
+    grid   (h, w) positions of a view
+    pairs  name of a rule -> (h * w, h * w) bool, True where position i of the first view goes with j of the second
+
+    Raises:
+        ParameterError: pairs of another shape.
+    """
+    h, w = grid
+    for name, mask in pairs.items():
+        if tuple(np.shape(mask)) != (h * w, h * w):
+            raise ParameterError(f"pairs '{name}' are {tuple(np.shape(mask))} for views of {h}x{w} positions: expected "
+                                 f"{(h * w, h * w)}")
+    figure, (whole, left, right) = plt.subplots(1, 3, figsize=(8.4, 3), gridspec_kw={"wspace": 0.12}, layout="none")
+    shown = _picture(image)
+    whole.imshow(shown)
+    for number, (axes, view, box) in enumerate(zip((left, right), views, boxes, strict=True)):
+        x0, y0, x1, y1 = (float(v) for v in box)
+        height, width = shown.shape[:2]
+        corner = (min(x0, x1) * (width - 1) - 0.5, y0 * (height - 1) - 0.5)
+        whole.add_patch(Rectangle(corner, abs(x1 - x0) * (width - 1) + 1, (y1 - y0) * (height - 1) + 1, fill=False,
+                                  linewidth=2, edgecolor=COLOURS[number]))
+        picture = _picture(view)
+        axes.imshow(picture, extent=(0, w, h, 0))
+        axes.set(xticks=range(w + 1), yticks=range(h + 1))
+        axes.grid(color="white", linewidth=0.4, alpha=0.6)
+        axes.set_title(f"view {number + 1}{', flipped' if x0 > x1 else ''}", fontsize=9, color=COLOURS[number])
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=COLOURS[number], linewidth=2)
+        axes.tick_params(length=0, labelbottom=False, labelleft=False)
+    bare(whole)
+    whole.set_title("image", fontsize=9)
+    lines = []
+    for number, (name, mask) in enumerate(pairs.items()):
+        colour = COLOURS[2 + number]
+        for i, j in np.argwhere(np.asarray(mask)):
+            line = ConnectionPatch((i % w + 0.5, i // w + 0.5), (j % w + 0.5, j // w + 0.5), "data", "data", axesA=left,
+                                   axesB=right, color=colour, linewidth=1.6, arrowstyle="-", shrinkA=0, shrinkB=0, zorder=5)
+            figure.add_artist(line)
+        lines.append(plt.Line2D([], [], color=colour, label=f"{name} ({int(np.sum(np.asarray(mask)))})"))
+    figure.legend(handles=lines, loc="lower center", ncols=len(lines), bbox_to_anchor=(0.63, -0.07), fontsize=9)
+    return figure
+
+
+def _picture(image: Any) -> np.ndarray:
+    return np.clip(np.moveaxis(np.asarray(image), 0, 2), 0, 1)

@@ -1,0 +1,63 @@
+"""Six that are localized best and two that are not: which they are, and how they are drawn."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from adcore import figures
+from adcore.data import View
+from adcore.errors import ParameterError
+from adcore.figures.localization import best_and_worst, marked
+
+
+def made(count: int = 12, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    masks = [rng.random((8, 8)) < 0.3 for _ in range(count)]
+    return masks, [mask * rng.random() + rng.normal(0, 0.5, (8, 8)) for mask in masks]
+
+
+def test_the_best_come_first_and_the_worst_last_by_each_image_s_own_auroc():
+    masks, maps = made()
+    own = [roc_auc_score(mask.ravel(), scores.ravel()) for mask, scores in zip(masks, maps, strict=True)]
+    order = list(np.argsort(own)[::-1])
+    assert best_and_worst(masks, maps) == order[:6] + order[-2:]
+    assert best_and_worst(masks, maps, 3, 0) == order[:3]
+
+
+def test_of_few_images_none_counts_twice_and_normal_ones_do_not_count():
+    masks, maps = made(7)
+    masks[2] = np.zeros((8, 8), bool)
+    chosen = best_and_worst(masks, maps)
+    assert sorted(chosen) == [0, 1, 3, 4, 5, 6]
+    masks, maps = made(7)
+    assert sorted(best_and_worst(masks, maps)) == list(range(7))
+
+
+def test_the_defect_is_half_red():
+    image, mask = np.full((2, 2, 3), 0.5), np.array([[True, False], [False, False]])
+    assert marked(image, mask)[0, 0].tolist() == pytest.approx([0.75, 0.3, 0.3]) and (marked(image, mask)[1] == 0.5).all()
+    assert (image == 0.5).all()
+
+
+def test_rows_are_examples_and_a_category_has_one_scale(tiny, style):
+    samples = list(tiny.test)
+    maps = [np.random.default_rng(i).random((32, 32)) * (i + 1) for i in range(len(samples))]
+    figure = figures.localizations({"cloth": (samples, maps), "felt": (samples, maps)}, View(32), best=2, worst=1)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 3 * 3 * 2
+    scales = {image.get_clim() for axes in shown for image in axes.images[1:]}
+    assert scales == {tuple(np.percentile(np.stack(maps), (50, 99.5)))}
+    assert [text.get_text() for text in figure.texts] == ["cloth", "felt"]
+    assert len(figure.artists + figure.lines) == 2                                        # above the failures
+    plt.close(figure)
+
+
+def test_bad_input_gets_one_sentence():
+    masks, maps = made(3)
+    with pytest.raises(ParameterError, match="2 masks for 3 maps"):
+        best_and_worst(masks[:2], maps)
+    with pytest.raises(ParameterError, match="no mask marks a pixel"):
+        best_and_worst([np.zeros((8, 8), bool)], maps[:1])
