@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import adcore
-from adcore.errors import AdcoreError
+from adcore.errors import AdcoreError, ParameterError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -36,17 +37,28 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check Python, torch, device, weights and data")
     doctor.set_defaults(command=_doctor)
 
-    data = commands.add_parser("data", help="data sets: list | path | verify")
+    data = commands.add_parser("data", help="data sets: list | path | fetch | verify | export")
     actions = data.add_subparsers(required=True, metavar="action")
     listing = actions.add_parser("list", help="every data set, and where it is")
     listing.set_defaults(command=_data_list)
     path = actions.add_parser("path", help="print the folder of a data set")
     path.add_argument("name")
     path.set_defaults(command=_data_path)
+    fetch = actions.add_parser("fetch", help="download a data set, or take it from a file, and put it in place whole")
+    fetch.add_argument("name")
+    fetch.add_argument("--from", dest="source", type=Path, metavar="FILE", help="an archive or folder that is here already")
+    fetch.add_argument("--to", type=Path, metavar="FOLDER", help="where to (default: the first folder of ADCORE_DATA)")
+    fetch.set_defaults(command=_data_fetch)
     verify = actions.add_parser("verify", help="read every image and mask of a data set, or check an archive of it")
     verify.add_argument("name")
     verify.add_argument("--file", type=Path, help="an archive to check against the manifest instead")
     verify.set_defaults(command=_data_verify)
+    export = actions.add_parser("export", help="print the manifest in the language of other tools")
+    export.add_argument("name", nargs="?", help="with --croissant: only this data set")
+    language = export.add_mutually_exclusive_group(required=True)
+    language.add_argument("--croissant", action="store_true", help="data sets as Croissant 1.0, JSON-LD")
+    language.add_argument("--pooch", action="store_true", help="files as a registry of pooch: file, hash, address")
+    export.set_defaults(command=_data_export)
 
     weights = commands.add_parser("weights", help="checkpoints: list | path | verify | fetch")
     actions = weights.add_subparsers(required=True, metavar="action")
@@ -66,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--record", type=Path, help="JSON file written when all went well")
     run.set_defaults(command=_run)
 
-    measure = commands.add_parser("measure", help="run one method on one data set and print its table")
+    measure = commands.add_parser("measure", help="run one method on one data set and print its table",
+                                  epilog="UniAD, its baselines, DS2 and CutPaste train on several GPUs, or processes, with the same "
+                                         "command behind torchrun: torchrun --nproc-per-node 8 -m adcore measure ...")
     measure.add_argument("method")
     measure.add_argument("--dataset", default="mini")
     measure.add_argument("--categories", nargs="*", default=[], help="default: all")
@@ -134,6 +148,22 @@ def _data_verify(arguments: argparse.Namespace) -> None:
         print(verify_dataset(arguments.name))
 
 
+def _data_fetch(arguments: argparse.Namespace) -> None:
+    from adcore.data.fetch import fetch
+    from adcore.data.manifest import entry
+    print(fetch(arguments.name, arguments.source, arguments.to))
+    one = entry(arguments.name)
+    print(f"licence: {one.licence}\ncite: {one.citation}")
+
+
+def _data_export(arguments: argparse.Namespace) -> None:
+    from adcore.data.export import croissant, pooch_registry
+    if arguments.pooch and arguments.name:
+        raise ParameterError("the registry of pooch is one file for all: leave the name away")
+    print(pooch_registry() if arguments.pooch else json.dumps(croissant(arguments.name), indent=2, ensure_ascii=False) + "\n",
+          end="")
+
+
 def _weights_list(_: argparse.Namespace) -> None:
     from adcore.data.manifest import load_manifest
     from adcore.features import find_weights
@@ -165,20 +195,28 @@ def _weights_fetch(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from adcore.distributed import launched
     from adcore.notebook import find_notebook, notebook_name, parse_assignments, run_notebook
     from adcore.paths import runs_folder
+    if launched():
+        raise ParameterError("a notebook runs in one process: under torchrun use `adcore measure`, whose results the notebook "
+                             "then finds in the runs folder")
     path = find_notebook(arguments.notebook)
     output = arguments.output or runs_folder() / "notebooks" / notebook_name(path) / "run.ipynb"
     print(run_notebook(path, parse_assignments(arguments.parameters), output, record=arguments.record))
 
 
 def _measure(arguments: argparse.Namespace) -> None:
+    from adcore.distributed import first, joined
     from adcore.experiments import grid, run
     from adcore.notebook import parse_assignments
     settings = {name: tuple(value) if isinstance(value, list) else value
                 for name, value in parse_assignments(arguments.settings).items()}
-    table = run(grid(arguments.method, dataset=arguments.dataset, categories=arguments.categories, seeds=arguments.seeds,
-                     profile=arguments.profile, **settings), device=arguments.device)
+    with joined():
+        table = run(grid(arguments.method, dataset=arguments.dataset, categories=arguments.categories, seeds=arguments.seeds,
+                         profile=arguments.profile, **settings), device=arguments.device)
+        if not first():
+            return
     print(table)
     for metric in dict.fromkeys(table.frame.metric):
         print(f"\n{metric}, per cent\n{table.by_category(metric).round(1).to_string()}")

@@ -109,19 +109,13 @@ def _weights() -> Iterator[Check]:
 
 def _data() -> Iterator[Check]:
     from adcore.data import DATASETS, find_dataset
-    from adcore.data.manifest import load_manifest
     yield Check("data mini", True, "embedded: made on first use")
-    try:
-        manifest = load_manifest()
-    except AdcoreError:
-        return  # said by _weights
     for name in DATASETS:
         if name == "mini":
             continue
         folder = find_dataset(name)
         packages = {"elpv": "'adcore[elpv]'", "digits": "scikit-learn"}
-        fix = (f"pip install {packages[name]}" if name in packages else
-               f"fetch it from {manifest[name].url} into a folder of ADCORE_DATA")
+        fix = f"pip install {packages[name]}" if name in packages else f"adcore data fetch {name}"
         yield Check(f"data {name}", folder is not None, str(folder) if folder else "not here", fix, needed=False)
 
 

@@ -13,6 +13,11 @@ from typing import Any
 
 from adcore.errors import StoreError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
@@ -50,6 +55,38 @@ def atomic(path: Path | str) -> Iterator[Path]:
 def _inside(path: Path, culprit: str) -> bool:
     """True when `culprit` is a folder on the way to `path`, as when making that folder failed."""
     return Path(culprit) in path.parents
+
+
+def hold(path: Path | str, flags: int) -> int:
+    """Open a file or folder, with the flags of `os.open`, for this process alone; the descriptor. The system lets go of it when
+    the process ends, however that is. A system without such locks just opens it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be opened.
+    """
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            if fcntl is not None:
+                _lock(descriptor)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # noqa: PTH116
+                return descriptor
+        except FileNotFoundError:
+            pass  # renamed by the one that held it before: it is no longer what the path names
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # a network folder without locks
 
 
 def write_text(path: Path | str, text: str) -> None:

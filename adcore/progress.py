@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from adcore.distributed import first
+
 
 def interactive() -> bool:
     """True in a terminal, or in a notebook kernel that no batch tool drives.
@@ -22,6 +24,6 @@ def interactive() -> bool:
 
 
 def progress_bar(*, enabled: bool | None = None, **options: Any) -> Any:
-    """A tqdm bar; `enabled=None` shows it only when interactive."""
-    options = {"leave": False, **options, "disable": not (interactive() if enabled is None else enabled)}
+    """A tqdm bar; `enabled=None` shows it only when interactive. Of several processes one has a bar."""
+    options = {"leave": False, **options, "disable": not first() or not (interactive() if enabled is None else enabled)}
     return tqdm(**options)

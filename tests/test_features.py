@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import re
 import threading
@@ -342,15 +343,22 @@ def test_a_download_is_in_place_when_it_is_whole_and_right_and_else_not_at_all(t
     monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path / "w"))
     monkeypatch.setattr("adcore.features.weights._entry", lambda name: one)
     target = tmp_path / "w" / "x.pth"
-    with pytest.raises(WeightsError, match=rf"^cannot download {address}/x.pth \(\w+\): get it by hand .* {target}$"):
+    with pytest.raises(WeightsError, match=rf"^cannot download {address}/x.pth \(404 .+\): get it by hand .* {target}$"):
         fetch_weights("resnet18")
     (folder / "x.pth").write_bytes(content[:-1])
-    with pytest.raises(WeightsError, match=r"has 6999 bytes where 'resnet18' has 7000: fetch it again from"):
+    with pytest.raises(WeightsError, match=r"\(the server has 6999 bytes where 7000 are expected\): get it by hand"):
         fetch_weights("resnet18")
     assert list((tmp_path / "w").iterdir()) == []
     (folder / "x.pth").write_bytes(content)
     assert fetch_weights("resnet18") == target == find_weights("resnet18") and target.read_bytes() == content
     assert [path.name for path in target.parent.iterdir()] == ["x.pth"]
+    (folder / "x.pth").unlink()
+    assert fetch_weights("resnet18") == target, "what is there and right is not asked for again"
+    target.write_bytes(content[::-1])
+    one = replace(one, sha256=f"prefix:{hashlib.sha256(content).hexdigest()[:8]}")
+    (folder / "x.pth").write_bytes(content[::-1])
+    with pytest.raises(WeightsError, match=r"sent a file that is not 'resnet18': expected sha256 \w{8}\.\.\., found \w+: get"):
+        fetch_weights("resnet18")
 
 
 @pytest.mark.parametrize(("name", "answer"), [("simclr_v1_resnet50_1x", "have no direct link: get them by hand from https"),

@@ -341,3 +341,12 @@ def test_histograms_of_probabilities_count_every_value_once_on_one_logarithmic_s
     first = [bar.get_height() for bar in shown[0].patches]
     assert len(first) == 40 and (first[0], first[20], first[39]) == (100, 1, 1)
     assert {axes.get_yscale() for axes in shown} == {"log"} and len({axes.get_ylim() for axes in shown}) == 1
+
+
+def test_intervals_are_means_with_a_deviation_to_either_side_first_row_on_top(style):
+    figure = figures.intervals({"a": (94.6, 0.1), "b": (93.0, float("nan"))}, "%")
+    (axes,) = figure.axes
+    points, bars = [c.lines[0] for c in axes.containers], [c.lines[2] for c in axes.containers]
+    assert [tuple(point.get_xydata()[0]) for point in points] == [(94.6, 0), (93.0, 1)] and axes.yaxis_inverted()
+    assert bars[0][0].get_segments()[0][:, 0].tolist() == pytest.approx([94.5, 94.7]) and not bars[1]
+    plt.close(figure)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from adcore import cli
-from adcore.data import View, load_dataset, read_masks
+from adcore.data import View, load_dataset, read_masks, verify
 from adcore.data.ksdd2 import load_ksdd2
 from adcore.errors import DataError, ParameterError
 
@@ -58,7 +58,10 @@ def test_a_file_that_has_no_number_for_a_name_is_left_alone(kolektor):
     assert load_ksdd2(kolektor) == expected
 
 
-def test_it_is_verified_from_the_command_line(kolektor, capsys):
+def test_it_is_verified_from_the_command_line_with_its_counts(kolektor, capsys, monkeypatch):
+    assert cli.main(["data", "verify", "ksdd2"]) == 2
+    assert "ksdd2/ksdd2 has 2 training and 3 test images, expected 2085 and 1004" in capsys.readouterr().err
+    monkeypatch.delitem(verify.PUBLISHED, "ksdd2")
     assert cli.main(["data", "verify", "ksdd2"]) == 0
     assert capsys.readouterr().out == "ksdd2: 1 categories, 2 training and 3 test images, 2 masks, all readable\n"
     assert load_dataset("ksdd2", "ksdd2") == load_dataset("ksdd2", root=kolektor) == load_dataset("ksdd2")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from adcore import cli
-from adcore.data import View, load_dataset, read_masks
+from adcore.data import View, load_dataset, read_masks, verify
 from adcore.data.mvtec_loco import ManyMasksSample, load_mvtec_loco
 from adcore.errors import DataError, ParameterError
 
@@ -78,9 +78,13 @@ def test_logical_anomalies_are_there_on_request(loco):
     assert rows(data.test[1].mask) == [5, 9] and data.train == load_mvtec_loco(loco).train
 
 
-def test_it_is_verified_from_the_command_line_with_all_masks(loco, capsys):
+def test_it_is_verified_from_the_command_line_with_all_masks_and_counts(loco, capsys, monkeypatch):
+    assert cli.main(["data", "verify", "mvtec_loco"]) == 2
+    assert capsys.readouterr().err == ("adcore: mvtec_loco/breakfast_box has 0 training and 0 test images, expected 351 and "
+                                       "275: unpack the archive again\n")
+    monkeypatch.delitem(verify.PUBLISHED, "mvtec_loco")
     assert cli.main(["data", "verify", "mvtec_loco"]) == 0
-    assert capsys.readouterr().out == "mvtec_loco: 2 categories, 4 training and 6 test images, 4 masks, all readable\n"
+    assert capsys.readouterr().out == "mvtec_loco: 2 categories, 4 training and 8 test images, 6 masks, all readable\n"
     third = loco / "screw_bag/ground_truth/structural_anomalies/001/002.png"
     put(third, marked(0)[:9])
     assert cli.main(["data", "verify", "mvtec_loco"]) == 2

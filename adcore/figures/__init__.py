@@ -4,6 +4,7 @@ from adcore.figures.attention import activation_pairs, boxed, heated
 from adcore.figures.charts import (
     bar_panels,
     grouped_bars,
+    intervals,
     labelled_points,
     line_chart,
     line_panels,
@@ -31,7 +32,7 @@ from adcore.figures.wiring import wiring_diagrams
 
 __all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "activation_pairs", "arrows", "bar_panels", "bare",
            "best_and_worst", "boxed", "color_clouds", "color_transport", "contact_sheet", "framed", "grouped_bars",
-           "heat_maps", "heated", "labelled_points", "largest_defects", "line_chart", "line_panels", "localizations",
-           "outline", "overlay", "paired_views", "probability_histograms", "receptive_fields", "reconstructions", "record",
-           "score_histograms", "show", "side_by_side", "stored_maps", "use_style", "vector_fields", "visible_keys",
-           "wiring_diagrams"]
+           "heat_maps", "heated", "intervals", "labelled_points", "largest_defects", "line_chart", "line_panels",
+           "localizations", "outline", "overlay", "paired_views", "probability_histograms", "receptive_fields",
+           "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style",
+           "vector_fields", "visible_keys", "wiring_diagrams"]

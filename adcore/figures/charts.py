@@ -202,3 +202,14 @@ def labelled_points(points: Mapping[str, tuple[float, float]], xlabel: str, ylab
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
     axes.margins(0.15)
     return figure
+
+
+def intervals(values: Mapping[str, tuple[float, float]], xlabel: str, title: str = "") -> Figure:
+    """A row a name: its mean as a point and one standard deviation to either side, NaN where there is none."""
+    figure, axes = plt.subplots(figsize=(5.2, 0.32 * len(values) + 0.9))
+    for y, (mean, std) in enumerate(values.values()):
+        axes.errorbar(mean, y, xerr=None if std != std else std, fmt=MARKERS[0], color=COLOURS[0], capsize=3, markersize=4)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set(xlabel=xlabel, title=title)
+    return figure

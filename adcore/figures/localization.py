@@ -43,7 +43,7 @@ def best_and_worst(masks: Sequence[Any], maps: Sequence[Any], best: int = 6, wor
 def localizations(categories: Mapping[str, tuple[Sequence[Sample], Sequence[Any]]], view: View, best: int = 6,
                   worst: int = 2) -> Figure:
     """A row an example, three columns a category: the image, its defect in red, the map on it. Best first, failures below
-    the line.
+    a line.
 
     categories  name -> samples, and the (H, W) map of each at the view's size; the maps of a category share a colour scale,
                 from the median of all of them, shown or not, to the 99.5th percentile
@@ -58,8 +58,10 @@ def localizations(categories: Mapping[str, tuple[Sequence[Sample], Sequence[Any]
     rows = max(map(len, chosen.values()))
     # A narrow empty column between categories.
     widths = ([1, 1, 1, 0.12] * len(chosen))[:-1]
-    figure, grid = plt.subplots(rows, len(widths), figsize=(sum(widths) * 0.95, rows), squeeze=False,
-                                gridspec_kw={"width_ratios": widths, "wspace": 0.04, "hspace": 0.06}, layout="none")
+    figure, grid = plt.subplots(rows, len(widths), figsize=(sum(widths) * 0.84, 0.86 * rows + 0.3), squeeze=False,
+                                gridspec_kw={"width_ratios": widths, "wspace": 0.02, "hspace": 0.02})
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for axes in grid.flat:
         bare(axes)
         axes.set_visible(False)
@@ -75,15 +77,10 @@ def localizations(categories: Mapping[str, tuple[Sequence[Sample], Sequence[Any]
                                              extent=(-0.5, width - 0.5, height - 0.5, -0.5))
         for axes, title in zip(grid[0, 4 * number:], ("image", "gt", "map"), strict=False):
             axes.set_title(title, fontsize=8, pad=2)
-        middle = grid[0, 4 * number + 1].get_position()
-        figure.text((middle.x0 + middle.x1) / 2, middle.y1 + 0.28 / rows, name.replace("_", " "), ha="center", fontsize=9.5,
-                    fontweight="bold")
-        failures = len(examples) - best
-        if worst and failures > 0:
-            above, below = (grid[row, 4 * number].get_position() for row in (best - 1, best))
-            height = (above.y0 + below.y1) / 2
-            right = grid[best, 4 * number + 2].get_position().x1
-            figure.add_artist(plt.Line2D([below.x0, right], [height, height], color="black", linewidth=1.2))
+        grid[0, 4 * number + 1].annotate(name.replace("_", " "), (0.5, 1), (0, 15), "axes fraction", "offset points",
+                                         ha="center", fontsize=9.5, fontweight="bold")
+        for axes in grid[best, 4 * number:4 * number + 3] if len(examples) > best else ():
+            axes.plot([-0.04, 1.04], [1.06, 1.06], color="black", linewidth=1.4, transform=axes.transAxes, clip_on=False)
     return figure
 
 

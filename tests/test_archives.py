@@ -1,0 +1,394 @@
+"""Archives made by hand to do harm, and the plain ones that data sets come in."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import stat
+import struct
+import tarfile
+import tempfile
+import threading
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from adcore.data.archives import copy_folder, placing, safe_parts, unpack, unwrap
+from adcore.errors import DataError
+
+FILES = {"train/good/000.png": b"one", "train/good/001.png": b"two" * 700_000, "license.txt": b"", "a b/ü.png": b"four"}
+KINDS = ("tar", "tar.gz", "tar.bz2", "tar.xz", "zip")
+Member = tuple[tarfile.TarInfo, bytes]
+
+
+def file(name: str, content: bytes = b"x", **attributes: Any) -> Member:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for attribute, value in attributes.items():
+        setattr(info, attribute, value)
+    return info, content
+
+
+def tar(path: Path, *members: Member, mode: str = "w", format: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, mode, format=format) as archive:  # type: ignore[call-overload]
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def zipped(path: Path, *members: tuple[str, bytes], kind: int = 0) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            info = zipfile.ZipInfo("x")
+            info.filename = name  # past the mending of ZipInfo's own constructor
+            info.external_attr = (kind | 0o644) << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content)
+    return path
+
+
+def plain(path: Path, files: dict[str, bytes]) -> Path:
+    if path.suffix == ".zip":
+        return zipped(path, *files.items())
+    mode = {".gz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}.get(path.suffix, "w")
+    return tar(path, *(file(name, content) for name, content in files.items()), mode=mode)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def place(archive: Path, target: Path, **limits: Any) -> int:
+    with placing(target) as folder:
+        return unpack(archive, folder, **limits)
+
+
+def refused(archive: Path, **limits: Any) -> str:
+    """What is said; and that nothing is left, neither inside nor outside."""
+    target = archive.parent / "inside" / "set"
+    target.parent.mkdir(exist_ok=True)
+    before = sorted(archive.parent.rglob("*"))
+    with pytest.raises(DataError) as caught:
+        place(archive, target, **limits)
+    assert sorted(archive.parent.rglob("*")) == before
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 1000
+    return text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plain_archive_is_unpacked_whole_under_any_name(tmp_path, kind):
+    archive = plain(tmp_path / f"x.{kind}", FILES).rename(tmp_path / "download")
+    assert place(archive, tmp_path / "set") == len(FILES)
+    assert contents(tmp_path / "set") == FILES and sorted(path.name for path in tmp_path.iterdir()) == ["download", "set"]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_dialect_of_tar_is_read_with_its_folders_and_long_names(tmp_path, format):
+    name = "/".join(["folder" * 8] * 3) + "/image.png"
+    folder = tarfile.TarInfo("./folder")
+    folder.type = tarfile.DIRTYPE
+    archive = tar(tmp_path / "x.tar", (folder, b""), file(f"./{name}", b"deep"), format=format)
+    place(archive, tmp_path / "set")
+    assert contents(tmp_path / "set") == {name: b"deep"} and (tmp_path / "set/folder").is_dir()
+
+
+def test_no_permission_owner_or_time_is_taken_over(tmp_path):
+    archive = tar(tmp_path / "x.tar", file("run", b"#!/bin/sh", mode=0o7777, uid=12, mtime=1))
+    place(archive, tmp_path / "set")
+    found = (tmp_path / "set/run").stat()
+    assert not found.st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o111)
+    assert found.st_uid == os.getuid() and found.st_mtime > 1e9
+
+
+@pytest.mark.parametrize(("type", "says"), [
+    (tarfile.SYMTYPE, "is a symbolic link"), (tarfile.LNKTYPE, "is a hard link"), (tarfile.CHRTYPE, "is no plain file"),
+    (tarfile.BLKTYPE, "is no plain file"), (tarfile.FIFOTYPE, "is no plain file"), (tarfile.GNUTYPE_SPARSE, "")])
+def test_links_devices_pipes_and_sparse_files_in_a_tar_are_refused(tmp_path, type, says):
+    bad = file("bad", b"", type=type, linkname="../../secret")
+    assert says in refused(tar(tmp_path / "x.tar", file("good"), bad, file("later")))
+
+
+def test_a_file_behind_a_link_is_never_written_through_it(tmp_path):
+    (tmp_path / "outside").mkdir()
+    archive = tar(tmp_path / "x.tar", file("door", b"", type=tarfile.SYMTYPE, linkname=str(tmp_path / "outside")),
+                  file("door/planted"))
+    assert "'door' is a symbolic link" in refused(archive) and not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize(("kind", "says"), [
+    (stat.S_IFLNK, "is a symbolic link"), (stat.S_IFCHR, "is no plain file"), (stat.S_IFIFO, "is no plain file"),
+    (stat.S_IFBLK, "is no plain file"), (stat.S_IFSOCK, "is no plain file")])
+def test_links_devices_and_pipes_in_a_zip_are_refused(tmp_path, kind, says):
+    assert says in refused(zipped(tmp_path / "x.zip", ("bad", b"/etc/passwd"), kind=kind))
+
+
+OUTSIDE = [("/etc/planted", "is an absolute path"), ("../planted", "leads out"), ("a/../../planted", "leads out"),
+           ("a/..", "leads out"), ("..", "leads out"), ("C:/planted", "is an absolute path"), ("c:planted", "is an absolute"),
+           ("..\\planted", "does not belong"), ("a\\b", "does not belong"), ("a\nb", "does not belong"),
+           ("//planted", "is an absolute path"), ("\x1b[2Jx", "does not belong")]
+
+
+@pytest.mark.parametrize(("name", "says"), OUTSIDE)
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_names_that_lead_elsewhere_are_refused(tmp_path, kind, name, says):
+    assert says in refused(plain(tmp_path / f"x.{kind}", {"good": b"1", name: b"x"}))
+    assert not Path("/etc/planted").exists()
+
+
+def test_a_name_cut_short_by_a_zero_byte_is_refused(tmp_path):
+    archive = zipped(tmp_path / "x.zip", ("good?hidden", b"x"))
+    archive.write_bytes(archive.read_bytes().replace(b"good?hidden", b"good\0hidden"))
+    assert "does not belong" in refused(archive)
+
+
+@pytest.mark.parametrize("names", [
+    ("a.png", "A.png"), ("Data/a", "data/b"), ("é.png", unicodedata.normalize("NFD", "é.png")), ("straße", "STRASSE"),
+    ("a", "a"), ("a", "a/b"), ("a/b", "a"), ("./a", "a"), ("a//b", "a/b")])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_names_that_are_one_on_some_file_system_are_refused(tmp_path, kind, names):
+    path = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        with pytest.warns(UserWarning, match="Duplicate") if names == ("a", "a") else contextlib.nullcontext():
+            zipped(path, *((name, b"x") for name in names))
+    else:
+        tar(path, *(file(name) for name in names))
+    assert any(says in refused(path) for says in ("is the same as", "is there twice", "lies in a file"))
+
+
+def test_a_folder_may_be_named_twice_and_a_file_is_no_folder(tmp_path):
+    folders = [file("d", b"", type=tarfile.DIRTYPE), file("d/", b"", type=tarfile.DIRTYPE), file("d/x")]
+    assert place(tar(tmp_path / "x.tar", *folders), tmp_path / "set") == 1
+    assert "is there twice" in refused(tar(tmp_path / "y.tar", file("d"), file("d", b"", type=tarfile.DIRTYPE)))
+
+
+# Bombs.
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bomb_is_stopped_by_its_ratio_before_it_is_written(tmp_path, kind):
+    archive = plain(tmp_path / f"x.{kind}", {"zeros": bytes(32 << 20)})
+    if kind == "tar":
+        assert place(archive, tmp_path / "set") == 1  # it is as large as it says
+    else:
+        assert "grows beyond 16777216 bytes" in refused(archive)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_too_many_bytes_and_too_many_members_are_refused(tmp_path, kind):
+    archive = plain(tmp_path / f"x.{kind}", {f"{i}": os.urandom(3000) for i in range(20)})
+    assert "grows beyond 30000 bytes" in refused(archive, max_bytes=30_000)
+    assert "has more than 19 members" in refused(archive, max_files=19)
+    assert place(archive, tmp_path / "set", max_files=20) == 20
+
+
+def test_a_zip_that_lies_about_its_lengths_is_counted_as_it_comes_out(tmp_path):
+    archive = zipped(tmp_path / "x.zip", ("zeros", bytes(32 << 20)))
+    archive.write_bytes(archive.read_bytes().replace(struct.pack("<I", 32 << 20), struct.pack("<I", 100)))
+    refused(archive)
+
+
+def test_a_tar_whose_long_name_is_a_bomb_is_refused_before_it_is_read_into_memory(tmp_path):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 12 << 20
+    with gzip.open(tmp_path / "x.tar.gz", "wb") as out:
+        out.write(info.tobuf(tarfile.GNU_FORMAT) + b"a" * (12 << 20) + bytes(1024))
+    assert "a header claims 12582912 bytes" in refused(tmp_path / "x.tar.gz")
+
+
+def test_a_header_of_negative_size_ends_at_once(tmp_path):
+    buffer = bytearray(file("x", b"")[0].tobuf(tarfile.GNU_FORMAT))
+    buffer[124:136] = b"\xff" * 11 + b"\x00"  # base 256, below zero
+    buffer[148:156] = b" " * 8
+    buffer[148:156] = b"%06o\0 " % sum(buffer)
+    (tmp_path / "x.tar").write_bytes(bytes(buffer) + bytes(1024))
+    refused(tmp_path / "x.tar")
+
+
+# Damage.
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
+def test_an_archive_that_is_cut_off_is_refused(tmp_path, kind, share):
+    archive = plain(tmp_path / f"x.{kind}", {f"{i}": os.urandom(5000) for i in range(3)})
+    whole = archive.read_bytes() if kind != "tar" else archive.read_bytes()[:3 * 5632]
+    archive.write_bytes(whole[:int(share * len(whole))])
+    refused(archive)
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.xz", "tar.bz2", "zip"])
+def test_a_flipped_bit_is_seen(tmp_path, kind):
+    archive = plain(tmp_path / f"x.{kind}", {"a": os.urandom(50_000)})
+    damaged = bytearray(archive.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    archive.write_bytes(bytes(damaged))
+    refused(archive)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>sign in</html>", b"PK\3\4", b"PK\5\6" + bytes(18), bytes(10_240),
+                                     b"\x1f\x8b"])
+def test_what_is_no_archive_or_an_empty_one_is_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    assert "from the data set's own page" in refused(tmp_path / "x")
+
+
+def test_an_encrypted_member_and_an_unusual_packing_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a", b"x" * 100)
+    assert "is packed in an unusual way" in refused(tmp_path / "x.zip")
+    archive = bytearray(zipped(tmp_path / "y.zip", ("a", b"x")).read_bytes())
+    central = archive.index(b"PK\1\2")
+    archive[central + 8] |= 1
+    (tmp_path / "y.zip").write_bytes(bytes(archive))
+    assert "is encrypted" in refused(tmp_path / "y.zip")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_damage_makes_anything_but_a_clear_refusal(tmp_path, data):
+    kind = data.draw(st.sampled_from(KINDS))
+    archive = plain(tmp_path / f"x.{kind}", {"a/b": b"0123456789" * 20, "c": b"x"})
+    damaged = bytearray(archive.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    archive.write_bytes(bytes(damaged[:data.draw(st.integers(0, len(damaged)))]))
+    with contextlib.suppress(DataError), placing(tmp_path / "set") as folder:
+        unpack(archive, folder)
+        raise DataError("it was harmless")
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("x.")] == []
+
+
+# Names.
+
+parts = st.sampled_from(["a", "A", "..", ".", "", "b", "é", "e\u0301", "c:", "\\", "\0", "~", "-", " "])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(max_size=12), st.lists(parts, max_size=5).map("/".join)))
+@example("a/./b//c/")
+@example("~/x")
+def test_a_name_is_either_refused_or_stays_inside(name):
+    found = safe_parts(name)
+    if isinstance(found, str):
+        assert found.startswith(("is ", "has ", "leads "))
+        return
+    assert not any(part in ("", ".", "..") or "/" in part or "\\" in part or "\0" in part for part in found)
+    assert os.path.normpath(os.path.join("/root", *found)).startswith("/root")  # noqa: PTH118
+    assert not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(parts, min_size=1, max_size=3).map("/".join), min_size=1, max_size=4), st.sampled_from(["tar", "zip"]))
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_whatever_members_are_called_all_are_there_or_none(tmp_path, names, kind):
+    with tempfile.TemporaryDirectory(dir=tmp_path) as here:
+        archive, target = Path(here) / f"x.{kind}", Path(here) / "set"
+        if kind == "zip":
+            zipped(archive, *((name, b"x") for name in names))
+            with zipfile.ZipFile(archive) as opened:
+                files = sum(not member.orig_filename.endswith("/") for member in opened.infolist())
+        else:
+            tar(archive, *(file(name) for name in names))
+            files = len(names)
+        try:
+            place(archive, target)
+        except DataError:
+            assert list(Path(here).iterdir()) == [archive]
+            return
+        written = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
+        assert len(written) == files and set(Path(here).iterdir()) == {archive, target}
+        assert len({unicodedata.normalize("NFC", name).casefold() for name in written}) == files
+
+
+# Placing.
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Path]:
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, DataError, RuntimeError])
+def test_an_interrupted_placing_leaves_nothing(target, error):
+    with pytest.raises(error), placing(target) as folder:
+        (folder / "half").write_bytes(b"x")
+        assert not target.exists()
+        raise error
+    assert not list(target.parent.iterdir())
+
+
+def test_what_a_killed_one_left_is_cleared_and_what_is_in_place_is_not_touched(target):
+    left = target.with_name(".set.unpacking")
+    (left / "old").mkdir(parents=True)
+    (left / "old" / "file").write_bytes(b"x")
+    (left / "link").symlink_to(target.parent)
+    with placing(target) as folder:
+        assert not list(folder.iterdir())
+        (folder / "new").write_bytes(b"x")
+    assert contents(target) == {"new": b"x"} and list(target.parent.iterdir()) == [target]
+    with pytest.raises(DataError, match="is there already: remove it first"), placing(target):
+        pass
+    assert contents(target) == {"new": b"x"}
+
+
+def test_two_processes_do_not_unpack_into_one_folder(target):
+    said: list[str] = []
+
+    def second() -> None:
+        try:
+            with placing(target):
+                pass
+        except DataError as error:
+            said.append(str(error))
+
+    with placing(target) as folder:
+        (folder / "x").write_bytes(b"x")
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert contents(target) == {"x": b"x"} and said == [f"{target} is being unpacked by another process: wait for that one"]
+
+
+def test_a_disk_that_fills_up_is_put_into_words(tmp_path, monkeypatch):
+    archive = plain(tmp_path / "x.zip", FILES)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full_after(Path.open, full))
+    text = refused(archive)
+    assert text.startswith(f"cannot write {tmp_path}/inside/set: ") and "No space left on device; make room" in text
+
+
+def full_after(open_: Callable[..., Any], full: Callable[..., None]) -> Callable[..., Any]:
+    return lambda path, mode="r", *rest, **more: full() if mode == "xb" else open_(path, mode, *rest, **more)
+
+
+def test_a_folder_around_everything_is_taken_off(tmp_path):
+    for name in ("Set.-master/.gitignore", "Set.-master/inner/Set.-master/a", "Set.-master/inner/Set.-master/b/Set.-master",
+                 "__MACOSX/c", ".DS_Store"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    unwrap(tmp_path)
+    assert sorted(contents(tmp_path)) == sorted([".DS_Store", ".gitignore", "__MACOSX/c", "a", "b/Set.-master"])
+
+
+def test_a_copied_folder_has_its_plain_files_without_git_and_no_links(tmp_path):
+    source = tmp_path / "source"
+    for name in ("a/b", ".git/config", "c"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(name.encode())
+    assert copy_folder(source, tmp_path / "copy") == 2
+    assert contents(tmp_path / "copy") == {"a/b": b"a/b", "c": b"c"}
+    (source / "a/link").symlink_to("/etc/passwd")
+    with pytest.raises(DataError, match="a/link is a link or no plain file"):
+        copy_folder(source, tmp_path / "again")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no file"):
+        copy_folder(tmp_path / "empty", tmp_path / "third")
