@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 
 from adcore.errors import DataError, ParameterError, did_you_mean
+from adcore.kernels import color as kernels
+from adcore.kernels import use_triton
 
 METHODS = ("diagonal", "monge_kantorovich")
 
@@ -83,7 +85,7 @@ def color_moments(images: Tensor, mask: Tensor | None = None) -> ColorMoments:
     _check_images(images, "images")
     if mask is not None:
         _check_mask(mask, images)
-    moments = _moments(images, mask)
+    moments = ColorMoments(*kernels.moments(images, mask))
     _check_finite(moments, "image")
     return moments
 
@@ -164,22 +166,7 @@ def transport(images: Tensor, target: Tensor | ColorMoments, method: str = "mong
     _check_images(images, "images")
     if isinstance(target, Tensor):
         _check_images(target, "target")
-    with torch.autocast(images.device.type, enabled=False):
-        # The target's sums are taken on its own device: six numbers travel, not an image.
-        goal = _moments(target) if isinstance(target, Tensor) else target
-        goal = goal.to(images.device)
-        start = _moments(images)
-        _check_finite(start, "image")
-        _check_finite(goal, "target")
-        T = color_map(start, goal, method)
-        share = _as_share(rho, images)                                          # (B, 1)
-        still = torch.eye(3, dtype=T.dtype, device=T.device)
-        A = (1 - share[..., None]) * still + share[..., None] * T               # (B, 3, 3)
-        mean = (1 - share) * start.mean.double() + share * goal.mean.double()   # (B, 3)
-        pixels = _wide(images).flatten(2)                                       # (B, 3, N)
-        centred = pixels - start.mean[..., None]                                # first: T may be large, and would round
-        moved = torch.baddbmm(mean[..., None].to(pixels.dtype), A.to(pixels.dtype), centred)
-    moved = moved.reshape(images.shape).to(images.dtype)
+    moved = _moved(images, target, method, rho)
     return moved.clamp(0, 1) if clip else moved
 
 
@@ -196,9 +183,31 @@ def transport_uint8(images: Tensor, target: Tensor | ColorMoments, method: str =
         if isinstance(given, Tensor) and given.dtype != torch.uint8:
             raise ParameterError(f"transport_uint8 takes {name} of dtype uint8, not {given.dtype}: for colours in [0, 1] use "
                                  f"transport")
+    if use_triton(images, "color"):
+        # Bytes in, bytes out. Without a kernel that reads them, they become colours once, not for every step.
+        _check_shape(images, "images")
+        if isinstance(target, Tensor):
+            _check_shape(target, "target")
+        return _moved(images, target, method, rho)
     goal = target.float() / 255 if isinstance(target, Tensor) else target
     moved = transport(images.float() / 255, goal, method, rho, clip=True)
     return (moved * 255).round().to(torch.uint8)
+
+
+def _moved(images: Tensor, target: Tensor | ColorMoments, method: str, rho: float | Tensor) -> Tensor:
+    with torch.autocast(images.device.type, enabled=False):
+        # The target's sums are taken on its own device: six numbers travel, not an image.
+        goal = ColorMoments(*kernels.moments(target)) if isinstance(target, Tensor) else target
+        goal = goal.to(images.device)
+        start = ColorMoments(*kernels.moments(images))
+        _check_finite(start, "image")
+        _check_finite(goal, "target")
+        T = color_map(start, goal, method)
+        share = _as_share(rho, images)                                          # (B, 1)
+        still = torch.eye(3, dtype=T.dtype, device=T.device)
+        A = (1 - share[..., None]) * still + share[..., None] * T               # (B, 3, 3)
+        mean = (1 - share) * start.mean.double() + share * goal.mean.double()   # (B, 3)
+        return kernels.affine(images, A, start.mean, mean)
 
 
 def chroma(images: Tensor) -> Tensor:
@@ -240,38 +249,10 @@ class _Root(torch.autograd.Function):
         return vectors @ inner @ vectors.mT, None
 
 
-def _moments(images: Tensor, mask: Tensor | None = None) -> ColorMoments:
-    # Sums of squares lose all digits when the spread is small beside the mean. So each image is shifted by one of its own
-    # pixels first, which costs no second pass and makes the moments of a single colour exact.
-    pixels = _wide(images).flatten(2)                                           # (B, 3, N)
-    if mask is None:
-        shift = pixels[:, :, :1].detach()
-        off = pixels - shift
-        number = torch.full((len(images),), pixels.shape[2], dtype=torch.float64, device=images.device)
-    else:
-        inside = mask.flatten(1)                                                # (B, N)
-        first = inside.byte().argmax(1)[:, None, None].expand(-1, 3, 1)
-        shift = pixels.detach().gather(2, first)
-        off = torch.where(inside[:, None], pixels - shift, 0.0)
-        number = inside.sum(1).double()
-    count = number.to(pixels.dtype)[:, None]
-    mean = off.sum(2) / count
-    # Row by row, because sum() adds in pairs: on a photograph of 512 x 512 a matrix product loses three digits more, and with
-    # TF32 all but three.
-    squares = torch.stack([(off * off[:, channel:channel + 1]).sum(2) for channel in range(3)], dim=1)
-    covariance = squares / count[..., None] - mean[:, :, None] * mean[:, None, :]
-    return ColorMoments(shift[..., 0] + mean, covariance, number)
-
-
 def _safe_sqrt(values: Tensor) -> Tensor:
     """Square root with gradient zero at zero, where the true one is infinite; below zero counts as zero."""
     positive = values > 0
     return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
-
-
-def _wide(images: Tensor) -> Tensor:
-    """Sums of 65,000 half precision numbers need more than half precision."""
-    return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
 
 
 def _as_share(rho: float | Tensor, images: Tensor) -> Tensor:
@@ -285,14 +266,18 @@ def _as_share(rho: float | Tensor, images: Tensor) -> Tensor:
 
 
 def _check_images(images: Tensor, name: str) -> None:
+    _check_shape(images, name)
+    if not images.is_floating_point():
+        raise ParameterError(f"{name} takes colours in [0, 1] of a floating dtype, not {images.dtype}: for uint8 there is "
+                             f"transport_uint8")
+
+
+def _check_shape(images: Tensor, name: str) -> None:
     if not isinstance(images, Tensor):
         raise ParameterError(f"{name} takes a tensor (B, 3, H, W), not {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3 or not images.shape[2] * images.shape[3]:
         hint = "; images[None] makes a batch of one image" if images.ndim == 3 and images.shape[0] == 3 else ""
         raise ParameterError(f"{name} takes shape (B, 3, H, W) with at least one pixel, not {_shape(images)}{hint}")
-    if not images.is_floating_point():
-        raise ParameterError(f"{name} takes colours in [0, 1] of a floating dtype, not {images.dtype}: for uint8 there is "
-                             f"transport_uint8")
 
 
 def _check_mask(mask: Tensor, images: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from adcore.data import Sample, View
 from adcore.errors import ParameterError
@@ -60,7 +61,7 @@ def localizations(categories: Mapping[str, tuple[Sequence[Sample], Sequence[Any]
     widths = ([1, 1, 1, 0.12] * len(chosen))[:-1]
     figure, grid = plt.subplots(rows, len(widths), figsize=(sum(widths) * 0.84, 0.86 * rows + 0.3), squeeze=False,
                                 gridspec_kw={"width_ratios": widths, "wspace": 0.02, "hspace": 0.02})
-    if (layout := figure.get_layout_engine()) is not None:
+    if isinstance(layout := figure.get_layout_engine(), ConstrainedLayoutEngine):
         layout.set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for axes in grid.flat:
         bare(axes)

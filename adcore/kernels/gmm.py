@@ -12,7 +12,8 @@
     h        = -sum_k Sigma_k^-1 (u - mu_k) P(z = k | u) = -sum_k P(z = k | u) y_k U_k^T        (artola2024, Eq. 16)
 
 Whitened points of all components take K times the memory of the points, so they exist for one block of points at a time. The
-gradient needs them again: it is taken in the same pass and is all that the backward pass keeps.
+gradient needs them again: it is taken in the same pass and is all that the backward pass keeps. Where Triton is chosen,
+adcore/kernels/triton/gmm.py makes that pass.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adcore.errors import ParameterError
+from adcore.kernels.choice import use_triton
 
 CACHED_BYTES = 2 * 2**20     # a block that stays in a CPU's cache
 BATCHED_BYTES = 256 * 2**20  # a block that keeps a GPU busy
@@ -38,7 +40,8 @@ def gmm(points: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor, *,
     log_weights  (K,), -inf for a component that is switched off
     means        (K, d)
     factors      (K, d, d) upper triangular Cholesky factors of the precision matrices
-    chunk_bytes  limit on the whitened points held at a time; changes speed and memory, not the result
+    chunk_bytes  limit on the whitened points held at a time (by torch; Triton holds none); changes speed and memory, not the
+                 result
 
     The log-density is differentiable once, by the points alone: its gradient is h(u) of Eq. (16). Responsibilities carry no
     gradient.
@@ -68,10 +71,17 @@ class _Mixture(torch.autograd.Function):
     def forward(ctx: Any, points: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor, rows: int,
                 graded: bool) -> tuple[Tensor, Tensor, Tensor]:
         n, d = points.shape
-        log_density, shares = points.new_empty(n), points.new_empty(n, len(means))
-        h = torch.empty_like(points, memory_format=torch.contiguous_format) if graded else points.new_empty(0)
         # What a component adds whatever the point: log pi_k + log |Sigma_k|^-1/2 - d/2 log(2 pi).
         constant = log_weights + factors.diagonal(dim1=1, dim2=2).log().sum(1) - d / 2 * math.log(2 * math.pi)      # (K,)
+        if use_triton(points, "gmm"):
+            from adcore.kernels.triton import gmm as fused
+            if fused.takes(points, means):
+                log_density, shares, h = fused.gmm(points, constant, means, factors, graded)
+                ctx.save_for_backward(h)
+                ctx.mark_non_differentiable(shares, h)
+                return log_density, shares, h
+        log_density, shares = points.new_empty(n), points.new_empty(n, len(means))
+        h = torch.empty_like(points, memory_format=torch.contiguous_format) if graded else points.new_empty(0)
         with torch.autocast(points.device.type, enabled=False):
             for begin in range(0, n, rows):
                 part = slice(begin, begin + rows)

@@ -6,6 +6,9 @@ Done to the letter this passes over all n points for each pick. The minimum dist
 upper bounds. Take the M points with the largest bounds, keep their distances exact and pick among them: as long as the
 best of them is at least the (M+1)-th bound, no other point can be farther, and the pick is the greedy one. When that
 fails, bring all n points up to date with the new picks by one matrix product, and take the top M again.
+
+On a GPU to look at each pick is to wait for it. Where Triton is chosen, adcore/kernels/triton/kcenter.py picks several times
+among the M, and then the picks are looked at together: those before the first that fails are the greedy ones.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import torch
 from torch import Tensor
 
 from adcore.errors import ParameterError
+from adcore.kernels.choice import use_triton
 from adcore.progress import progress_bar
 
 POOL = 2048
+AHEAD = 16      # picks in Triton before the first look at them; as long as they all are good, twice as many the next time
 PICKED = -1.0  # below every squared distance, so that no centre is picked twice, not even among duplicates
 
 
@@ -83,6 +88,10 @@ def _greedy_among_top(bounds: Tensor, points: Tensor, norms: Tensor, wanted: int
     inside = top.indices[:size]                                          # (M,)
     outside = float(top.values[size]) if len(bounds) > size else 0.0     # the (M+1)-th bound
     distance, near, near_norms = top.values[:size].clone(), points[inside], norms[inside]
+    if use_triton(points, "kcenter"):
+        from adcore.kernels.triton import kcenter as fused
+        if fused.takes(near, distance):
+            return inside[_picked_ahead(near, distance, max(outside, 0.0), wanted)].tolist()
     picks: list[int] = []
     while len(picks) < wanted:
         best = int(distance.argmax())
@@ -92,4 +101,21 @@ def _greedy_among_top(bounds: Tensor, points: Tensor, norms: Tensor, wanted: int
         to_best = (near_norms + near_norms[best]).addmv_(near, near[best], alpha=-2).clamp_(min=0)
         torch.minimum(distance, to_best, out=distance)
         distance[best] = PICKED
+    return picks
+
+
+def _picked_ahead(near: Tensor, distance: Tensor, outside: float, wanted: int) -> Tensor:
+    """The picks of `_greedy_among_top` as positions in the pool, (picks,) long."""
+    from adcore.kernels.triton.kcenter import steps
+    wanted = min(wanted, len(near))
+    picks = torch.empty(wanted, dtype=torch.long, device=near.device)
+    values = torch.empty(wanted, dtype=torch.float32, device=near.device)
+    begin, ahead = 0, AHEAD
+    while begin < wanted:
+        end = min(begin + ahead, wanted)
+        steps(near, distance, picks, values, begin, end, PICKED)
+        good = int((values[begin:end] >= outside).long().cumprod(0).sum())
+        if begin + good < end:
+            return picks[:begin + good]
+        begin, ahead = end, 2 * ahead
     return picks
