@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from adcore import distributed
 from adcore.errors import AdcoreError, ParameterError
 from adcore.files import atomic
 from adcore.progress import progress_bar
@@ -49,13 +51,43 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**63
 
 
+Inputs = ParamSpec("Inputs")
+Output = TypeVar("Output")
+
+
+def full_precision(function: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
+    """The function as it is without autocast: for similarities, losses and images, of which bfloat16 keeps two digits.
+
+    Tensors that come in half precision, alone or in tuples, are widened first. Outside autocast nothing is changed.
+    """
+    @functools.wraps(function)
+    def wide(*arguments: Inputs.args, **named: Inputs.kwargs) -> Output:
+        devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+        if not devices:
+            return function(*arguments, **named)
+        with contextlib.ExitStack() as stack:
+            for device in devices:
+                stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*map(_widened, arguments), **{name: _widened(value) for name, value in named.items()})
+
+    return wide
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_widened, value))
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
+
+
 Batches = Callable[[], Iterator[tuple[Tensor, ...]]]
+Cut = Callable[[distributed.Share], tuple[Tensor, ...]]  # a share of a batch -> its tensors
+SHARES = ("none", "own draws", "whole draws")
 
 
 def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tuple[Tensor, ...] | Batches,
           optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, *, epochs: int,
           batch_size: int = 0, seed: int, clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None,
-          each_step: bool = False, save_every: float = 30.0, progress: bool | None = None,
+          each_step: bool = False, share: str = "none", save_every: float = 30.0, progress: bool | None = None,
           desc: str = "training") -> list[float]:
     """Train on shuffled batches of a tensor, typically cached features, or of several that belong together; or on batches
     that a function draws.
@@ -65,72 +97,127 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
                 Or a function that yields the batches of an epoch as they are, drawn from torch's random state
     scheduler   stepped once an epoch, or after every batch with `each_step`
     amp         bfloat16 autocast
+    share       what several processes (`adcore.distributed`) do with a batch: 'none', each trains on all of it, as one alone
+                would; with 'own draws' and 'whole draws' each computes the loss of its share
     checkpoint  where the state is saved (at most every `save_every` seconds and at the end) and resumed from
 
     Interrupted and uninterrupted runs end with equal weights: shuffling, dropout and noise of an epoch depend on the
-    seed and the epoch alone. Returns the mean loss of each epoch.
+    seed and the epoch alone, with own draws on the process and the number of processes, too. Returns the mean loss of each
+    epoch.
+
+    Shares end with the weights of one process on the same batches, to float tolerance, when the loss is a mean over images
+    (a batch norm, `distributed.gathered` and `distributed.summed` may look at all of them), and
+      own draws    nothing is drawn in the loss. What is drawn, such as dropout, comes from a stream of the process's own:
+                   as good, but other numbers. Batches that a function draws in between are others then, too
+      whole draws  the loss draws on the CPU alone, for the whole batch, and takes its share (`distributed.whole`)
 
     Raises:
-        AdcoreError: the loss is not finite.
-        ParameterError: tensors of different lengths, or no data.
+        AdcoreError: the loss is not finite, or processes see different checkpoints.
+        ParameterError: tensors of different lengths, no data, or a batch norm that cannot be shared.
     """
+    if share not in SHARES:
+        raise ParameterError(f"share is one of {', '.join(SHARES)}, not {share!r}")
     device = next(module.parameters()).device
-    batches = data if callable(data) else _shuffled(data, batch_size, device, desc)
+    batches = _drawn(data) if callable(data) else _shuffled(data, batch_size, device, desc)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.is_file():
         losses = _restore(checkpoint, module, optimizer, scheduler, device)
+    if not distributed.alike(len(losses)):
+        raise AdcoreError(f"{desc}: not all processes see checkpoint {checkpoint}: put it where all of them can read it")
     saved = time.monotonic()
     module.train()
-    with progress_bar(total=epochs, initial=len(losses), desc=desc, unit="epoch", enabled=progress) as bar:
+    with (contextlib.nullcontext() if share != "none" else distributed.apart(), distributed.synced_norms(module),
+          progress_bar(total=epochs, initial=len(losses), desc=desc, unit="epoch", enabled=progress) as bar):
         for epoch in range(len(losses), epochs):
             with seeded(epoch_seed(seed, epoch)):
+                own = _OwnDraws(epoch_seed(seed, epoch)) if share == "own draws" and distributed.world_size() > 1 else None
                 losses.append(_epoch(module, loss_of, batches, optimizer, scheduler if each_step else None, clip_norm, amp,
-                                     device))
+                                     own, device))
             if not torch.isfinite(torch.tensor(losses[-1])):
                 raise AdcoreError(f"{desc}: the loss became {losses[-1]} in epoch {epoch + 1}: lower the learning rate")
             if not each_step:
                 scheduler.step()
             bar.set_postfix(loss=f"{losses[-1]:.4g}", refresh=False)
             bar.update()
-            if checkpoint is not None and (time.monotonic() - saved > save_every or epoch + 1 == epochs):
+            due = time.monotonic() - saved > save_every or epoch + 1 == epochs
+            if checkpoint is not None and due and distributed.first():
                 _save(checkpoint, module, optimizer, scheduler, losses)
                 saved = time.monotonic()
+    distributed.barrier()  # so that all find the last checkpoint
     module.eval()
     return losses
 
 
-def _shuffled(data: Tensor | tuple[Tensor, ...], batch_size: int, device: torch.device, desc: str) -> Batches:
+def _drawn(data: Batches) -> Callable[[], Iterator[tuple[int, Cut]]]:
+    def batches() -> Iterator[tuple[int, Cut]]:
+        for batch in data():
+            yield len(batch[0]), functools.partial(_own, batch)
+
+    return batches
+
+
+def _own(batch: tuple[Tensor, ...], share: distributed.Share) -> tuple[Tensor, ...]:
+    return batch if share.all else tuple(map(share.own, batch))
+
+
+def _shuffled(data: Tensor | tuple[Tensor, ...], batch_size: int, device: torch.device,
+              desc: str) -> Callable[[], Iterator[tuple[int, Cut]]]:
     tensors = (data,) if isinstance(data, Tensor) else tuple(data)
     if len({len(tensor) for tensor in tensors}) != 1 or len(tensors[0]) == 0:
         raise ParameterError(f"{desc}: data must be tensors of one length, not {[len(tensor) for tensor in tensors]}")
     if batch_size < 1:
         raise ParameterError(f"{desc}: batch_size={batch_size} must be at least 1 where data is cut into batches")
 
-    def batches() -> Iterator[tuple[Tensor, ...]]:
+    def read(indices: Tensor, share: distributed.Share) -> tuple[Tensor, ...]:
+        return tuple(_as_numbers(tensor[share.own(indices)].to(device, non_blocking=True)) for tensor in tensors)
+
+    def batches() -> Iterator[tuple[int, Cut]]:
         for indices in torch.randperm(len(tensors[0])).split(batch_size):
             # Ascending order reads a memory-mapped file front to back; within a batch the order does not matter.
-            ordered = indices.sort().values
-            yield tuple(_as_numbers(tensor[ordered].to(device, non_blocking=True)) for tensor in tensors)
+            yield len(indices), functools.partial(read, indices.sort().values)
 
     return batches
 
 
-def _epoch(module: nn.Module, loss_of: Callable[..., Tensor], batches: Batches, optimizer: torch.optim.Optimizer,
-           scheduler: torch.optim.lr_scheduler.LRScheduler | None, clip_norm: float | None, amp: bool,
-           device: torch.device) -> float:
-    total, count = torch.zeros((), device=device), 0
-    for batch in batches():
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            loss = loss_of(*batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+class _OwnDraws:
+    """A stream of random numbers of this process's own, beside the one by which all draw the same batches."""
+
+    def __init__(self, seed: int) -> None:
+        common = torch.get_rng_state()
+        torch.manual_seed(epoch_seed(seed, 1 + distributed.rank()))  # a device's stream, too: batches are drawn on the CPU
+        self.state = torch.get_rng_state()
+        torch.set_rng_state(common)
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        common = torch.get_rng_state()
+        torch.set_rng_state(self.state)
+        yield
+        self.state = torch.get_rng_state()
+        torch.set_rng_state(common)
+
+
+def _epoch(module: nn.Module, loss_of: Callable[..., Tensor], batches: Callable[[], Iterator[tuple[int, Cut]]],
+           optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler | None, clip_norm: float | None,
+           amp: bool, own: _OwnDraws | None, device: torch.device) -> float:
+    learned = [p for group in optimizer.param_groups for p in group["params"]]
+    total, seen = torch.zeros((), device=device), 0
+    for count, cut in batches():
+        with distributed.sharing(count) as share:
+            batch = cut(share)
+            draws = contextlib.nullcontext() if own is None or share.all else own.used()
+            with draws, torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                loss = loss_of(*batch) * share.weight
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        distributed.add_gradients(learned)
         if clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-        total, count = total + loss.detach() * len(batch[0]), count + len(batch[0])
-    return float(total) / count
+        total, seen = total + loss.detach() * count, seen + count
+    return float(distributed.summed(total)) / seen
 
 
 def _as_numbers(batch: Tensor) -> Tensor:

@@ -73,6 +73,16 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(t
     assert whole.losses == again.losses and len(whole.losses) == 2 and not again.training
 
 
+def test_in_bfloat16_the_network_is_narrow_but_crops_and_weights_are_not(monkeypatch):
+    crops, three_ways = [], module.three_ways
+    monkeypatch.setattr(module, "three_ways", lambda *a: crops.append(three_ways(*a)) or crops[-1])
+    networks = [pretrain_cutpaste(CutPastePretrainingConfig(**SMALL | {"epochs": 1, "steps": 1, "amp": amp}), IMAGES,
+                                  progress=False) for amp in (False, True)]
+    assert torch.equal(*crops) and networks[1].losses != networks[0].losses
+    assert networks[1].losses == pytest.approx(networks[0].losses, abs=0.05)
+    assert {p.dtype for p in networks[1].parameters()} == {torch.float32}
+
+
 def test_seeds_differ_and_few_images_still_fill_a_batch():
     config = CutPastePretrainingConfig(**SMALL | {"epochs": 1, "steps": 1})
     one, two = (pretrain_cutpaste(config, IMAGES[:2], seed=seed, progress=False) for seed in (0, 1))

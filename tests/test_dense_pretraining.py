@@ -202,6 +202,28 @@ def test_the_rate_grows_with_the_batch(monkeypatch):
         "momentum": 0.9, "weight_decay": 1e-5, "trust": 0.001, "eps": 1e-8}
 
 
+def test_in_bfloat16_the_networks_are_narrow_but_views_similarities_and_weights_are_not(monkeypatch):
+    seen: dict[bool, list[Tensor]] = {False: [], True: []}
+    compared: list[torch.dtype] = []
+    loss_of_views, scale_loss = DS2Pretraining.loss_of_views, dense_pretraining.scale_loss
+
+    def record(module: DS2Pretraining, views: tuple[Tensor, Tensor], boxes: tuple[Tensor, Tensor]) -> Tensor:
+        seen[module.config.amp] += [*views, *boxes]
+        narrow = module.encoder(views[0])["c5"].dtype
+        assert narrow == (torch.bfloat16 if module.config.amp else torch.float32)
+        return loss_of_views(module, views, boxes)
+
+    monkeypatch.setattr(DS2Pretraining, "loss_of_views", record)
+    monkeypatch.setattr(dense_pretraining, "scale_loss", lambda y, z, pairs: compared.extend(
+        unit.dtype for unit in (*y, *z)) or scale_loss(y, z, pairs))
+    for amp in (False, True):
+        module = pretrain(tiny(amp=amp, scales=("c5",), epochs=1, decay_epochs=()), IMAGES[:4])
+        assert torch.isfinite(torch.tensor(module.losses)).all()
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert all(torch.equal(a, b) for a, b in zip(seen[True], seen[False], strict=True))
+    assert set(compared) == {torch.float32} and len(compared) == 2 * 4
+
+
 # Settings.
 
 def test_defaults_are_the_paper_s():

@@ -63,3 +63,14 @@ def test_rotations_are_told_from_outputs_of_unit_length():
                        for row, right in zip(outputs, quarters, strict=True)])
     assert float(rotation_loss(outputs, quarters)) == approx(by_hand, rel=1e-5)
     assert float(rotation_loss(100 * outputs, quarters)) == approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [lambda a, b, c: byol_loss((a, b), (c, a)), info_nce, lambda a, b, c: simclr_loss(a, b),
+                                  lambda a, b, c: rotation_loss(a[:, :4], torch.arange(4))],
+                         ids=["byol", "info_nce", "simclr", "rotation"])
+def test_no_loss_is_rounded_by_autocast(loss):
+    vectors = [unit(4, seed) for seed in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(*vectors)
+        of_narrow = loss(*(x.bfloat16() for x in vectors))
+    assert torch.equal(found, loss(*vectors)) and torch.equal(of_narrow, loss(*(x.bfloat16().float() for x in vectors)))

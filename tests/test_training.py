@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adcore import training
 from adcore.errors import AdcoreError, ParameterError
 from adcore.losses import mse, mse_map
-from adcore.training import epoch_seed, resolve_device, seeded, train
+from adcore.training import epoch_seed, full_precision, resolve_device, seeded, train
 
 DATA = torch.randn(10, 4, generator=torch.Generator().manual_seed(5))
 
@@ -211,6 +211,22 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(tmp_path, 
     with pytest.raises(PowerCutError):
         run(network(), checkpoint=path)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_full_precision_widens_what_bfloat16_narrowed_and_changes_nothing_without_autocast():
+    @full_precision
+    def products(pair: tuple[Tensor, Tensor], third: Tensor) -> tuple[Tensor, Tensor]:
+        return pair[0] @ pair[1], pair[1] @ third
+
+    a, b, c = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(1))
+    exact = a @ b, b.bfloat16().float() @ c
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (a @ b).dtype == torch.bfloat16
+        assert torch.equal(products((a, b), c)[0], exact[0])
+        assert torch.equal(products((a, b.bfloat16()), third=c)[1], exact[1])
+        assert products((a.double(), b.double()), c.double())[0].dtype == torch.float64
+        assert (a @ b).dtype == torch.bfloat16
+    assert products((a.bfloat16(), b.bfloat16()), c.bfloat16())[0].dtype == torch.bfloat16
 
 
 def test_a_seeded_block_is_repeatable_and_gives_the_callers_state_back():

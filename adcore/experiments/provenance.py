@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
 def fingerprint(method: str) -> str:
     """16 digits that change when code on which the method's numbers rest changes; comments and docstrings do not count."""
     root = Path(adcore.__file__).parent
-    files = [root / name for name in ("losses.py", "metrics.py", "training.py", "experiments/runner.py")]
+    files = [root / name for name in ("distributed.py", "losses.py", "metrics.py", "training.py", "experiments/runner.py")]
     models = with_imports(root / "models" / f"{_module_of(method)}.py", "adcore.models")
     files += models + sorted(path for room in SOME for path in _files_of(root, room) if imports(models, f"adcore.{room}"))
     files += sorted(path for folder in ("data", "features", "kernels") for path in (root / folder).rglob("*.py"))

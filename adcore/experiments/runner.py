@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import torch
 
 from adcore.data import Dataset, Sample, map_name, read_images, read_masks
+from adcore.distributed import from_first, world_size
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.provenance import Meter, commit, fingerprint, provenance
 from adcore.experiments.store import Result, Store
@@ -31,6 +33,8 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
     A stored result made by other code than today's is computed again in the quick profile; in the paper profile, where
     that may cost days, it is kept and named in the table's `stale`.
 
+    Several processes (`adcore.distributed`) train together; the first evaluates and stores, and all return the table.
+
     Raises:
         AdcoreError: data or weights that are missing or broken, an unknown setting, a store that cannot be written.
     """
@@ -40,12 +44,15 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
     with progress_bar(total=len(experiments), desc="experiments", enabled=progress) as bar:
         for experiment in experiments:
             bar.set_postfix_str(experiment.title)
-            result = store.load(experiment)
-            if result is None or (experiment.profile == "quick" and not result.made_by_this_code):
-                result = run_one(experiment, store, on, progress)
-            results.append(result)
+            known = from_first(partial(_known, experiment, store))
+            results.append(run_one(experiment, store, on, progress) if known is None else known)
             bar.update()
     return ResultTable(results, store)
+
+
+def _known(experiment: Experiment, store: Store) -> Result | None:
+    result = store.load(experiment)
+    return None if result and experiment.profile == "quick" and not result.made_by_this_code else result
 
 
 def run_one(experiment: Experiment, store: Store, device: torch.device, progress: bool | None = None) -> Result:
@@ -59,6 +66,12 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     checkpoint = store.folder(experiment) / "checkpoint"
     with Meter(device) as fitting:
         detector = _fit(experiment, dataset, device, checkpoint, progress)
+    return from_first(partial(_tested, detector, experiment, dataset, store, fitting, world_size(), progress))
+
+
+def _tested(detector: Detector, experiment: Experiment, dataset: Dataset, store: Store, fitting: Meter, processes: int,
+            progress: bool | None) -> Result:
+    device, checkpoint = fitting.device, store.folder(experiment) / "checkpoint"
     with Meter(device) as testing:
         scores, maps, measures = evaluate(detector, dataset, progress)
     whole = Meter(device)
@@ -67,7 +80,7 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     origin = {**provenance(device, experiment.method, whole), "fit_seconds": round(fitting.seconds, 2),
               "test_seconds": round(testing.seconds, 2), "weights": detector.weights_digest,
               "data": images_digest([*dataset.train, *dataset.test]), "train_images": len(dataset.train),
-              "test_images": len(dataset.test)}
+              "test_images": len(dataset.test), "processes": processes}
     result = Result(experiment, tuple(measures), origin)
     store.save(result, scores, maps)
     for path in checkpoint.parent.glob("checkpoint*"):  # a training of several parts keeps one for each

@@ -122,7 +122,8 @@ class Pretrained(PatchDensity):
 
     def _key(self, samples: Sequence[Sample], *left_out: str) -> str:
         root, own = Path(adcore.__file__).parent, type(self).__module__.rpartition(".")[2]
-        code = code_digest([root / "distributed.py", root / "training.py", *with_imports(root / "models" / f"{own}.py", "adcore.models")])
+        code = code_digest([root / "distributed.py", root / "training.py",
+                            *with_imports(root / "models" / f"{own}.py", "adcore.models")])
         parts = [self.name, self._settings(*left_out), self.config.pretraining_size, self.seed, images_digest(samples), code]
         return digest_text("|".join(map(str, parts)), 24)
 
