@@ -6,10 +6,10 @@ CORES ?= all
 GRID ?= quick
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lint lab notebooks report bench lock clean
+.PHONY: help setup reproduce test test-faults test-fuzz lint lab notebooks report bench lock clean
 
 help:  ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 setup: $(VENV)/.ready  ## the environment alone, in .venv
 
@@ -26,7 +26,14 @@ reproduce: setup  ## run every notebook (GRID=quick), write report/index.html
 
 test: setup lint  ## unit tests, then nbval on every notebook
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 ADCORE_PROGRESS=0 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+	OMP_NUM_THREADS=1 ADCORE_PROGRESS=0 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  -n 2 --dist loadfile notebooks
+
+test-faults: setup  ## kill training, evaluation, papermill and Snakemake 50 times
+	ADCORE_KILLS=50 $(BIN)/python -m pytest tests/test_faults.py
+
+test-fuzz: setup  ## every reader under 10,000 mutated files
+	ADCORE_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py -n 2
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check
