@@ -28,7 +28,6 @@ from torch import Tensor
 
 from adcore.errors import DataError, ParameterError, did_you_mean
 from adcore.kernels import color as kernels
-from adcore.kernels import use_triton
 
 METHODS = ("diagonal", "monge_kantorovich")
 
@@ -183,15 +182,10 @@ def transport_uint8(images: Tensor, target: Tensor | ColorMoments, method: str =
         if isinstance(given, Tensor) and given.dtype != torch.uint8:
             raise ParameterError(f"transport_uint8 takes {name} of dtype uint8, not {given.dtype}: for colours in [0, 1] use "
                                  f"transport")
-    if use_triton(images, "color"):
-        # Bytes in, bytes out. Without a kernel that reads them, they become colours once, not for every step.
-        _check_shape(images, "images")
-        if isinstance(target, Tensor):
-            _check_shape(target, "target")
-        return _moved(images, target, method, rho)
-    goal = target.float() / 255 if isinstance(target, Tensor) else target
-    moved = transport(images.float() / 255, goal, method, rho, clip=True)
-    return (moved * 255).round().to(torch.uint8)
+    _check_shape(images, "images")
+    if isinstance(target, Tensor):
+        _check_shape(target, "target")
+    return _moved(images, target, method, rho)
 
 
 def _moved(images: Tensor, target: Tensor | ColorMoments, method: str, rho: float | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, and one csv of the last figures.
+"""What the benchmarks share: a peer held to our values and then timed in turns, and one csv of the last figures.
 
 A row of the same benchmark, peer, size and machine replaces the old one; any other row stays.
 """
@@ -9,15 +9,17 @@ import csv
 import io
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adcore.errors import StoreError
+from adcore.errors import AdcoreError, StoreError
 from adcore.experiments.provenance import commit
 from adcore.experiments.provenance import machine as machine_of
 from adcore.files import write_text
@@ -25,6 +27,57 @@ from adcore.files import write_text
 COLUMNS = ["benchmark", "ours_s", "peer", "peer_s", "ratio", "rounds", "size", "machine", "versions", "commit"]
 KEY = ["benchmark", "peer", "size", "machine"]
 RESULTS = Path(__file__).with_name("results.csv")
+
+
+class DiffersError(Exception):
+    """A peer computes something else than we do."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another's code for the same computation.
+
+    name      as the csv shows it
+    prepare   what is not timed: imports and its own form of the input; returns the call that is timed
+    packages  whose versions the csv shows
+    """
+
+    name: str
+    prepare: Callable[[], Callable[[], Any]]
+    packages: tuple[str, ...] = ()
+
+
+def race(benchmark: str, size: str, ours: Callable[[], Any], peers: Sequence[Peer],
+         disagreement: Callable[[Any, Any], str | None], rounds: int) -> list[dict[str, str]]:
+    """Rows of the csv, one a peer that is installed. `disagreement(ours, theirs)` says what differs, or None.
+
+    Raises:
+        DiffersError: a peer's result disagrees with ours.
+    """
+    result, rows = ours(), []
+    for peer in peers:
+        try:
+            theirs = peer.prepare()
+        except ImportError as error:
+            print(f"{peer.name}: skipped, not installed here ({error})")
+            continue
+        difference = disagreement(result, theirs())
+        if difference:
+            raise DiffersError(f"{benchmark}, {size}: {peer.name} {difference}; not timed")
+        ours_s, peer_s = alternate(ours, theirs, rounds)
+        print(f"{benchmark}, {size}: {peer.name} {peer_s:.3f} s, adcore {ours_s:.3f} s, ratio {peer_s / ours_s:.1f}",
+              flush=True)
+        rows.append(row(benchmark, peer.name, ours_s, peer_s, rounds, size, ["torch", *peer.packages]))
+    return rows
+
+
+def status_of(main: Callable[[], int]) -> int:
+    """The exit status of a benchmark: 1 where a peer differs. 2 is kept for a machine on which it cannot run."""
+    try:
+        return main()
+    except (AdcoreError, DiffersError) as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def machine() -> str:

@@ -22,6 +22,7 @@ from adcore.color import (
     transport_uint8,
 )
 from adcore.errors import DataError, ParameterError
+from adcore.kernels.color import moments as byte_moments
 
 MK = "monge_kantorovich"
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -358,6 +359,28 @@ def test_images_of_8_bits_come_back_rounded_to_the_nearest_of_256(method):
     assert (found.double() - exact).abs().max() < 0.5 + 1e-3
     assert torch.equal(transport_uint8(u, color_moments(v.float() / 255), method, rho=0.75), found)
     assert torch.equal(transport_uint8(u, v, method, rho=0), u)
+
+
+@given(seeds, st.integers(1, 40), st.integers(1, 400), st.integers(0, 3))
+@few
+def test_moments_of_bytes_are_exactly_those_of_whole_numbers(seed, h, w, spread):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, (1, 2, 17, 256)[spread], (2, 3, h, w), generator=generator, dtype=torch.uint8)
+    mean, covariance, number = byte_moments(pixels)
+    whole = pixels.flatten(2).long()
+    sums, products = whole.sum(2), torch.einsum("bin,bjn->bij", whole, whole)
+    exact = (products * h * w - sums[:, :, None] * sums[:, None]).double() / (255 * h * w) ** 2
+    assert_close(mean, sums.double() / (255 * h * w), rtol=1e-13, atol=1e-15)
+    assert_close(covariance, exact, rtol=1e-9, atol=1e-13)
+    assert number.tolist() == [h * w] * 2
+
+
+@each_method
+@pytest.mark.parametrize("size", [(1, 1), (130, 157), (101, 203)])
+def test_bytes_of_several_blocks_and_images_equal_the_colours_in_float64(method, size):
+    u, v = ((images(seed, batch=2, size=size).clamp(0, 1) * 255).round().byte() for seed in (0, 1))
+    exact = transport(u.double() / 255, v.double() / 255, method, clip=True) * 255
+    assert (transport_uint8(u, v, method).double() - exact).abs().max() < 0.5 + 1e-2
 
 
 def test_chroma_is_the_largest_channel_minus_the_smallest_averaged():

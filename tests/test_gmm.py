@@ -164,3 +164,21 @@ def test_shapes_that_do_not_belong_together_and_parameters_that_want_gradients_a
             gmm(*wrong)
     with pytest.raises(ParameterError, match="no gradient from gmm: detach them"):
         gmm(u, log_weights, means.requires_grad_(), factors)
+
+
+@pytest.mark.parametrize("away", [0.0, 20.0, 1e4])
+def test_in_single_precision_components_far_apart_keep_their_digits(away):
+    """Far means take another path; near or far, rounding is that of float32 inputs about their own component."""
+    log_weights, means, factors = (x.float() for x in random_mixture(4, 6)[:3])
+    means = means + away * torch.arange(4)[:, None]
+    u = (means[torch.arange(40) % 4] + random_points(40, 6).float()).requires_grad_()
+    exact = u.detach().double().requires_grad_()
+    density, shares = gmm(u, log_weights, means, factors)
+    wanted, wanted_shares = gmm(exact, log_weights.double(), means.double(), factors.double())
+    by_hand = by_loop(exact.detach()[:4], log_weights.double(), means.double(),
+                      torch.linalg.inv(factors.double() @ factors.double().mT))
+    np.testing.assert_allclose(wanted.detach()[:4], by_hand[0], rtol=1e-6)
+    torch.testing.assert_close(density.double(), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shares.double(), wanted_shares, rtol=0, atol=1e-4)
+    slopes = [torch.autograd.grad(value.sum(), at)[0].double() for value, at in ((density, u), (wanted, exact))]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-3, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -141,6 +142,25 @@ def test_the_distance_of_an_entry_to_itself_is_exactly_zero():
     bank = random_points(50, 20).float() * 30
     distances, indices = nearest(bank, bank)
     assert bool((distances == 0).all()) and indices[:, 0].tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_neighbours_are_found_in_every_block_of_a_bank_and_of_queries(k, monkeypatch):
+    monkeypatch.setattr(sys.modules["adcore.kernels.nearest"], "ENTRIES", 16)
+    queries, bank = random_points(21, 4, 1), random_points(50, 4, 2)             # blocks of 16, 16, 16 and 2 entries
+    wanted = torch.cdist(queries, bank, compute_mode="donot_use_mm_for_euclid_dist").topk(k, largest=False)
+    for chunk_bytes in (8 * 3, 8 * 16 * 5, 2**20):
+        distances, indices = nearest(queries, bank, k, chunk_bytes=chunk_bytes)
+        torch.testing.assert_close(distances, wanted.values, rtol=0, atol=1e-12)
+        assert torch.equal(indices, wanted.indices)
+
+
+def test_kcenter_is_the_greedy_loop_when_centres_and_points_come_in_many_blocks(monkeypatch):
+    module = sys.modules["adcore.kernels.kcenter"]
+    monkeypatch.setattr(module, "CENTRES", 3)
+    monkeypatch.setattr(module, "MIN_BLOCK_BYTES", 64)
+    points = random_points(60, 5)
+    assert kcenter(points, 30, pool=9).tolist() == greedy_by_hand(points.numpy(), 30)
 
 
 def test_nearest_takes_transposed_and_strided_input():

@@ -9,9 +9,16 @@ Images are (B, 3, H, W): floating colours, or uint8 whose 0..255 stand for [0, 1
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adcore.kernels.choice import use_triton
+
+# Bytes are worked on in blocks of so many pixels, in memory that is taken once. A block's colours stay in a core's cache, and
+# they are too few for torch to wake a second thread, which for work of microseconds costs more than it brings (and on a busy
+# machine a hundred times more). A matrix product of three rows would wake it all the same, so products are written out.
+BLOCK = 10 * 1024
+SUMMED = 1024  # whole numbers up to 2^7 in size, whose products add up exactly in float32, in any order: 2^10 2^14 = 2^24
 
 
 def moments(images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,8 +27,8 @@ def moments(images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor,
     images  (B, 3, H, W) with at least a pixel; half precision and uint8 are summed in float32, or better
     mask    (B, H, W) bool: only pixels where it is True count, whatever the others hold; at least one an image
 
-    Mean and covariance are float32, or float64 of float64 (and, on a GPU, of uint8); the number is float64. Differentiable in
-    the images.
+    Mean and covariance are float32, or float64 of float64 and, without a mask, of uint8, whose sums are exact; the number is
+    float64. Differentiable in the images.
     """
     if use_triton(images, "color"):
         from adcore.kernels.triton import color
@@ -30,6 +37,8 @@ def moments(images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor,
                 return color.moments(images, mask, _one_colour(images, mask))
             if mask is None:
                 return color.moments_uint8(images)
+    if images.dtype == torch.uint8 and mask is None and images.device.type == "cpu":
+        return _moments_of_bytes(images.flatten(2))
     # Sums of squares lose all digits when the spread is small beside the mean. So each image is shifted by one of its own
     # pixels first, which costs no second pass and makes the moments of a single colour exact.
     pixels = _wide(images).flatten(2)                                           # (B, 3, N)
@@ -60,10 +69,53 @@ def affine(images: Tensor, A: Tensor, centre: Tensor, goal: Tensor) -> Tensor:
         from adcore.kernels.triton import color
         if color.takes(images):
             return (color.affine_uint8 if images.dtype == torch.uint8 else color.affine)(images, A, centre, goal)
+    if images.dtype == torch.uint8 and images.device.type == "cpu":
+        return _affine_of_bytes(images.flatten(2), A.double(), centre.double(), goal.double()).view(images.shape)
     pixels = _wide(images).flatten(2)                                           # (B, 3, N)
     centred = pixels - centre.to(pixels.dtype)[..., None]                       # first: A may be large, and would round
     moved = torch.baddbmm(goal[..., None].to(pixels.dtype), A.to(pixels.dtype), centred).reshape(images.shape)
     return (moved.clamp(0, 1) * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else moved.to(images.dtype)
+
+
+def _moments_of_bytes(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`moments` of (B, 3, N) uint8: whole numbers about 128, summed without rounding."""
+    batch, _, n = pixels.shape
+    if n % SUMMED:
+        pixels = F.pad(pixels, (0, -n % SUMMED), value=128)                     # which adds nothing
+    runs = pixels.view(batch, 3, -1, SUMMED).transpose(1, 2)                    # (B, runs, 3, SUMMED)
+    sums, products = torch.empty(batch, runs.shape[1], 3), torch.empty(batch, runs.shape[1], 3, 3)           # of each run
+    step = min(BLOCK // SUMMED, runs.shape[1])
+    block, by = torch.empty(2, step, 3, SUMMED)
+    for image in range(batch):
+        for begin in range(0, runs.shape[1], step):
+            part = slice(begin, begin + step)
+            x = block[:len(runs[image, part])].copy_(runs[image, part]).sub_(128)
+            sums[image, part] = x.sum(2)
+            for channel in range(3):
+                products[image, part, channel] = torch.mul(x, x[:, channel:channel + 1], out=by[:len(x)]).sum(2)
+    mean = sums.sum(1, dtype=torch.float64) / n
+    square = products.sum(1, dtype=torch.float64) / n
+    covariance = square - mean[:, :, None] * mean[:, None, :]
+    return (mean + 128) / 255, covariance / 255**2, torch.full((batch,), n, dtype=torch.float64)
+
+
+@torch.no_grad()
+def _affine_of_bytes(pixels: Tensor, A: Tensor, centre: Tensor, goal: Tensor) -> Tensor:
+    """`affine` of (B, 3, N) uint8, all else float64: in steps of 8 bits, from the whole number next to the centre."""
+    whole = (255 * centre).round()                                              # (B, 3)
+    start = 255 * goal[..., None] - A @ (255 * centre - whole)[..., None]       # (B, 3, 1)
+    start = start + 0.5                           # a byte is cut off below; round() would wake a second thread for any block
+    whole, start, A = whole[..., None].float(), start.float(), A.float()
+    moved = torch.empty(pixels.shape, dtype=torch.uint8)
+    block, other = torch.empty(2, 3 * min(BLOCK, pixels.shape[2]))
+    for image, result in zip(range(len(pixels)), moved, strict=True):
+        for some, to in zip(pixels[image].split(BLOCK, dim=1), result.split(BLOCK, dim=1), strict=True):
+            off, new = (room[:some.numel()].view(some.shape) for room in (block, other))                    # (3, at most BLOCK)
+            torch.addcmul(start[image], A[image, :, :1], off.copy_(some).sub_(whole[image])[0], out=new)
+            for channel in (1, 2):
+                new.addcmul_(A[image, :, channel:channel + 1], off[channel])
+            to.copy_(new.clamp_(0, 255.5))
+    return moved
 
 
 def _one_colour(images: Tensor, mask: Tensor | None) -> Tensor:

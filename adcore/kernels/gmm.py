@@ -11,8 +11,10 @@
     log GMM  = logsumexp_k l_k,    P(z = k | u) = exp(l_k - log GMM)
     h        = -sum_k Sigma_k^-1 (u - mu_k) P(z = k | u) = -sum_k P(z = k | u) y_k U_k^T        (artola2024, Eq. 16)
 
-Whitened points of all components take K times the memory of the points, so they exist for one block of points at a time. The
-gradient needs them again: it is taken in the same pass and is all that the backward pass keeps. Where Triton is chosen,
+Whitened points of all components take K times the memory of the points, so they exist for one block of points at a time. Of a
+block they are one matrix product, u [U_1 ... U_K] - [mu_1 U_1 ... mu_K U_K], about the middle of the means; where a mean lies
+far from the middle for its component's width, that difference would lose digits, and u - mu_k is taken first. The gradient
+needs them again: it is taken in the same pass and is all that the backward pass keeps. Where Triton is chosen,
 adcore/kernels/triton/gmm.py makes that pass.
 """
 
@@ -28,8 +30,9 @@ from torch.autograd.function import once_differentiable
 from adcore.errors import ParameterError
 from adcore.kernels.choice import use_triton
 
-CACHED_BYTES = 2 * 2**20     # a block that stays in a CPU's cache
+CACHED_BYTES = 32 * 2**20    # a block whose product is worth the threads that a CPU wakes for it
 BATCHED_BYTES = 256 * 2**20  # a block that keeps a GPU busy
+FAR = 64.0                   # whitened distance of a mean from the middle: in float32 1e-5 of a whitened point's unit is lost
 
 
 def gmm(points: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor, *,
@@ -80,18 +83,30 @@ class _Mixture(torch.autograd.Function):
                 ctx.save_for_backward(h)
                 ctx.mark_non_differentiable(shares, h)
                 return log_density, shares, h
-        log_density, shares = points.new_empty(n), points.new_empty(n, len(means))
+        k = len(means)
+        middle = means.mean(0)
+        with torch.autocast(points.device.type, enabled=False):
+            offsets = torch.bmm((middle - means)[:, None], factors)                                         # (K, 1, d)
+        near = k > 0 and bool(offsets.norm(dim=2).max() <= FAR)
+        side_by_side = factors.transpose(0, 1).reshape(d, k * d)                                            # [U_1 ... U_K]
+        whitened = points.new_empty(min(rows, n) if near else 0, k * d)       # one for all blocks: new memory costs time
+        log_density, shares = points.new_empty(n), points.new_empty(n, k)
         h = torch.empty_like(points, memory_format=torch.contiguous_format) if graded else points.new_empty(0)
         with torch.autocast(points.device.type, enabled=False):
             for begin in range(0, n, rows):
                 part = slice(begin, begin + rows)
-                y = torch.bmm(points[part] - means[:, None], factors)                                       # (K, rows, d)
-                joint = constant[:, None] - y.square().sum(2) / 2                                           # (K, rows)
-                log_density[part] = joint.logsumexp(0)
-                share = joint.softmax(0)                                                                    # (K, rows)
-                shares[part] = share.T
+                u = points[part]
+                if near:
+                    flat = torch.addmm(offsets.flatten(), u - middle, side_by_side, out=whitened[:len(u)])
+                else:
+                    flat = torch.bmm(u - means[:, None], factors).transpose(0, 1).reshape(len(u), k * d)
+                y = flat.view(len(u), k, d)
+                joint = torch.linalg.vector_norm(y, dim=2).square_().mul_(-0.5).add_(constant)              # (rows, K)
+                log_density[part] = joint.logsumexp(1)
+                share = torch.softmax(joint, 1, out=shares[part])
                 if graded:
-                    h[part] = torch.bmm(y.mul_(share[:, :, None]), factors.mT).sum(0).neg_()
+                    y.mul_(share[:, :, None])
+                    torch.mm(flat, side_by_side.T, out=h[part]).neg_()
         ctx.save_for_backward(h)
         ctx.mark_non_differentiable(shares, h)
         return log_density, shares, h

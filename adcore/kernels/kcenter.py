@@ -21,6 +21,8 @@ from adcore.kernels.choice import use_triton
 from adcore.progress import progress_bar
 
 POOL = 2048
+CENTRES = 1024  # in one product
+MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 2**20, 2**24
 AHEAD = 16      # picks in Triton before the first look at them; as long as they all are good, twice as many the next time
 PICKED = -1.0  # below every squared distance, so that no centre is picked twice, not even among duplicates
 
@@ -45,7 +47,7 @@ def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int 
         raise ParameterError(f"k={k} centres out of {n} points: k must be between 1 and {n}")
     if initial is not None and initial.shape != (n,):
         raise ParameterError(f"initial distances {tuple(initial.shape)} are not one for each of {n} points")
-    norms = points.square().sum(1)                                       # (n,)
+    norms = torch.cat([part.square().sum(1) for part in points.split(_rows(points, points.shape[1]))])      # (n,)
     # Squared distances; upper bounds of the true ones until refreshed; PICKED for a point that is a centre already.
     bounds = _squared_distances(points, norms, points[:1], norms[:1])[:, 0] if initial is None else initial.square()
     picked = [] if initial is not None else [0]
@@ -67,14 +69,26 @@ def _squared_distances(points: Tensor, norms: Tensor, centres: Tensor, centre_no
     return torch.addmm(norms[:, None] + centre_norms[None], points, centres.T, alpha=-2).clamp_(min=0)
 
 
-def _refresh(bounds: Tensor, points: Tensor, norms: Tensor, centres: list[int], rows: int = 1 << 13) -> None:
-    """Lower the bounds to the squared distances to `centres`, for all points, in blocks that fit a cache."""
+def _rows(points: Tensor, width: int) -> int:
+    """Of how many points a block may hold `width` numbers each, beside a bank that fills the memory: a tenth of it."""
+    share = max(MIN_BLOCK_BYTES, min(MAX_BLOCK_BYTES, points.numel() * points.element_size() // 10))
+    return max(1, share // max(1, width * points.element_size()))
+
+
+def _refresh(bounds: Tensor, points: Tensor, norms: Tensor, centres: list[int]) -> None:
+    """Lower the bounds to the squared distances to `centres`, for all points, in blocks."""
     at = torch.tensor(centres, device=points.device)
-    chosen, chosen_norms = points[at], norms[at]
-    for begin in range(0, len(points), rows):
-        part = slice(begin, begin + rows)
-        distances = _squared_distances(points[part], norms[part], chosen, chosen_norms)
-        torch.minimum(bounds[part], distances.amin(1), out=bounds[part])
+    for some in at.split(CENTRES):                   # their coordinates are copied, and all of them may be half the bank
+        chosen, half_norms = points[some], norms[some] / 2
+        rows = _rows(points, len(some))
+        room = points.new_empty(min(rows, len(points)) * len(some))
+        for begin in range(0, len(points), rows):
+            part = slice(begin, begin + rows)
+            block = points[part]
+            out = room[:len(block) * len(some)].view(len(block), len(some))
+            # max_c x.c - |c|^2 / 2 decides; what is the same for the whole row is added to its one winner.
+            closest = torch.addmm(half_norms, block, chosen.T, beta=-1, out=out).amax(1)
+            torch.minimum(bounds[part], (norms[part] - 2 * closest).clamp_(min=0), out=bounds[part])
     bounds[at] = PICKED
 
 

@@ -2,7 +2,8 @@
 
     |q - b|^2 = |q|^2 + |b|^2 - 2 q.b
 
-so a block of distances is one matrix product, and of each block only the k smallest survive. Where Triton is chosen,
+so a block of distances is one matrix product, and of each block only the k smallest survive. Blocks go along the bank, which is
+then read once for many queries and never copied. Where Triton is chosen,
 adcore/kernels/triton/nearest.py finds the nearest entry without a block in memory.
 """
 
@@ -15,6 +16,7 @@ from adcore.errors import ParameterError
 from adcore.kernels.choice import use_triton
 
 CHUNK_BYTES = 256 * 2**20
+ENTRIES = 8192  # of the bank in a block: fewer make poor products, more leave a CPU's cache
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int = 1, *, chunk_bytes: int = CHUNK_BYTES) -> tuple[Tensor, Tensor]:
@@ -43,6 +45,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int = 1, *, chunk_bytes: int = CHU
     return distances, indices
 
 
+@torch.no_grad()
 def _indices(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int) -> Tensor:
     """(n, k) the nearest entries, of which equally near ones may be in any order when k > 1."""
     if use_triton(queries, "nearest"):
@@ -50,12 +53,31 @@ def _indices(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int) -> Tensor:
         if fused.takes(queries, bank, k):
             return fused.nearest(queries, bank)[:, None]
     n, m = len(queries), len(bank)
-    half_norms = bank.square().sum(1).div_(2)                            # (m,)
-    rows = max(1, chunk_bytes // (m * queries.element_size()))
+    fitting = max(1, chunk_bytes // queries.element_size())              # distances held at a time
+    columns = min(m, ENTRIES, fitting)
+    rows = max(1, min(n, fitting // columns))
+    # Ordering by |b|^2 / 2 - q.b is ordering by distance: |q|^2 is the same for the whole row.
+    half_norms = torch.cat([part.square().sum(1).div_(2) for part in bank.split(columns)])                  # (m,)
+    room = queries.new_empty(rows * columns)
     indices = torch.empty(n, k, dtype=torch.long, device=queries.device)
-    for start in range(0, n, rows):
-        block = queries[start:start + rows]
-        # Ordering by |b|^2 / 2 - q.b is ordering by distance: |q|^2 is the same for the whole row.
-        closeness = torch.addmm(half_norms, block, bank.T, beta=-1)      # (rows, m), larger is nearer
-        indices[start:start + rows] = closeness.argmax(1, keepdim=True) if k == 1 else closeness.topk(k, dim=1).indices
+    for top in range(0, n, rows):
+        block = queries[top:top + rows]
+        best, found = None, None                                         # (rows, at most k), of the entries so far
+        for left in range(0, m, columns):
+            entries = bank[left:left + columns]
+            out = room[:len(block) * len(entries)].view(len(block), len(entries))
+            closeness = torch.addmm(half_norms[left:left + columns], block, entries.T, beta=-1, out=out)    # larger is nearer
+            value, at = closeness.max(1, keepdim=True) if k == 1 else closeness.topk(min(k, len(entries)), dim=1)
+            at = at + left
+            if best is None or found is None:
+                best, found = value, at
+            elif k == 1:
+                nearer = value > best
+                best, found = torch.where(nearer, value, best), torch.where(nearer, at, found)
+            else:
+                values, ats = torch.cat([best, value], 1), torch.cat([found, at], 1)
+                best, order = values.topk(min(k, values.shape[1]), dim=1)
+                found = ats.gather(1, order)
+        assert found is not None
+        indices[top:top + rows] = found
     return indices

@@ -57,9 +57,9 @@ def benchmark_chart(frame: pd.DataFrame | None) -> str | None:
         return None
     with matplotlib.rc_context():
         use_style()
-        figure = Figure(figsize=(6.4, 0.8 + 0.3 * len(frame)), layout="constrained")
+        figure = Figure(figsize=(7.4, 0.8 + 0.36 * len(frame)), layout="constrained")
         axes = figure.add_subplot()
-        names = [f"{row.benchmark} vs {row.peer}" for row in frame.itertuples()]
+        names = [f"{row.benchmark} ({row.size})\nvs {row.peer}" for row in frame.itertuples()]  # equal names would share a bar
         axes.barh(names, frame["ratio"], color=[COLOURS[2] if ratio >= 1 else COLOURS[1] for ratio in frame["ratio"]])
         for y, ratio in enumerate(frame["ratio"]):
             axes.text(ratio * 1.03, y, f"{ratio:.2g}x", va="center", fontsize=8)

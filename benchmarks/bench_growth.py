@@ -1,0 +1,153 @@
+"""Measure how the time of each computation grows with its input, and write it to growth.csv.
+
+    python benchmarks/bench_growth.py --rounds 5
+
+Sizes double. The exponent p of time = c size^p is fitted by least squares in logarithms: 1 is linear, 2 quadratic. Small inputs
+cost what a call costs, so a fitted exponent lies below the one that counting operations gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_color import photograph
+from bench_density import features
+from bench_gmm import gradient, mixture
+from side_by_side import machine, status_of
+
+from adcore.color import transport_uint8
+from adcore.density import GaussianDensity
+from adcore.experiments.provenance import commit
+from adcore.files import write_text
+from adcore.kernels import gmm, kcenter, nearest
+
+COLUMNS = ["kernel", "of", "size", "seconds", "exponent", "expected", "fixed", "machine", "versions", "commit"]
+GROWTH = Path(__file__).with_name("growth.csv")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One computation at several sizes of one of its inputs.
+
+    of        what the sizes count
+    fixed     what stays, in words
+    expected  exponent that counting operations gives
+    prepare   size -> the call that is timed
+    """
+
+    kernel: str
+    of: str
+    sizes: tuple[int, ...]
+    fixed: str
+    expected: int
+    prepare: Callable[[int], Callable[[], Any]]
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def coreset(n: int) -> Callable[[], Any]:
+    points = random(n, 64)
+    return lambda: kcenter(points, max(1, n // 10), progress=False)
+
+
+def search(m: int) -> Callable[[], Any]:
+    queries, bank = random(196, 256), random(m, 256, seed=1)
+    return lambda: nearest(queries, bank)
+
+
+def density_of_mixture(n: int, k: int) -> Callable[[], Any]:
+    parameters = mixture(k, 64)
+    return gradient(lambda u: gmm(u, *parameters)[0], random(n, 64))
+
+
+def transport(pixels: int) -> Callable[[], Any]:
+    side = round(pixels**0.5)
+    u, v = photograph(side, 0), photograph(side, 1)
+    return lambda: transport_uint8(u, v)
+
+
+def density(images: int) -> Callable[[], Any]:
+    normal = features(images, 10, 256)
+    return lambda: GaussianDensity(32).fit(normal)
+
+
+def doubled(first: int, times: int) -> tuple[int, ...]:
+    return tuple(first * 2**i for i in range(times))
+
+
+def all_series(small: bool = False) -> list[Series]:
+    """Every computation; `small` keeps the first two sizes, a sixteenth as large."""
+    def sizes(first: int, times: int = 4) -> tuple[int, ...]:
+        return doubled(first // 16, 2) if small else doubled(first, times)
+    pixels = tuple(side * side for side in ((16, 32) if small else (256, 362, 512, 724, 1024)))
+    return [
+        Series("kernels.kcenter", "points", sizes(4000), "10 % picked, d 64", 2, coreset),
+        Series("kernels.nearest", "bank entries", sizes(16_000), "196 queries, d 256", 1, search),
+        Series("kernels.gmm, value and gradient", "points", sizes(8000), "K 10, d 64", 1, lambda n: density_of_mixture(n, 10)),
+        Series("kernels.gmm, value and gradient", "components", doubled(2, 2) if small else doubled(5, 4), "10000 points, d 64",
+               1, lambda k: density_of_mixture(10_000, k)),
+        Series("color.transport_uint8", "pixels", pixels, "one image, one target", 1, transport),
+        # Beyond 256 images the covariance is that of the 256 channels, and only products still grow.
+        Series("density.GaussianDensity, fit", "images", doubled(64, 2) if small else doubled(256, 4),
+               "10 positions, 256 channels to 32", 1, density),
+    ]
+
+
+def seconds(calls: Mapping[int, Callable[[], Any]], rounds: int) -> dict[int, float]:
+    """Median time at each size, after a first call that is not timed; sizes take turns, so a slow phase hits all."""
+    taken: dict[int, list[float]] = {size: [] for size in calls}
+    for turn in range(rounds + 1):
+        for size, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                taken[size].append(time.perf_counter() - start)
+    return {size: statistics.median(times) for size, times in taken.items()}
+
+
+def exponent(times: Mapping[int, float]) -> float:
+    """p of time = c size^p, by least squares in logarithms."""
+    return float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0])
+
+
+def lines(series: Series, times: Mapping[int, float]) -> list[list[str]]:
+    """Lines of the csv, one a size."""
+    versions = f"python {platform.python_version()} torch {torch.__version__.split('+')[0]}"
+    return [[series.kernel, series.of, str(size), f"{taken:.5f}", f"{exponent(times):.2f}", str(series.expected), series.fixed,
+             machine(), versions, commit()] for size, taken in times.items()]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds at each size (default 5)")
+    parser.add_argument("--small", action="store_true", help="sizes of milliseconds")
+    parser.add_argument("--out", type=Path, default=GROWTH)
+    arguments = parser.parse_args(words)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for series in all_series(arguments.small):
+        times = seconds({size: series.prepare(size) for size in series.sizes}, arguments.rounds)
+        writer.writerows(lines(series, times))
+        print(f"{series.kernel}: {', '.join(f'{size} {taken:.4f} s' for size, taken in times.items())}; grows with {series.of} "
+              f"to the power {exponent(times):.2f}, by counting {series.expected}", flush=True)
+    write_text(arguments.out, text.getvalue())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(status_of(main))
