@@ -58,7 +58,7 @@ def load_grid(name: str, folder: Path | None = None) -> list[Job]:
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))["notebooks"]
         entries = [_entry(**row) for row in rows]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ParameterError(f"{path} is not a grid ({type(error).__name__}): expected notebooks, a list of "
                              f"notebook, parameters, each") from error
     jobs: dict[str, Job] = {}

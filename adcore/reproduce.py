@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from adcore.errors import AdcoreError, ParameterError
+from adcore.files import digest_text, write_text
 from adcore.grids import load_grid
 from adcore.paths import repository, runs_folder
+
+SOURCES = "sources.txt"  # beside index.html: what the report was made of
 
 
 def _checkout() -> Path:
@@ -45,23 +49,33 @@ def reproduce(grid: str, cores: str = "all", profile: str | None = None, *, dry_
         raise AdcoreError("Snakemake is not installed: run `make setup`, or pip install 'adcore[workflow]'")
 
     from adcore.report import score_card, write_report
-    path = root / "report" / "index.html"
-    if not _is_current(path, root):
+    path, now = root / "report" / "index.html", sources(root)
+    if not is_current(path, root):
         path = write_report()
+        write_text(path.with_name(SOURCES), now)  # what there was before: what came meanwhile makes the next run write again
     print(score_card())
     print(f"report: {path}")
     return code
 
 
-def _is_current(report: Path, root: Path) -> bool:
+def is_current(report: Path, root: Path) -> bool:
     """True when nothing that the report is made of has changed since it was written."""
-    if not report.is_file():
-        return False
+    kept = report.with_name(SOURCES)
+    return report.is_file() and kept.is_file() and kept.read_text(encoding="utf-8") == sources(root)
+
+
+def sources(root: Path) -> str:
+    """A digest of the state of all files that a report is made of. Their times are compared for equality and none is held to be
+    later than another: a clock may have been set back in between."""
     runs = runs_folder()
-    sources = [*(runs / "exhibits").glob("*"), *(runs / "notebooks").rglob("*.*"), *(root / "results").glob("*"),
-               *(root / "benchmarks").glob("*.csv"), *(root / "adcore").rglob("*.*")]
-    written = report.stat().st_mtime
-    return all(path.stat().st_mtime <= written for path in sources if "__pycache__" not in path.parts)
+    files = [*(runs / "exhibits").glob("*"), *(runs / "notebooks").rglob("*.*"), *(root / "results").glob("*"),
+             *(root / "benchmarks").glob("*.csv"), *(root / "adcore").rglob("*.*")]
+    found = []
+    for path in sorted(path for path in files if "__pycache__" not in path.parts):
+        with contextlib.suppress(FileNotFoundError):  # a temporary file of another process
+            stat = path.stat()
+            found.append(f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
+    return digest_text("\n".join(found))
 
 
 def bench(names: list[str]) -> int:

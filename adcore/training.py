@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -235,11 +236,21 @@ def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer,
 def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer,
              scheduler: torch.optim.lr_scheduler.LRScheduler, device: torch.device) -> list[float]:
     try:
+        _check_sums(path)
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
+        return [float(loss) for loss in state["losses"]]
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdcoreError(f"checkpoint {path} cannot be resumed from ({reason}): delete it to start again") from error
-    return list(state["losses"])
+
+
+def _check_sums(path: Path) -> None:
+    """Hold every part of a checkpoint against its checksum, which torch writes and does not read: weights with a changed bit
+    would be trained on in silence. Raises ValueError or what the zip reader raises."""
+    with zipfile.ZipFile(path) as parts:
+        damaged = parts.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} does not fit")

@@ -260,7 +260,7 @@ def test_a_damaged_result_is_set_aside_and_computed_again(fits, capsys, damage):
     path.write_text(re.sub(r'"value": [0-9.]+', '"value": 0.123', whole, count=1) if damage == "value" else damage)
     again = run([experiment], device="cpu")
     assert len(fits) == 2 and again.value("aupro") == table.value("aupro")
-    assert path.with_name("result.json.damaged").is_file() and Store().load(experiment) is not None
+    assert path.with_name("result.json.corrupt-1").is_file() and Store().load(experiment) is not None
     message = capsys.readouterr().err
     assert f"{path} is damaged" in message and f"set it aside, '{experiment.title}' runs again" in message
     assert len(message.splitlines()) == 1
@@ -284,7 +284,7 @@ def test_a_category_of_digits_comes_back_as_it_was_stored(tmp_path):
     assert [record.frame.category.tolist() for record in records(tmp_path / "results")] == [["01234"]]
 
 
-@pytest.mark.parametrize("dies_in", ["write_text", "atomic", "write_json"])
+@pytest.mark.parametrize("dies_in", ["write_text", "atomic", "sealed"])
 def test_a_run_killed_between_its_files_leaves_no_result_and_runs_again(fits, monkeypatch, dies_in):
     experiment = Experiment(**ONE)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,18 +63,27 @@ def load_manifest(path: Path | None = None) -> dict[str, Entry]:
         raise DataError(f"{path} is not there: it should be the list of data sets and weights, data_manifest.csv")
     entries: dict[str, Entry] = {}
     lines: dict[str, int] = {}
+    rows = _rows(path)
+    _check_header(path, next(rows, (1, []))[1])
+    for line, fields in rows:
+        if not fields:
+            continue
+        entry = _parse(f"{path}, line {line}", fields)
+        if entry.name in entries:
+            raise DataError(f"{path}, line {line}: name '{entry.name}' is already on line {lines[entry.name]}")
+        entries[entry.name], lines[entry.name] = entry, line
+    return entries
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each row behind the number of its last line."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
-        _check_header(path, next(reader, []))
-        for fields in reader:
-            if not fields:
-                continue
-            line = reader.line_num
-            entry = _parse(f"{path}, line {line}", fields)
-            if entry.name in entries:
-                raise DataError(f"{path}, line {line}: name '{entry.name}' is already on line {lines[entry.name]}")
-            entries[entry.name], lines[entry.name] = entry, line
-    return entries
+        try:
+            for fields in reader:
+                yield reader.line_num, fields
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{path}, after line {reader.line_num}: no csv in UTF-8 ({error}); restore the file") from error
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -97,7 +107,7 @@ def _parse(place: str, fields: list[str]) -> Entry:
     if not _CHECKSUM.fullmatch(row["sha256"]):
         raise DataError(f"{place}: sha256 '{row['sha256']}' of '{row['name']}' is not 64 hexadecimal digits, "
                         f"'prefix:' and at least 8 of them, 'md5:' and 32, or empty")
-    if row["bytes"] and not re.fullmatch(r"[1-9]\d*", row["bytes"]):
+    if row["bytes"] and not re.fullmatch(r"[1-9][0-9]{0,17}", row["bytes"]):
         raise DataError(f"{place}: bytes '{row['bytes']}' of '{row['name']}' is not a whole number above 0")
     if row["verified"] not in ("yes", "no"):
         raise DataError(f"{place}: verified '{row['verified']}' of '{row['name']}' is neither yes nor no")

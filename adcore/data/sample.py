@@ -22,14 +22,18 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read a mask file as (H, W) bool, True where anomalous (any value above zero).
+    """Read a mask file as (H, W) bool, True where anomalous (any value above zero, in any channel but alpha).
 
     `size` is the (H, W) of the image that it belongs to.
 
     Raises:
         DataError: the file is missing, truncated, no image, or of another size than its image.
     """
-    mask = np.asarray(_decode(path).convert("L")) > 0
+    image = _decode(path)
+    if image.mode not in ("1", "L", "F", "RGB") and not image.mode.startswith("I"):
+        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")  # without a palette or alpha
+    marked = np.asarray(image) > 0  # as it is: in grey a dark blue would be black
+    mask: np.ndarray = np.any(marked, axis=2) if marked.ndim == 3 else marked
     if mask.shape != size:
         raise DataError(f"mask {path} is {mask.shape[0]}x{mask.shape[1]} but its image is {size[0]}x{size[1]}: "
                         f"make them the same height and width")

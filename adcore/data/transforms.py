@@ -39,10 +39,10 @@ Size = int | tuple[int, int]
 
 def as_size(size: Size) -> tuple[int, int]:
     """(H, W) from a number (a square) or a pair. Raises ParameterError for anything below one pixel."""
-    h, w = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    if h < 1 or w < 1:
+    pair = (size, size) if isinstance(size, int) else size
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
         raise ParameterError(f"image size {size} is not a height and width of at least one pixel")
-    return h, w
+    return pair[0], pair[1]
 
 
 @dataclass(frozen=True)

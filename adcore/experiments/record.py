@@ -23,6 +23,9 @@ from adcore.paths import repository
 COLUMNS = ["method", "dataset", "category", "profile", "settings", "seed", "metric", "value", "seconds", "peak_bytes", "device",
            "machine", "commit", "data", "weights", "finished", "key"]
 
+KNOWN = ["method", "dataset", "category", "profile", "seed", "metric", "key"]  # in every row
+NUMBERS = ["seed", "value", "seconds", "peak_bytes"]
+
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
 
@@ -69,14 +72,35 @@ class Record:
 
 
 def records(folder: Path | None = None) -> list[Record]:
-    """Every csv of results/, in the order of their names."""
+    """Every csv of results/, in the order of their names.
+
+    Raises:
+        StoreError: a file that is no such csv.
+    """
     folder = folder or (repository() or Path.cwd()) / "results"
     found = []
     for path in sorted(folder.glob("*.csv")):
-        frame = pd.read_csv(path, dtype={"category": str})  # '01234' is no number
+        frame = _read(path)
         data = ", ".join(dict.fromkeys(frame["dataset"]))
         found.append(Record(path.stem, f"{path.name}: {frame['key'].nunique()} experiments on {data}", frame))
     return found
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path, dtype={"category": str})  # '01234' is no number
+    except ValueError as error:  # of pandas or of the decoder
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreError(f"{path} is no csv in UTF-8 ({reason}): export it again") from error
+    missing = [column for column in COLUMNS if column not in frame]
+    if missing:
+        raise StoreError(f"{path} has no column '{missing[0]}': export it again")
+    empty = [column for column in KNOWN if frame[column].isna().any()]
+    words = [column for column in NUMBERS if not (frame.empty or pd.api.types.is_numeric_dtype(frame[column]))]
+    if frame.empty or empty or words:
+        what = f"has an empty cell in '{empty[0]}'" if empty else f"has words in '{words[0]}'" if words else "has no row"
+        raise StoreError(f"{path} {what}: export it again")
+    return frame.astype({column: str for column in KNOWN if column != "seed"})
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:

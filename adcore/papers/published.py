@@ -72,6 +72,7 @@ def published(exhibit: str) -> pd.DataFrame:
 
     Raises:
         ParameterError: no such exhibit, or one without printed numbers.
+        DataError: its file is damaged.
     """
     known = exhibits().index
     printed = [name for name in known if _resource(_file(name)).is_file()]
@@ -81,14 +82,22 @@ def published(exhibit: str) -> pd.DataFrame:
             raise ParameterError(f"exhibit '{exhibit}' has no printed numbers; {listing}")
         raise ParameterError(f"unknown exhibit '{exhibit}'{did_you_mean(exhibit, known)}; {listing}")
     table = _read(_file(exhibit))
+    missing = [column for column in COLUMNS if column not in table.columns]
+    if missing:
+        raise DataError(f"adcore/papers/{_file(exhibit)} has no column '{missing[0]}': restore the file")
     words = table["metric"] == TEXT
+    try:
+        values = [math.nan if is_text else float(cell) for cell, is_text in zip(table["value"], words, strict=True)]
+        stds = [float(cell) if cell else math.nan for cell in table["std"]]
+    except (ValueError, TypeError) as error:  # a short row's cells are no text
+        raise DataError(f"adcore/papers/{_file(exhibit)}: {_first_line(error)}; words have the metric '{TEXT}'") from error
     return pd.DataFrame({
         "row": table["row"],
         "column": table["column"],
         "metric": table["metric"],
-        "value": [math.nan if is_text else float(cell) for cell, is_text in zip(table["value"], words, strict=True)],
+        "value": values,
         "text": table["value"],
-        "std": [float(cell) if cell else math.nan for cell in table["std"]],
+        "std": stds,
         "unit": table["unit"],
         "match": [parse_match(cell) for cell in table["match"]],
         "note": table["note"],
@@ -102,9 +111,11 @@ def parse_match(text: str) -> dict[str, Value]:
     in single quotes is text whatever it looks like (`category='01234'`), and so is the rest.
 
     Raises:
-        DataError: a part without '=', or a field given twice.
+        DataError: a part without '=', a field given twice, or no text at all.
     """
     fields: dict[str, Value] = {}
+    if not isinstance(text, str):
+        raise DataError(f"match '{text}' is not a list of field=value joined by ';': the row may be short of a cell")
     for part in text.split(";") if text else ():
         field, equals, value = part.partition("=")
         if not (field and equals and value) or field in fields:
@@ -118,9 +129,9 @@ def _value(text: str) -> Value:
         return text == "true"
     if re.fullmatch(r"'[^']+'", text):
         return text[1:-1]
-    if re.fullmatch(r"-?\d+(,-?\d+)+", text):
+    if re.fullmatch(r"-?[0-9]{1,18}(,-?[0-9]{1,18})+", text):
         return tuple(map(int, text.split(",")))
-    if re.fullmatch(r"-?\d+", text):
+    if re.fullmatch(r"-?[0-9]{1,18}", text):
         return int(text)
     return float(text) if re.fullmatch(r"-?\d+\.\d+", text) else text
 
@@ -135,5 +146,12 @@ def _resource(path: str) -> Traversable:
 
 def _read(path: str) -> pd.DataFrame:
     """A csv of this package, every cell as printed: '-' and 'none' are words here, not missing values."""
-    text = _resource(path).read_text(encoding="utf-8")
-    return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    try:
+        text = _resource(path).read_text(encoding="utf-8")
+        return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except ValueError as error:  # of pandas or of the decoder
+        raise DataError(f"adcore/papers/{path} is no csv in UTF-8 ({_first_line(error)}): restore the file") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
