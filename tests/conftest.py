@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from adcore.data import Dataset
+
+hypothesis.settings.register_profile("adcore", deadline=None)  # no test asserts a time: machines are busy
+hypothesis.settings.load_profile("adcore")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytest's workers are what runs in parallel
 

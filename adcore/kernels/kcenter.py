@@ -20,14 +20,15 @@ from adcore.errors import ParameterError
 from adcore.kernels.choice import use_triton
 from adcore.progress import progress_bar
 
-POOL = 2048
+POOL = 2048     # in Triton
+CPU_POOL = 512  # in torch, which holds all distances within the pool
 CENTRES = 1024  # in one product
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 2**20, 2**24
 AHEAD = 16      # picks in Triton before the first look at them; as long as they all are good, twice as many the next time
 PICKED = -1.0  # below every squared distance, so that no centre is picked twice, not even among duplicates
 
 
-def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int = POOL,
+def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int | None = None,
             progress: bool | None = None) -> Tensor:
     """Indices of k points by greedy k-center, in the order in which they are picked.
 
@@ -35,7 +36,7 @@ def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int 
     initial  (n,) distances to start from: the first pick is their largest, and a point's distance never counts for more
              than its own. None starts from the first point.
     pool     how many points the inner greedy watches at a time; changes the speed, never the picks (but for ties and
-             rounding)
+             rounding). None: 512 in torch, 2048 in Triton
 
     Returns (k,) long.
 
@@ -47,12 +48,12 @@ def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int 
         raise ParameterError(f"k={k} centres out of {n} points: k must be between 1 and {n}")
     if initial is not None and initial.shape != (n,):
         raise ParameterError(f"initial distances {tuple(initial.shape)} are not one for each of {n} points")
-    norms = torch.cat([part.square().sum(1) for part in points.split(_rows(points, points.shape[1]))])      # (n,)
+    norms = torch.linalg.vector_norm(points, dim=1).square_()            # (n,), without another bank of squares
     # Squared distances; upper bounds of the true ones until refreshed; PICKED for a point that is a centre already.
-    bounds = _squared_distances(points, norms, points[:1], norms[:1])[:, 0] if initial is None else initial.square()
+    bounds = torch.full_like(norms, torch.inf) if initial is None else initial.square()
     picked = [] if initial is not None else [0]
     if initial is None:
-        bounds[0] = PICKED
+        _refresh(bounds, points, norms, picked)
     fresh = len(picked)                                                  # picks that the bounds know of
     with progress_bar(total=k, desc="coreset", enabled=progress) as bar:
         while len(picked) < k:
@@ -92,30 +93,32 @@ def _refresh(bounds: Tensor, points: Tensor, norms: Tensor, centres: list[int]) 
     bounds[at] = PICKED
 
 
-def _greedy_among_top(bounds: Tensor, points: Tensor, norms: Tensor, wanted: int, pool: int) -> list[int]:
+def _greedy_among_top(bounds: Tensor, points: Tensor, norms: Tensor, wanted: int, pool: int | None) -> list[int]:
     """Picks from the points with the largest bounds, until one outside might be farther.
 
     The first pick is always good: it is the largest bound, and the caller has just made the bounds exact.
     """
-    size = min(pool, len(bounds))
+    triton = use_triton(points, "kcenter")
+    size = min((POOL if triton else CPU_POOL) if pool is None else pool, len(bounds))
     top = bounds.topk(min(size + 1, len(bounds)))
     inside = top.indices[:size]                                          # (M,)
     outside = float(top.values[size]) if len(bounds) > size else 0.0     # the (M+1)-th bound
     distance, near, near_norms = top.values[:size].clone(), points[inside], norms[inside]
-    if use_triton(points, "kcenter"):
+    if triton:
         from adcore.kernels.triton import kcenter as fused
         if fused.takes(near, distance):
             return inside[_picked_ahead(near, distance, max(outside, 0.0), wanted)].tolist()
+    # All distances within the pool at once: a product for each pick would be many small ones, and wake threads for each.
+    between = _squared_distances(near, near_norms, near, near_norms)    # (M, M)
     picks: list[int] = []
     while len(picks) < wanted:
         best = int(distance.argmax())
         if float(distance[best]) < max(outside, 0.0):  # also when the whole pool is picked
             break
-        picks.append(int(inside[best]))
-        to_best = (near_norms + near_norms[best]).addmv_(near, near[best], alpha=-2).clamp_(min=0)
-        torch.minimum(distance, to_best, out=distance)
+        picks.append(best)
+        torch.minimum(distance, between[best], out=distance)
         distance[best] = PICKED
-    return picks
+    return inside[picks].tolist()
 
 
 def _picked_ahead(near: Tensor, distance: Tensor, outside: float, wanted: int) -> Tensor:

@@ -57,7 +57,7 @@ def _indices(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int) -> Tensor:
     columns = min(m, ENTRIES, fitting)
     rows = max(1, min(n, fitting // columns))
     # Ordering by |b|^2 / 2 - q.b is ordering by distance: |q|^2 is the same for the whole row.
-    half_norms = torch.cat([part.square().sum(1).div_(2) for part in bank.split(columns)])                  # (m,)
+    half_norms = torch.linalg.vector_norm(bank, dim=1).square_().div_(2)                                    # (m,)
     room = queries.new_empty(rows * columns)
     indices = torch.empty(n, k, dtype=torch.long, device=queries.device)
     for top in range(0, n, rows):
