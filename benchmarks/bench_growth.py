@@ -81,8 +81,8 @@ def transport(pixels: int) -> Callable[[], Any]:
 
 
 def density(images: int) -> Callable[[], Any]:
-    normal = features(images, 10, 256)
-    return lambda: GaussianDensity(32).fit(normal)
+    normal = features(images, 20, 64)
+    return lambda: GaussianDensity(16).fit(normal)
 
 
 def doubled(first: int, times: int) -> tuple[int, ...]:
@@ -101,9 +101,9 @@ def all_series(small: bool = False) -> list[Series]:
         Series("kernels.gmm, value and gradient", "components", doubled(2, 2) if small else doubled(5, 4), "10000 points, d 64",
                1, lambda k: density_of_mixture(10_000, k)),
         Series("color.transport_uint8", "pixels", pixels, "one image, one target", 1, transport),
-        # Beyond 256 images the covariance is that of the 256 channels, and only products still grow.
-        Series("density.GaussianDensity, fit", "images", doubled(64, 2) if small else doubled(256, 4),
-               "10 positions, 256 channels to 32", 1, density),
+        # Beyond 64 images the covariance is that of the 64 channels, and only products still grow.
+        Series("density.GaussianDensity, fit", "images", doubled(32, 2) if small else doubled(512, 4),
+               "20 positions, 64 channels to 16", 1, density),
     ]
 
 

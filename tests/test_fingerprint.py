@@ -40,7 +40,8 @@ def test_comments_docstrings_and_spacing_leave_the_fingerprint_as_it_was(copied)
 @pytest.mark.parametrize(("file", "old", "new"), [
     ("models/uniad.py", "randn", "rand"), ("models/transformer.py", "size // 2", "size // 3"),
     ("losses.py", "dim=-1", "dim=-2"), ("training.py", "1_000_003", "1_000_005"),
-    ("kernels/kcenter.py", "CENTRES = 1024", "CENTRES = 512"), ("features/cache.py", "16", "17"), ("data/split.py", "SEED = 0", "SEED = 1")])
+    ("kernels/kcenter.py", "CENTRES = 1024", "CENTRES = 512"), ("features/cache.py", "16", "17"),
+    ("data/split.py", "SEED = 0", "SEED = 1")])
 def test_a_change_to_code_that_makes_numbers_changes_the_fingerprint(copied, file, old, new):
     before = provenance.fingerprint.__wrapped__("uniad")
     edit(copied / file, old, new)
