@@ -9,9 +9,12 @@ import torch
 from torch import nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import SqueezeExcitation
 
 from adcore.errors import ParameterError
 from adcore.receptive_field import TABLE_2, Field, analytic, linearised, measure, ungated
+from adcore.receptive_field.gradient import _cuts
+from adcore.receptive_field.network import extract
 
 RESNET_18 = ("layer1.1.relu_1", "layer2.1.relu_1", "layer3.1.relu_1", "layer4.1.relu_1")
 RESNET_50 = TABLE_2["wide_resnet50_2"]
@@ -144,6 +147,53 @@ def test_a_real_resnet_sees_no_more_than_its_analytic_field(network):
         top, left, bottom, right = fields[tap].box((cell, cell))
         assert top <= field.box[0] and left <= field.box[1] and field.box[2] <= bottom and field.box[3] <= right
         assert 0.9 * fields[tap].size <= field.size                      # and, without a threshold, hardly less
+
+
+def whole_image(network, tap, image):
+    """What `measure` shortens: the gradient of the centre's channel mean, through the whole image. (H, W), its maximum 1."""
+    pixels = image.clone().requires_grad_()
+    features = extract(network, [tap])(pixels)[tap]
+    y, x = ((n - 1) // 2 for n in features.shape[2:])
+    (gradient,) = torch.autograd.grad(features[0, :, y, x].mean(), pixels)
+    norm = torch.linalg.vector_norm(gradient[0], dim=0)
+    return (norm / norm.max()).numpy()
+
+
+@pytest.mark.parametrize(("network", "taps", "size"), [
+    (lambda: models.resnet18(), RESNET_18, (448, 512)),
+    (narrow_resnet, [*RESNET_50[:3], "layer3.2.add"], (384, 320)),
+    (lambda: timm.create_model("tf_efficientnet_lite0"), ["blocks.0", "blocks.1", "blocks.2"], (256, 192)),
+    (lambda: models.DenseNet(4, (2, 2, 2, 2), 8), TABLE_2["densenet201"][:3], (256, 256)),
+    (Toy, ["first", "pool", "cat"], (64, 84)),
+], ids=["ResNet-18", "ResNet-50", "TensorFlow's padding", "DenseNet", "branches"])
+def test_the_part_of_the_image_that_is_computed_gives_the_gradient_of_the_whole(network, taps, size):
+    torch.manual_seed(0)
+    network = network().eval().double()
+    image = torch.randn(1, 3, *size, dtype=torch.float64)
+    cuts = _cuts(extract(network, taps), list(taps), size)
+    assert cuts[taps[0]].is_part and cuts[taps[0]].box != (0, 0, *size)
+    for tap, field in measure(network, taps, image=image, threshold=0, border=0, dtype=torch.float64).items():
+        np.testing.assert_allclose(field.gradient, whole_image(network, tap, image), rtol=1e-6, atol=1e-12)
+
+
+class Shuffled(nn.Module):
+    def forward(self, x):
+        return torch.roll(x, 3)
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.GroupNorm(1, 3), lambda: models.efficientnet_b0().features[1][0].block[1],
+                                   lambda: nn.BatchNorm2d(3, track_running_stats=False), lambda: nn.Softmax(-1), Shuffled],
+                         ids=["group norm", "gate", "batch statistics", "softmax", "unknown"])
+def test_a_network_with_statistics_of_the_map_is_measured_on_the_whole_image(layer):
+    torch.manual_seed(0)
+    layer = layer()
+    channels = 32 if isinstance(layer, SqueezeExcitation) else 3
+    network = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), layer, nn.Conv2d(channels, 2, 3, padding=1)).eval().double()
+    image = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    tap = "2"
+    assert not _cuts(extract(network, [tap]), [tap], (32, 32))[tap].is_part
+    field = measure(network, [tap], image=image, threshold=0, border=0, dtype=torch.float64)[tap]
+    np.testing.assert_allclose(field.gradient, whole_image(network, tap, image), rtol=1e-6, atol=1e-12)
 
 
 def test_the_gradient_is_that_of_the_channel_mean_at_the_centre_by_finite_differences():

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,9 +62,12 @@ def versions() -> dict[str, str]:
     import sklearn
     import timm
     import torchvision
+
+    from adcore.features.engines import chosen_engine
+    engine = {"openvino": metadata.version("openvino")} if chosen_engine() == "openvino" else {}
     return {"adcore": adcore.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "torchvision": torchvision.__version__, "timm": timm.__version__, "numpy": numpy.__version__,
-            "scikit-learn": sklearn.__version__}
+            "scikit-learn": sklearn.__version__, **engine}
 
 
 @functools.lru_cache(maxsize=32)

@@ -17,6 +17,7 @@ from torchvision.models.feature_extraction import get_graph_node_names
 
 from adcore.errors import DataError, ParameterError
 from adcore.features.backbones import find_backbone
+from adcore.features.engines import chosen_engine, compiled_maps
 from adcore.features.pretraining import Statistics, statistics_of
 from adcore.features.weights import load_weights, resolve_weights, weights_digest
 
@@ -69,7 +70,8 @@ class FeatureExtractor(nn.Module):
         """What the features depend on besides the images."""
         own = (self.backbone.mean, self.backbone.std)
         normalised = "" if self.statistics == own else f"-{self.statistics}"  # one file may be read in two ways
-        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalised}"
+        engine = "" if chosen_engine() == "torch" else f"-{chosen_engine()}"
+        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalised}{engine}"
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """A frozen one stays in eval mode: batch statistics of the data at hand must not leak into frozen features."""
@@ -86,10 +88,13 @@ class FeatureExtractor(nn.Module):
         Raises:
             DataError: a feature is NaN or infinite.
         """
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            found = self.network(x)
-        maps = [found[node] for node in self.nodes]
+        x = (images - self.mean) / self.std
+        if self.frozen and x.device.type == "cpu" and x.dtype == torch.float32 and chosen_engine() == "openvino":
+            maps = compiled_maps(self.network, self.nodes, x)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                found = self.network(x.contiguous(memory_format=torch.channels_last))
+            maps = [found[node] for node in self.nodes]
         for tap, features in zip(self.taps, maps, strict=True):
             if not bool(torch.isfinite(features).all()):
                 bad = [i for i in range(len(features)) if not bool(torch.isfinite(features[i]).all())]

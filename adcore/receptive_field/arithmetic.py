@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from adcore.errors import ParameterError
-from adcore.receptive_field.network import Box, Pair, extract, is_gate, is_local, names_of, pair, relative_side, twin
+from adcore.receptive_field.network import (
+    Box,
+    Pair,
+    extract,
+    is_by_position,
+    is_gate,
+    is_local,
+    names_of,
+    pair,
+    relative_side,
+    twin,
+)
 
 
 @dataclass(frozen=True)
@@ -72,24 +83,53 @@ def analytic(model: nn.Module | Sequence[nn.Module], taps: Iterable[str] | None 
     if taps is None:
         raise ParameterError("analytic needs the taps of a network, such as those of TABLE_2['wide_resnet50_2']")
     names = names_of(taps)
-    extractor = extract(twin(model), names)
+    fields, tapped = _fields(extract(twin(model), names))
+    result = {}
+    for tap in names:
+        field = fields[tapped[tap]]
+        if field is None:
+            raise ParameterError(f"{tap!r} sees the whole image (global pooling): it has no receptive field")
+        result[tap] = field
+    return result
+
+
+def window(extractor: fx.GraphModule, tap: str, cell: Pair, size: Pair) -> tuple[Box, Pair] | None:
+    """The smallest part of an image of `size` (H, W) from which `cell` of the tap comes out as from the whole image, and
+    which cell it is there.
+
+    extractor: as `extract` gives it, cut at this tap alone. The part begins and ends on multiples of the tap's stride, so
+    that every layer falls on the same grid. None where only the whole image will do: a layer takes statistics of the map
+    (gates, group norm, a softmax), has an unknown geometry, or the field reaches into the padding.
+    """
+    try:
+        fields, tapped = _fields(extractor)
+    except ParameterError:
+        return None
+    field = fields[tapped[tap]]
+    modules = [extractor.get_submodule(str(node.target)) for node in extractor.graph.nodes if node.op == "call_module"]
+    if field is None or None in fields.values() or not all(is_by_position(module) for module in modules):
+        return None
+    jump, box = field.jump, field.box(cell)
+    if min(box) < 0 or box[2] > size[0] or box[3] > size[1] or size[0] % jump[0] or size[1] % jump[1]:
+        return None
+    top, left = (box[axis] // jump[axis] * jump[axis] for axis in (0, 1))
+    bottom, right = (-(-box[axis + 2] // jump[axis]) * jump[axis] for axis in (0, 1))
+    return (top, left, bottom, right), (cell[0] - top // jump[0], cell[1] - left // jump[1])
+
+
+def _fields(extractor: fx.GraphModule) -> tuple[dict[fx.Node, Field | None], dict[str, fx.Node]]:
+    """The field of every node on the way, and the nodes of the taps."""
     fields: dict[fx.Node, Field | None] = {}
-    found: dict[str, fx.Node] = {}
+    tapped: dict[str, fx.Node] = {}
     for node in extractor.graph.nodes:
         if node.op == "output":
-            found = node.args[0]
+            tapped = node.args[0]
         elif node.op == "placeholder":
             fields[node] = Field()
         elif node.op in ("call_module", "call_function", "call_method"):
             inputs = [fields[source] for source in node.all_input_nodes if source in fields]
             fields[node] = _follow(extractor, node, inputs)
-    result = {}
-    for tap in names:
-        field = fields[found[tap]]
-        if field is None:
-            raise ParameterError(f"{tap!r} sees the whole image (global pooling): it has no receptive field")
-        result[tap] = field
-    return result
+    return fields, tapped
 
 
 _GLOBAL = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"}

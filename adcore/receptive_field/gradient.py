@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from adcore.errors import ParameterError
-from adcore.receptive_field.network import Box, Pair, extract, is_gate, is_local, names_of, pair, relative_side, twin
+from adcore.receptive_field.arithmetic import window
+from adcore.receptive_field.network import Box, Pair, cut_at, extract, is_gate, is_local, names_of, pair, relative_side, twin
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +44,13 @@ def measure(
     model: nn.Module, taps: Iterable[str], size: int | Pair = 1024, *, threshold: float = 1e-2, border: int = 8,
     relative: bool = True, image: Tensor | None = None, dtype: torch.dtype = torch.float32,
 ) -> dict[str, ReceptiveField]:
-    """Receptive fields measured as the paper does (supplement Sec. 1), in one forward pass and one backward pass a tap.
+    """Receptive fields measured as the paper does (supplement Sec. 1).
 
     The gradient of the centre cell of the tap's channel mean with respect to an empty image; its norm over the
     colours; values below the threshold become 0; a border is ignored; bounding box of what is left; longer side.
-    The model itself is left as it is: a twin without gradients on its weights, in eval mode, does the work.
+    The model itself is left as it is: a twin without gradients on its weights, in eval mode, does the work. Where the
+    arithmetic knows that a part of the image decides the cell, the gradient is taken on that part and is 0 elsewhere; taps
+    for which it does not know (gates, fields larger than the image) share one pass forward over the whole image.
 
     Args:
         size: side of the square image of zeros, or (H, W).
@@ -67,22 +70,61 @@ def measure(
     if min(height, width) <= 2 * border or border < 0 or threshold < 0:
         raise ParameterError(f"nothing to measure: size {(height, width)}, border {border}, threshold {threshold}; "
                              f"expected a size above twice the border and a threshold of 0 or more")
-    network = _frozen(extract(twin(model), names), dtype)
+    extractor = extract(twin(model), names)
+    cuts = _cuts(extractor, names, (height, width))
+    network = _frozen(extractor, dtype)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     start = torch.zeros(1, 3, height, width) if image is None else image.detach()
-    start = start.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
+    start = start.to(device, dtype, memory_format=torch.channels_last)
+    alone = [[tap] for tap in names if cuts[tap].is_part]
+    together = [tap for tap in names if not cuts[tap].is_part]
+    norms: dict[str, Tensor] = {}
+    for taps in [*alone, together] if together else alone:
+        norms |= _norms(cut_at(network, taps), taps, cuts, start)
+    return {tap: _read(tap, norms[tap], cuts[tap].shape, threshold, border, relative) for tap in names}
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The part of the image from which a tap's centre cell is computed; `shape` is that of the map of the whole image."""
+
+    shape: torch.Size
+    box: Box
+    cell: Pair
+    is_part: bool
+
+
+def _cuts(extractor: fx.GraphModule, names: list[str], size: Pair) -> dict[str, _Cut]:
+    """What each tap's centre needs of the image: a part, where that is less than half of it."""
+    with torch.no_grad():
+        features = twin(extractor).to("meta", torch.float32)(torch.empty(1, 3, *size, device="meta"))
+    cuts = {}
+    for tap in names:
+        shape = features[tap].shape
+        if len(shape) != 4:
+            raise ParameterError(f"{tap!r} is {tuple(shape)}, expected a map (B, C, H, W)")
+        centre = ((shape[2] - 1) // 2, (shape[3] - 1) // 2)                 # of two middle cells, the first
+        box, cell = window(cut_at(extractor, [tap]), tap, centre, size) or ((0, 0, *size), centre)
+        is_part = 2 * (box[2] - box[0]) * (box[3] - box[1]) <= size[0] * size[1]
+        cuts[tap] = _Cut(shape, box, cell, True) if is_part else _Cut(shape, (0, 0, *size), centre, False)
+    return cuts
+
+
+def _norms(network: nn.Module, taps: list[str], cuts: dict[str, _Cut], image: Tensor) -> dict[str, Tensor]:
+    """Norm over colours (H, W) of the gradient of each tap's centre, all from one part of the image; 0 outside it."""
+    top, left, bottom, right = cuts[taps[0]].box
+    pixels = image[..., top:bottom, left:right].contiguous(memory_format=torch.channels_last).requires_grad_()
+    norms = {}
     with torch.enable_grad():
-        features = network(start)
-        result = {}
-        for tap in names:
-            if features[tap].ndim != 4:
-                raise ParameterError(f"{tap!r} is {tuple(features[tap].shape)}, expected a map (B, C, H, W)")
-            y, x = ((n - 1) // 2 for n in features[tap].shape[2:])         # of two middle cells, the first
+        features = network(pixels)
+        for tap in taps:
+            y, x = cuts[tap].cell
             centre = features[tap][0, :, y, x].mean()
-            (gradient,) = torch.autograd.grad(centre, start, retain_graph=tap != names[-1])
-            norm = torch.linalg.vector_norm(gradient[0].to(torch.promote_types(dtype, torch.float32)), dim=0)
-            result[tap] = _read(tap, norm, features[tap].shape, threshold, border, relative)
-    return result
+            (gradient,) = torch.autograd.grad(centre, pixels, retain_graph=tap != taps[-1])
+            norm = torch.linalg.vector_norm(gradient[0].to(torch.promote_types(image.dtype, torch.float32)), dim=0)
+            norms[tap] = norm.new_zeros(image.shape[-2:])
+            norms[tap][top:bottom, left:right] = norm
+    return norms
 
 
 def _read(tap: str, norm: Tensor, shape: torch.Size, threshold: float, border: int, relative: bool) -> ReceptiveField:
@@ -129,7 +171,7 @@ class _Affine(nn.Module):
         return torch.addcmul(self.shift, x, self.scale)
 
 
-def _frozen(extractor: fx.GraphModule, dtype: torch.dtype) -> nn.Module:
+def _frozen(extractor: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     """The extractor as `measure` runs it: batch norms folded to keep less memory, channels last, nothing in place."""
     silent = []
     for name, module in list(extractor.named_modules()):

@@ -18,7 +18,6 @@ Pair = tuple[int, int]
 Box = tuple[int, int, int, int]
 
 
-
 def twin(model: nn.Module) -> nn.Module:
     """A copy of the modules over the same memory, whose parameters take no gradient; the original never changes."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
@@ -51,6 +50,17 @@ def extract(model: nn.Module, taps: Sequence[str]) -> fx.GraphModule:
         raise
 
 
+def cut_at(extractor: fx.GraphModule, taps: Sequence[str]) -> fx.GraphModule:
+    """The part of an extractor that leads to some of its taps, over the same modules."""
+    graph = copy.deepcopy(extractor.graph)
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    output.args = ({tap: output.args[0][tap] for tap in taps},)
+    for node in reversed(list(graph.nodes)):           # fx itself keeps dead nodes that work in place
+        if not node.users and node.op not in ("output", "placeholder"):
+            graph.erase_node(node)
+    return fx.GraphModule(extractor, graph)
+
+
 def is_local(module: nn.Module) -> bool:
     """Layers that work on each position by itself, in eval mode and apart from normalisation statistics."""
     local = (nn.Identity, nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.GroupNorm, nn.LayerNorm,
@@ -58,6 +68,17 @@ def is_local(module: nn.Module) -> bool:
     homes = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.drop")
     at_home = type(module).__module__.startswith(homes) and not isinstance(module, nn.MultiheadAttention)
     return isinstance(module, local) or at_home
+
+
+def is_by_position(module: nn.Module) -> bool:
+    """Layers whose output at a position needs no more of the map than their window, also not a statistic of it."""
+    if isinstance(module, nn.Sequential):
+        return all(is_by_position(child) for child in module)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return not module.training and module.running_mean is not None
+    statistic = (nn.GroupNorm, nn.LayerNorm, nn.Softmax, nn.Softmin, nn.LogSoftmax)
+    windowed = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    return isinstance(module, windowed) or (is_local(module) and not isinstance(module, statistic) and not is_gate(module))
 
 
 def is_gate(module: nn.Module) -> bool:
