@@ -6,7 +6,7 @@ CORES ?= all
 GRID ?= quick
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-faults test-fuzz lint lab notebooks report bench lock clean
+.PHONY: help setup reproduce test test-faults test-fuzz test-slurm lint lab notebooks report bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,6 +34,10 @@ test-faults: setup  ## kill training, evaluation, papermill and Snakemake 50 tim
 
 test-fuzz: setup  ## every reader under 10,000 mutated files
 	ADCORE_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py -n 2
+
+test-slurm: setup  ## a grid on a real SLURM cluster of one node, with kills (root, Debian)
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all,slurm]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/slurm/exercise.py
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check

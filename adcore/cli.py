@@ -94,11 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     refresh.add_argument("notebooks", nargs="*", help="which (default: all)")
     refresh.set_defaults(command=_refresh)
 
-    reproduce = commands.add_parser("reproduce", help="run every notebook of a grid, then write the report")
-    reproduce.add_argument("--grid", default="quick", help="a file of workflow/grids, without .yaml")
-    reproduce.add_argument("--cores", default="all")
-    reproduce.add_argument("--profile", help="a Snakemake profile, such as workflow/profiles/slurm")
-    reproduce.add_argument("--dry-run", action="store_true", help="print what would run")
+    reproduce = commands.add_parser("reproduce", help="run notebooks, here or on a cluster, then write the report")
+    reproduce.add_argument("--exhibit", dest="exhibits", action="append", default=[], metavar="ID",
+                           help="only what regenerates this table or figure, uniad2022.table_s2 say; may be repeated")
+    reproduce.add_argument("--profile", help="quick (default) or paper: the grid of that name")
+    reproduce.add_argument("--grid", help="another file of workflow/grids, without .yaml, or the path of one")
+    reproduce.add_argument("--on", default="local", metavar="PLACE",
+                           help="local (default), slurm, kubernetes, or a folder of Snakemake's settings")
+    reproduce.add_argument("--cores", help="how many to use (default: what the place says, all of this machine)")
+    instead = reproduce.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print what would run")
+    instead.add_argument("--plan", action="store_true", help="print experiments, what they need and about how long they take")
     reproduce.set_defaults(command=_reproduce)
 
     report = commands.add_parser("report", help="write report/index.html from the store and the executed notebooks")
@@ -230,8 +236,14 @@ def _refresh(arguments: argparse.Namespace) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from adcore.reproduce import reproduce
-    return reproduce(arguments.grid, arguments.cores, arguments.profile, dry_run=arguments.dry_run)
+    from adcore.reproduce import grid_named, reproduce
+    grid = grid_named(arguments.grid, arguments.profile)
+    if arguments.plan:
+        from adcore.grids import jobs_for, load_grid
+        from adcore.plan import plan
+        print(plan(jobs_for(load_grid(grid), arguments.exhibits)))
+        return 0
+    return reproduce(grid, arguments.cores, arguments.on, arguments.exhibits, dry_run=arguments.dry_run)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,35 @@ def _lock(descriptor: int) -> None:
         raise
     except OSError:
         pass  # a network folder without locks
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path | str, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """A block that one process is in, and before which the others wait. `path` is an empty file that is there meanwhile; one
+    that a killed process left stops nobody. In a folder that cannot be written, or that knows no locks, nobody waits.
+
+    waiting  called once by those who have to wait
+    """
+    path, descriptor = Path(path), -1
+    pause = first_pause = 0.02  # seconds
+    while descriptor < 0:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = hold(path, os.O_RDWR | os.O_CREAT)
+        except BlockingIOError:
+            if pause == first_pause:
+                waiting()
+            time.sleep(pause)
+            pause = min(1.0, 1.5 * pause)
+        except OSError:
+            break  # whether the block writes there at all is its own affair
+    try:
+        yield
+    finally:
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held: whoever has it open learns from `hold` that it is gone
+            os.close(descriptor)
 
 
 def write_text(path: Path | str, text: str) -> None:

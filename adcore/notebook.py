@@ -18,6 +18,7 @@ import yaml
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import atomic, write_json
 from adcore.paths import repository
+from adcore.source import package_digest, run_digest
 
 
 def notebook_folder() -> Path:
@@ -146,7 +147,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, *, record: Path | None = None) -> Path:
     """Execute a notebook with parameters and write the executed copy to `output`, also when a cell fails.
 
-    record  a small JSON file written only when all went well: notebook, parameters, seconds
+    record  a small JSON file written only when all went well: notebook, parameters, seconds, and of what it was made
 
     Raises:
         ParameterError: see `check_parameters`.
@@ -158,8 +159,10 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
     checked = check_parameters(path, parameters)
     os.environ["ADCORE_PROGRESS"] = "0"  # a bar redrawn a thousand times would end up in the notebook
     start = time.perf_counter()
+    made_of = ""
     if record is not None:
         record.unlink(missing_ok=True)  # of an earlier run, which may have gone better
+        made_of = run_digest(path, checked, package_digest())  # now: files may change while a long run lasts
     with atomic(output) as temporary:
         failure = None
         try:
@@ -171,8 +174,20 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
                           f"{failure.evalue.splitlines()[0] if failure.evalue else ''}; see {output}")
     if record is not None:
         write_json(record, {"notebook": notebook_name(path), "parameters": checked,
-                            "seconds": round(time.perf_counter() - start, 1), "executed": output.name})
+                            "seconds": round(time.perf_counter() - start, 1), "executed": output.name, "made_of": made_of})
     return output
+
+
+def is_current(record: Path, notebook: Path, parameters: Mapping[str, Any], package: str) -> bool:
+    """True when a record was left by a run of this notebook with these parameters and this package (a `package_digest`), and
+    the executed copy is there. No time of a file is asked: a clock may have been set back, and a checkout makes all files new.
+    """
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        return bool(found["made_of"] == run_digest(notebook, parameters, package)
+                    and (record.parent / found["executed"]).is_file())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # also one that is damaged
+        return False
 
 
 def refresh(name: str | Path) -> Path:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from adcore.errors import AdcoreError, ParameterError
+from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import digest_text, write_text
-from adcore.grids import load_grid
+from adcore.grids import jobs_for, load_grid
 from adcore.paths import repository, runs_folder
 
+PROFILES = ("quick", "paper")  # of experiments; each is a grid of that name
+PLACES = ("local", "slurm", "kubernetes")  # folders of workflow/profiles
+# A notebook that fails stops no other. A record is written last and whole, so one that is there is good, whatever became of
+# Snakemake or of the other notebooks of its job: it is neither deleted nor made again.
+ALWAYS = ("--keep-going", "--keep-incomplete", "--ignore-incomplete", "--nolock")
 SOURCES = "sources.txt"  # beside index.html: what the report was made of
 
 
@@ -23,20 +30,60 @@ def _checkout() -> Path:
     return root
 
 
-def reproduce(grid: str, cores: str = "all", profile: str | None = None, *, dry_run: bool = False) -> int:
+def grid_named(grid: str | None, profile: str | None) -> str:
+    """The grid that two options mean: --profile names the one of its experiments' profile, --grid any. 'quick' without either.
+
+    Raises:
+        ParameterError: they name two, or a profile that there is not.
+    """
+    if profile is not None and profile not in PROFILES:
+        raise ParameterError(f"unknown profile '{profile}'{did_you_mean(profile, PROFILES)}: --profile takes "
+                             f"{' or '.join(PROFILES)}; a place to run on, or a folder of Snakemake's, is named by --on")
+    if grid is not None and profile is not None and grid != profile:
+        raise ParameterError(f"--profile {profile} and --grid {grid} name two grids: leave one away")
+    chosen = grid or profile or "quick"
+    return str(Path(chosen).absolute()) if Path(chosen).suffix == ".yaml" else chosen  # Snakemake runs in the checkout
+
+
+def snakemake_profile(on: str, root: Path) -> Path:
+    """The folder of Snakemake's settings for a place to run at.
+
+    Raises:
+        ParameterError: neither a place of workflow/profiles nor a folder with a config.yaml.
+        AdcoreError: the place needs a package that is not installed.
+    """
+    named = root / "workflow" / "profiles" / on
+    folder = named if on in PLACES else Path(on).absolute()
+    if not any((folder / f"config{suffix}").is_file() for suffix in (".yaml", ".v8+.yaml", ".v9+.yaml")):
+        raise ParameterError(f"there is no '{on}' to run on: --on takes {', '.join(PLACES)}, or a folder with a config.yaml of "
+                             f"Snakemake's")
+    if on in ("slurm", "kubernetes") and importlib.util.find_spec(f"snakemake_executor_plugin_{on}") is None:
+        raise AdcoreError(f"--on {on} needs Snakemake's executor for it, on Python 3.11 or later: pip install 'adcore[{on}]'")
+    return folder
+
+
+def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", exhibits: Sequence[str] = (), *,
+              dry_run: bool = False) -> int:
     """Run what is missing of a grid, write the report, print the score card; 0 when every notebook ran well.
+
+    on        local, slurm, kubernetes, or a folder of Snakemake's settings
+    exhibits  only the notebooks that regenerate these
 
     A failed notebook does not stop the others: it keeps its traceback, and the report lists it.
 
     Raises:
-        ParameterError: unknown grid, notebook or parameter.
+        ParameterError: unknown grid, notebook, parameter, exhibit or place.
         AdcoreError: not in a checkout, or Snakemake is not installed.
     """
-    root, jobs = _checkout(), load_grid(grid)
-    print(f"adcore: grid {grid}, {len(jobs)} notebook runs, results in {runs_folder()}")
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "workflow" / "Snakefile"), "--directory", str(root),
-             "--keep-going", "--rerun-incomplete", "--nolock", "--quiet", "rules", "--config", f"grid={grid}"]
-    words += ["--profile", profile] if profile else ["--cores", cores]
+    root = _checkout()
+    jobs = jobs_for(load_grid(grid), exhibits)
+    settings = snakemake_profile(on, root)
+    print(f"adcore: grid {grid}, {len(jobs)} notebook runs, results in {runs_folder()}", flush=True)
+    # Everything is asked for by the file it leaves, so that Snakemake runs what of it is missing and nothing else.
+    targets = [str(runs_folder() / "notebooks" / f"{job.id}.json") for job in jobs] if exhibits else []
+    words = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(root / "workflow" / "Snakefile"), "--directory",
+             str(root), "--profile", str(settings), *ALWAYS, "--quiet", "rules", "--config", f"grid={grid}"]
+    words += ["--cores", cores] if cores else []
     words += ["--dry-run"] if dry_run else []
     environment = {**os.environ, "ADCORE_PROGRESS": "0"}
     try:

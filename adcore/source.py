@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from adcore.files import digest_text
+import adcore
+from adcore.files import digest_file, digest_text
 
 
 def code_digest(paths: Iterable[Path]) -> str:
     """16 digits that change when the code in these files changes; comments and docstrings do not count."""
     return digest_text("\n".join(_bones(path) for path in paths if path.is_file()))
+
+
+def package_digest() -> str:
+    """16 digits that change when the package's code or one of its tables changes. The report counts not: it reads what runs
+    have left."""
+    root = Path(adcore.__file__).parent
+    files = [path.relative_to(root) for path in sorted(root.rglob("*")) if path.suffix in (".py", ".csv")]
+    files = [path for path in files if path.parts[0] != "report"]
+    code = code_digest(root / path for path in files if path.suffix == ".py")
+    return digest_text("\n".join([code, *(f"{path.as_posix()} {digest_file(root / path) if path.suffix == '.csv' else ''}"
+                                         for path in files)]))
+
+
+def run_digest(notebook: Path, parameters: Mapping[str, Any], package: str) -> str:
+    """16 digits that change when a run of a notebook with these parameters could end otherwise: its cells, the parameters, or
+    the package (a `package_digest`) have changed. What its cells gave out before, and what time files are of, counts not.
+
+    Raises:
+        OSError, ValueError, KeyError: it is no notebook.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    source = [[cell["cell_type"], "".join(cell["source"]), cell.get("metadata", {}).get("tags", [])] for cell in cells]
+    return digest_text(json.dumps([source, dict(parameters), package], sort_keys=True))
 
 
 def with_imports(path: Path, package: str) -> list[Path]:

@@ -1,9 +1,10 @@
-"""Measure how the time of each computation grows with its input, and write it to growth.csv.
+"""Measure how the time and the memory of each computation grow with its input, and write it to growth.csv.
 
     python benchmarks/bench_growth.py --rounds 5
 
 Sizes double. The exponent p of time = c size^p is fitted by least squares in logarithms: 1 is linear, 2 quadratic. Small inputs
-cost what a call costs, so a fitted exponent lies below the one that counting operations gives.
+cost what a call costs, so a fitted exponent lies below the one that counting operations gives. Memory is the rise of the peak
+beyond what the input takes (Linux only), measured once, sizes ascending.
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ import torch
 from bench_color import photograph
 from bench_density import features
 from bench_gmm import gradient, mixture
-from side_by_side import machine, status_of
+from bench_metrics import synthetic
+from side_by_side import machine, peak_rise, status_of
+from torchvision import models
 
 from adcore.color import transport_uint8
 from adcore.density import GaussianDensity
 from adcore.experiments.provenance import commit
 from adcore.files import write_text
 from adcore.kernels import gmm, kcenter, nearest
+from adcore.metrics import pixel_scores
+from adcore.receptive_field import measure
 
-COLUMNS = ["kernel", "of", "size", "seconds", "exponent", "expected", "fixed", "machine", "versions", "commit"]
+COLUMNS = ["kernel", "of", "size", "seconds", "exponent", "expected", "peak_mb", "fixed", "machine", "versions", "commit"]
 GROWTH = Path(__file__).with_name("growth.csv")
 
 
@@ -80,6 +85,17 @@ def transport(pixels: int) -> Callable[[], Any]:
     return lambda: transport_uint8(u, v)
 
 
+def metrics(count: int, side: int) -> Callable[[], Any]:
+    masks, maps = synthetic(count, side)
+    return lambda: pixel_scores(masks, maps)
+
+
+def fields(side: int) -> Callable[[], Any]:
+    torch.manual_seed(0)
+    network, image = models.resnet18().eval(), random(1, 3, side, side)
+    return lambda: measure(network, ["layer1", "layer2", "layer3"], image=image)
+
+
 def density(images: int) -> Callable[[], Any]:
     normal = features(images, 20, 64)
     return lambda: GaussianDensity(16).fit(normal)
@@ -94,6 +110,7 @@ def all_series(small: bool = False) -> list[Series]:
     def sizes(first: int, times: int = 4) -> tuple[int, ...]:
         return doubled(first // 16, 2) if small else doubled(first, times)
     pixels = tuple(side * side for side in ((16, 32) if small else (256, 362, 512, 724, 1024)))
+    sides = (64, 96) if small else (512, 640, 768, 1024)
     return [
         Series("kernels.kcenter", "points", sizes(4000), "10 % picked, d 64", 2, coreset),
         Series("kernels.nearest", "bank entries", sizes(16_000), "196 queries, d 256", 1, search),
@@ -101,6 +118,12 @@ def all_series(small: bool = False) -> list[Series]:
         Series("kernels.gmm, value and gradient", "components", doubled(2, 2) if small else doubled(5, 4), "10000 points, d 64",
                1, lambda k: density_of_mixture(10_000, k)),
         Series("color.transport_uint8", "pixels", pixels, "one image, one target", 1, transport),
+        Series("metrics.pixel_scores", "maps", doubled(4, 2) if small else doubled(25, 4), "256x256, 5 % anomalous", 1,
+               lambda n: metrics(n, 256)),
+        Series("metrics.pixel_scores", "pixels", pixels, "16 maps, 5 % anomalous", 1, lambda n: metrics(16, round(n**0.5))),
+        # From 512 pixels on the largest of the three fields fits into the image, and only that part is computed.
+        Series("receptive_field.measure", "pixels", tuple(side * side for side in sides), "ResNet-18, three taps", 0,
+               lambda n: fields(round(n**0.5))),
         # Beyond 64 images the covariance is that of the 64 channels, and only products still grow.
         Series("density.GaussianDensity, fit", "images", doubled(32, 2) if small else doubled(512, 4),
                "20 positions, 64 channels to 16", 1, density),
@@ -124,11 +147,12 @@ def exponent(times: Mapping[int, float]) -> float:
     return float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0])
 
 
-def lines(series: Series, times: Mapping[int, float]) -> list[list[str]]:
-    """Lines of the csv, one a size."""
+def lines(series: Series, times: Mapping[int, float], peaks: Mapping[int, float | None]) -> list[list[str]]:
+    """Lines of the csv, one a size; a peak that was not measured is left empty."""
     versions = f"python {platform.python_version()} torch {torch.__version__.split('+')[0]}"
-    return [[series.kernel, series.of, str(size), f"{taken:.5f}", f"{exponent(times):.2f}", str(series.expected), series.fixed,
-             machine(), versions, commit()] for size, taken in times.items()]
+    megabytes = {size: "" if peak is None else f"{peak / 1e6:.1f}" for size, peak in peaks.items()}
+    return [[series.kernel, series.of, str(size), f"{taken:.5f}", f"{exponent(times):.2f}", str(series.expected),
+             megabytes[size], series.fixed, machine(), versions, commit()] for size, taken in times.items()]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -141,8 +165,11 @@ def main(words: Sequence[str] | None = None) -> int:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for series in all_series(arguments.small):
-        times = seconds({size: series.prepare(size) for size in series.sizes}, arguments.rounds)
-        writer.writerows(lines(series, times))
+        calls = {size: series.prepare(size) for size in series.sizes}
+        calls[series.sizes[0]]()                             # libraries take memory of their own when first used
+        peaks = {size: peak_rise(call) for size, call in calls.items()}
+        times = seconds(calls, arguments.rounds)
+        writer.writerows(lines(series, times, peaks))
         print(f"{series.kernel}: {', '.join(f'{size} {taken:.4f} s' for size, taken in times.items())}; grows with {series.of} "
               f"to the power {exponent(times):.2f}, by counting {series.expected}", flush=True)
     write_text(arguments.out, text.getvalue())

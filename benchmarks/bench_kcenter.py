@@ -24,7 +24,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from side_by_side import RESULTS, Peer, machine, merge, race, status_of
+from side_by_side import RESULTS, Peer, machine, merge, peak_rise, race, status_of
 from torch import Tensor
 
 from adcore.errors import ParameterError
@@ -105,17 +105,17 @@ def compared(points: Tensor, k: int, size: str, rounds: int) -> list[dict[str, s
 
 
 def peak_over_bank(n: int, d: int, k: int) -> float:
-    """Largest resident memory during `kcenter`, bank included, over the bank; of this process, which should do nothing else."""
-    def kilobytes(name: str) -> int:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return int(next(line for line in lines if line.startswith(name)).split()[1])
+    """Largest resident memory during `kcenter`, bank included, over the bank; of this process, which should do nothing else.
+
+    Raises:
+        ParameterError: not on Linux.
+    """
     kcenter(gaussian(3000, d), 300, progress=False)                     # libraries take memory of their own when first used
     points = gaussian(n, d)
-    before = kilobytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")     # forget the peak so far
-    kcenter(points, k, progress=False)
-    bank = points.numel() * points.element_size() / 1024
-    return 1 + (kilobytes("VmHWM") - before) / bank
+    rise = peak_rise(lambda: kcenter(points, k, progress=False))
+    if rise is None:
+        raise ParameterError("peak memory is read from /proc, which is not here")
+    return 1 + rise / (points.numel() * points.element_size())
 
 
 def memory(sizes: Sequence[str], path: Path) -> None:

@@ -1,6 +1,6 @@
 """Time a UniAD training step on cached features against the same network with torch.nn.MultiheadAttention.
 
-    python benchmarks/bench_uniad.py --batch 8 --rounds 5
+    python benchmarks/bench_uniad.py --batch 32 --rounds 5
 
 The peer is what one would write first, and how the published code calls it: MultiheadAttention with a float mask, which
 returns its weights, and torch's own dropout and AdamW. Both networks get the same weights and must give the same output
@@ -56,13 +56,18 @@ def networks(config: UniADConfig, channels: int, grid: tuple[int, int]) -> tuple
         ours = UniADNetwork(channels, grid, config)
         plain = UniADNetwork(channels, grid, config)
     plain.load_state_dict(ours.state_dict())
-    for module in list(plain.modules()):
+    return ours, plainly(plain)
+
+
+def plainly(network: UniADNetwork) -> UniADNetwork:
+    """The network with torch's attention and dropout in place of ours, and the same weights."""
+    for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
                 setattr(module, name, Plain(child))
             elif isinstance(child, Dropout):
                 setattr(module, name, nn.Dropout(child.p))
-    return ours, plain
+    return network
 
 
 def stepper(network: UniADNetwork, tokens: Tensor, config: UniADConfig, *, fused: bool = True, amp: bool = False,
@@ -106,7 +111,7 @@ def training_cost(path: Path, config: UniADConfig, channels: int, grid: tuple[in
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()

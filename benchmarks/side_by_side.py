@@ -5,7 +5,9 @@ A row of the same benchmark, peer, size and machine replaces the old one; any ot
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import ctypes
 import io
 import platform
 import statistics
@@ -94,6 +96,25 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -
             call()
             taken.append(time.perf_counter() - start)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def peak_rise(call: Callable[[], Any]) -> float | None:
+    """Bytes by which resident memory rose at most during a call; None where there is no /proc to read it from.
+
+    A lower bound: memory that the process holds free is used first, and only glibc can be told to give it back.
+    """
+    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not forget.exists():
+        return None
+
+    def kilobytes(name: str) -> int:
+        return int(next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(name)).split()[1])
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+    before = kilobytes("VmRSS")
+    forget.write_text("5", encoding="utf-8")              # forget the peak so far
+    call()
+    return 1024.0 * (kilobytes("VmHWM") - before)
 
 
 def row(benchmark: str, peer: str, ours_s: float, peer_s: float, rounds: int, size: str, packages: list[str]) -> dict[str, str]:

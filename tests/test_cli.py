@@ -287,6 +287,7 @@ def test_a_run_executes_with_the_parameter_and_records_it_and_a_failing_one_keep
     executed = nbformat.read(out, as_version=4)
     assert any("42.0 0" in output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
     assert (one := json.loads(record.read_text())).pop("seconds") > 0
+    assert len(one.pop("made_of")) == 16
     assert one == {"notebook": "toy", "parameters": {"seeds": [20, 22], "rate": 1.0}, "executed": "run.ipynb"}
 
     failed, no_record = tmp_path / "out" / "failed.ipynb", tmp_path / "no.json"

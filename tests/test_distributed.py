@@ -225,6 +225,14 @@ def test_measure_behind_torchrun_prints_and_stores_one_result_which_is_one_proce
         assert (a["category"], a["metric"], a["value"]) == (b["category"], b["metric"], approx(b["value"], abs=0.005))
 
 
+def test_processes_of_one_run_wait_together_for_another_run_and_then_work_together(two):
+    first, second = two("waited")
+    assert min(first["seconds"], second["seconds"]) > 0.9 and first["values"] == second["values"] != []
+    for weight in (*first["weights"], *second["weights"]):
+        assert torch.equal(weight, first["weights"][0])
+    assert first["there"] and second["there"] and second["locks"] == []
+
+
 def test_a_notebook_is_refused_behind_torchrun(monkeypatch, capsys):
     for name, value in environment(Path(), 0, 1).items():
         monkeypatch.setenv(name, value)

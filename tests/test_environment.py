@@ -23,6 +23,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+APART = ("bench", "slurm", "kubernetes")  # extras that `all` leaves out
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
@@ -79,15 +80,15 @@ def test_each_supported_python_gets_one_version_of_every_dependency_and_it_is_on
         if requirement.marker is None or requirement.marker.evaluate(where):
             pinned.setdefault(requirement.name, []).append(next(iter(requirement.specifier)).version)
     assert not {name: versions for name, versions in pinned.items() if len(versions) > 1}
-    for requirement in requirements("all", "bench"):
+    for requirement in requirements("all", *APART):
         if requirement.marker is None or requirement.marker.evaluate(where):
             (version,) = pinned[requirement.name.lower()]
             assert requirement.specifier.contains(Version(version), prereleases=True), requirement
 
 
-def test_the_extra_all_holds_every_other_but_the_peers_to_measure_against():
+def test_the_extra_all_holds_every_other_but_the_peers_to_measure_against_and_what_only_a_cluster_needs():
     (everything,) = map(Requirement, EXTRAS["all"])
-    assert everything.extras == set(EXTRAS) - {"all", "bench"}
+    assert everything.extras == set(EXTRAS) - {"all", *APART}
 
 
 def test_every_extra_that_a_text_names_exists():

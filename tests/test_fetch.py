@@ -311,6 +311,15 @@ def test_the_published_counts_add_up():
     assert sum(sums["mtd"]) == 952 + 392 and len(verify.PUBLISHED["mvtec_loco"]) == 5
 
 
+def test_each_of_mvtec_ad_s_fifteen_rows_is_the_printed_one():
+    # Bergmann et al. 2019, Table 1: training images, normal and defective test images.
+    printed = """carpet 280 28 89, grid 264 21 57, leather 245 32 92, tile 230 33 84, wood 247 19 60, bottle 209 20 63,
+                 cable 224 58 92, capsule 219 23 109, hazelnut 391 40 70, metal_nut 220 22 93, pill 267 26 141,
+                 screw 320 41 119, toothbrush 60 12 30, transistor 213 60 40, zipper 240 32 119"""
+    rows = {name: (int(train), int(good) + int(bad)) for name, train, good, bad in map(str.split, printed.split(","))}
+    assert verify.PUBLISHED["mvtec_ad"] == rows and len(rows) == 15
+
+
 def test_logical_anomalies_come_with_an_option_that_only_mvtec_loco_takes(rows, data, tmp_path):
     rows["mvtec_loco"] = replace(rows["mvtec_loco"], sha256="")
     fetch("mvtec_loco", archive(tmp_path / "x.zip", LOCO))

@@ -277,7 +277,7 @@ part = st.sampled_from(["train", "test", "good", "blob", "ground_truth", "nut", 
 
 @given(st.lists(st.tuples(st.lists(part, min_size=1, max_size=4), st.sampled_from(["mask", "image", "empty", "folder"])),
                 max_size=8))
-@settings(often, max_examples=min(EXAMPLES, 2000))
+@often
 def test_folders_with_odd_names_are_a_data_set_or_a_sentence(entries):
     with tempfile.TemporaryDirectory() as folder, in_time():
         root = Path(folder)

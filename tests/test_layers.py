@@ -24,7 +24,7 @@ FLOORS = (
     {"experiments"},
     {"interact", "notebook"},
     {"doctor", "grids", "notebook_outputs", "report"},
-    {"reproduce"},
+    {"plan", "reproduce"},
     {"cli"},
     {"__main__"},
 )

@@ -22,7 +22,7 @@ from adcore.errors import AdcoreError, StoreError
 from adcore.experiments import ResultTable, Store, compare_values
 from adcore.experiments import record as recording
 from adcore.papers import exhibits, papers, published
-from adcore.report import card, on_record, pages, readme, score_card, write_report
+from adcore.report import card, charts, cluster, on_record, pages, readme, score_card, write_report
 from adcore.report.card import count_exhibits, notebook_runs
 from adcore.report.executed import drop_outside, with_mathml
 
@@ -60,6 +60,9 @@ def write_records(folder: Path) -> None:
     speed = pd.DataFrame({"benchmark": ["aupro", "kcenter"], "peer": ["adeval", "anomalib"],
                           "size": ["100x256x256", "20000x128x2000"], "ratio": [3.0, 0.8]})
     speed.to_csv(folder / "benchmarks" / "results.csv", index=False)
+    growth = [{"kernel": kernel, "of": "points", "size": size, "seconds": size**power / 1e6, "exponent": power, "expected": 1,
+               "peak_mb": peak} for kernel, power, peak in (("gmm", 1.25, 3.0), ("nearest", 0.75, 0.0)) for size in (100, 200)]
+    pd.DataFrame(growth).to_csv(folder / "benchmarks" / "growth.csv", index=False)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +209,56 @@ def test_a_notebook_without_a_whole_record_is_listed_as_failed(checkout, tmp_pat
     assert {run.name: run.state for run in notebook_runs(tmp_path)}[NAMES[0]] == "ran"
 
 
+def test_a_parameter_set_that_failed_is_listed_with_its_error_and_its_page_and_one_that_ran_is_not(checkout, tmp_path):
+    folder = tmp_path / "runs" / "notebooks"
+    ran, failed, torn = (f"{NAMES[0]}@{digits}" for digits in ("00000001", "00000002", "00000003"))
+    write_notebook(folder / f"{ran}.ipynb")
+    (folder / f"{ran}.json").write_text('{"seconds": 1}')
+    write_notebook(folder / f"{failed}.ipynb")
+    content = nbformat.read(folder / f"{failed}.ipynb", as_version=4)
+    error = {"ename": "DataError", "evalue": "data set <mvtec_ad> is not here\nsecond line", "traceback": []}
+    content.cells[-1].outputs = [new_output("error", **error)]
+    nbformat.write(content, folder / f"{failed}.ipynb")
+    (folder / f"{torn}.ipynb").touch()                                 # as Snakemake leaves it of a run that was killed
+    found = {run.name: run for run in notebook_runs(tmp_path / "runs")}
+    assert ran not in found and [name for name, run in found.items() if run.state == "failed"] == [failed, torn]
+    assert found[failed].error == "DataError: data set <mvtec_ad> is not here"
+    assert found[torn].executed is None and found[torn].error == "is running, or ended before its notebook was written"
+    assert f"2 failed ({failed}, {torn})" in score_card(tmp_path / "runs")
+
+    page = write_report(tmp_path / "report", tmp_path / "runs").read_text()
+    (row,) = re.findall(rf"<tr><td>(?:(?!</tr>).)*{failed}(?:(?!</tr>).)*</tr>", page, re.DOTALL)
+    assert f'href="notebooks/{failed}.html"' in row and "DataError: data set &lt;mvtec_ad&gt; is not here" in row
+    assert (tmp_path / "report" / "notebooks" / f"{failed}.html").is_file()
+    assert "second line" not in row
+
+
+# --- a real cluster -------------------------------------------------------------------------------------------------------
+
+CLUSTER = {"finished": "2026-11-22T23:00:00Z", "commit": "abc", "slurm": "22.05.8", "snakemake": "9", "plugin": "2",
+           "notebooks": 13, "failed_notebooks": 1, "jobs": 7, "killed_jobs": 1, "killed_drivers": 1,
+           "finished_before_restart": 5, "experiments": 40, "numbers": 160, "equal": True, "seconds": 300}
+
+
+def test_the_report_shows_the_last_run_on_a_real_cluster_or_that_there_was_none(checkout, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "repository", lambda: tmp_path)
+    assert "Not run: <code>make test-slurm</code>" in write_report(tmp_path / "report", tmp_path / "runs").read_text()
+    (tmp_path / "results").mkdir()
+    path = tmp_path / "results" / cluster.CLUSTER_TEST
+    for equal, word in ((True, "equal"), (False, "NOT equal")):
+        path.write_text(json.dumps({**CLUSTER, "equal": equal}))
+        page = Tags(write_report(tmp_path / "report", tmp_path / "runs").read_text()).text
+        assert f"The 160 numbers of 40 experiments are {word} to those" in page and "SLURM 22.05.8" in page
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({**CLUSTER, "jobs": "7"}), json.dumps({**CLUSTER, "equal": 1}),
+                                     b"\xff"])
+def test_a_record_of_a_cluster_that_is_damaged_is_said_to_be_so(tmp_path, content):
+    (tmp_path / cluster.CLUSTER_TEST).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(StoreError, match=r"slurm\.json is no record of a run on SLURM: make it again by `make test-slurm`$"):
+        cluster.cluster_test(tmp_path)
+
+
 # --- score card ---------------------------------------------------------------------------------------------------------
 
 def test_the_score_card_counts_what_the_store_holds(runs):
@@ -313,7 +366,18 @@ def test_a_notebook_asks_for_a_record_by_name_and_method(checkout):
 def test_the_record_page_and_the_speed_page_show_their_numbers(report):
     assert "91.0 ± 1.4" in (report / "record.html").read_text() and "91.0 ± 1.4" in (report / "index.html").read_text()
     speed = (report / "benchmarks.html").read_text()
-    assert "adeval" in speed and "data:image/png;base64," in speed
+    assert "adeval" in speed and speed.count("data:image/png;base64,") == 2
+    assert "<h2>Growth</h2>" in speed and "1.25" in speed and "Whole methods" not in speed    # nothing whole was measured
+
+
+def test_the_growth_chart_has_a_panel_a_computation_with_its_exponents(checkout, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "as_data", lambda figure: drawn.append(figure) or "data:")
+    assert charts.growth_chart(on_record.measured("growth")) == "data:" and charts.growth_chart(None) is None
+    panels = [axes for axes in drawn[0].axes if axes.get_title()]
+    titles = ["gmm\ntime ~ points^1.25, counted 1", "nearest\ntime ~ points^0.75, counted 1"]
+    assert [axes.get_title() for axes in panels] == titles
+    assert [axes.get_ylabel() for axes in drawn[0].axes].count("peak MB") == 1         # nothing was held beyond nearest's input
 
 
 def test_the_readmes_table_is_written_between_its_markers_and_nowhere_else(checkout, monkeypatch):

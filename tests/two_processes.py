@@ -11,6 +11,8 @@ import io
 import itertools
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from adcore.data import Sample
 from adcore.data.mvtec import load_mvtec
 from adcore.distributed import alike, from_first, gathered, joined, rank, sharing, summed, synced_norms, whole, world_size
 from adcore.errors import ParameterError
+from adcore.experiments import Store, fitted, grid, run, runner
+from adcore.files import one_at_a_time
 from adcore.models import UniAD, UniADConfig, dense_pretraining, reconstruction, resnet_encoder
 from adcore.models.cutpaste_pretraining import CutPastePretrainingConfig, pretrain_cutpaste
 from adcore.models.dense_pretraining import DS2Pretraining, DS2PretrainingConfig, pretrain
@@ -246,13 +250,52 @@ def measure(folder: Path) -> dict[str, Any]:
             "files": sorted(path.name for path in stored.parent.iterdir())}
 
 
+def waited(folder: Path) -> dict[str, Any]:
+    """Another run is at the experiment, for a second, and then at what these two have fitted, which it puts where it was."""
+    samples_in(folder)
+    (experiment,) = grid("uniad", dataset="mvtec_ad", **{**UNIAD, **STILL, "epochs": 2})
+    out = folder / "waited"
+    place = Store(out).folder(experiment)
+
+    def meanwhile(path: Path, left: Callable[[], object]) -> None:
+        held = threading.Event()
+
+        def other() -> None:
+            with one_at_a_time(path.with_name(f"{path.name}.lock")):
+                held.set()
+                time.sleep(1)
+                left()
+
+        if distributed.first():
+            threading.Thread(target=other).start()
+            held.wait()
+        distributed.barrier()
+
+    meanwhile(place, lambda: None)
+    began = time.monotonic()
+    values = run([experiment], out=out, device="cpu").frame["value"].tolist()
+    seconds = time.monotonic() - began
+    weights = [fitted(experiment, out=out, device="cpu").network.expand.weight.detach()]
+    (kept,) = from_first(lambda: [path.rename(out / path.name).name for path in place.glob("fitted-*")])
+    meanwhile(place / kept, lambda: (out / kept).rename(place / kept))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_epoch", None)           # a second training would need it
+        weights.append(fitted(experiment, out=out, device="cpu").network.expand.weight.detach())
+    meanwhile(place / "any", (place / "left").touch)
+    with runner._alone(place / "any", experiment):
+        there = (place / "left").exists()
+    distributed.barrier()
+    return {"seconds": seconds, "values": values, "weights": weights, "there": there,
+            "locks": [path.name for path in out.rglob("*.lock")]}
+
+
 JOBS: dict[str, Callable[[Path], Any]] = {
     "ds2": ds2, "ds2 resumed": ds2_resumed, **{f"ds2 {name}": functools.partial(ds2_branch, name=name)
                                                    for name in BRANCHES[1:]},
     "uniad": functools.partial(uniad, **STILL), "noisy uniad": functools.partial(uniad, **NOISY),
     "noisy uniad resumed": functools.partial(uniad, stop=7, **NOISY),
     "cutpaste": cutpaste, "norms": norms, "draws": draws, "agreement": agreement, "astray": astray,
-    "encoder": encoder, "measure": measure}
+    "encoder": encoder, "measure": measure, "waited": waited}
 
 
 def main(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import pandas as pd
 import torch
 
 from adcore.data import Dataset, Sample, map_name, read_images, read_masks
-from adcore.distributed import from_first, world_size
+from adcore.distributed import barrier, first, from_first, world_size
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.provenance import Meter, commit, fingerprint, provenance
 from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
 from adcore.features import images_digest
+from adcore.files import one_at_a_time
 from adcore.metrics import image_scores, pixel_scores
 from adcore.models import Detector
 from adcore.progress import progress_bar
@@ -33,7 +36,8 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
     A stored result made by other code than today's is computed again in the quick profile; in the paper profile, where
     that may cost days, it is kept and named in the table's `stale`.
 
-    Several processes (`adcore.distributed`) train together; the first evaluates and stores, and all return the table.
+    An experiment that another process is at is waited for. Processes of one run (`adcore.distributed`) train together; the
+    first evaluates and stores, and all return the table.
 
     Raises:
         AdcoreError: data or weights that are missing or broken, an unknown setting, a store that cannot be written.
@@ -44,15 +48,36 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
     with progress_bar(total=len(experiments), desc="experiments", enabled=progress) as bar:
         for experiment in experiments:
             bar.set_postfix_str(experiment.title)
-            known = from_first(partial(_known, experiment, store))
-            results.append(run_one(experiment, store, on, progress) if known is None else known)
+            results.append(_result(experiment, store, on, progress))
             bar.update()
     return ResultTable(results, store)
+
+
+def _result(experiment: Experiment, store: Store, device: torch.device, progress: bool | None) -> Result:
+    known = from_first(partial(_known, experiment, store))
+    if known is None:
+        with _alone(store.folder(experiment), experiment):
+            known = from_first(partial(_known, experiment, store))  # another process may have made it in the meantime
+            return run_one(experiment, store, device, progress) if known is None else known
+    return known
 
 
 def _known(experiment: Experiment, store: Store) -> Result | None:
     result = store.load(experiment)
     return None if result and experiment.profile == "quick" and not result.made_by_this_code else result
+
+
+@contextlib.contextmanager
+def _alone(path: Path, experiment: Experiment) -> Iterator[None]:
+    """A block that makes what `path` names, in one run at a time. Processes of one run go in together: the first holds the
+    lock, and none looks at what is there before it does."""
+    def waiting() -> None:
+        print(f"adcore: another process is at '{experiment.title}': waiting for it", file=sys.stderr)
+
+    lock = path.with_name(f"{path.name}.lock")
+    with one_at_a_time(lock, waiting) if first() else contextlib.nullcontext():
+        barrier()
+        yield
 
 
 def run_one(experiment: Experiment, store: Store, device: torch.device, progress: bool | None = None) -> Result:
@@ -92,13 +117,15 @@ def fitted(experiment: Experiment, *, out: str | Path | None = None, device: str
            progress: bool | None = None) -> Detector:
     """The method of an experiment, fitted, for looking into it: `run` keeps numbers, this keeps the model.
 
-    Its last checkpoint stays in the store under the code's fingerprint, so that asking again costs no training.
+    Its last checkpoint stays in the store under the code's fingerprint, so that asking again costs no training; what another
+    process is fitting is waited for.
 
     Raises:
         AdcoreError: see `run`.
     """
     kept = Store(out).folder(experiment) / f"fitted-{fingerprint(experiment.method)[:8]}"
-    return _fit(experiment, experiment.data(), resolve_device(device), kept, progress)
+    with _alone(kept, experiment):
+        return _fit(experiment, experiment.data(), resolve_device(device), kept, progress)
 
 
 def _fit(experiment: Experiment, dataset: Dataset, device: torch.device, checkpoint: Path, progress: bool | None) -> Detector:

@@ -12,14 +12,15 @@
     h        = -sum_k Sigma_k^-1 (u - mu_k) P(z = k | u) = -sum_k P(z = k | u) y_k U_k^T        (artola2024, Eq. 16)
 
 Whitened points of all components take K times the memory of the points, so they exist for one block of points at a time. Of a
-block they are one matrix product, u [U_1 ... U_K] - [mu_1 U_1 ... mu_K U_K], about the middle of the means; where a mean lies
-far from the middle for its component's width, that difference would lose digits, and u - mu_k is taken first. The gradient
-needs them again: it is taken in the same pass and is all that the backward pass keeps. Where Triton is chosen,
-adcore/kernels/triton/gmm.py makes that pass.
+block they are a matrix product, u [U_1 ... U_K] - [mu_1 U_1 ... mu_K U_K], about the middle of the means, in parts that leave
+out most of the zeros below the diagonals; where a mean lies far from the middle for its component's width, that difference
+would lose digits, and u - mu_k is taken first. The gradient needs them again: it is taken in the same pass and is all that the
+backward pass keeps. Where Triton is chosen, adcore/kernels/triton/gmm.py makes that pass.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -30,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from adcore.errors import ParameterError
 from adcore.kernels.choice import use_triton
 
+NARROWEST = 32               # columns of a product that are worth a product of their own
 CACHED_BYTES = 32 * 2**20    # a block whose product is worth the threads that a CPU wakes for it
 BATCHED_BYTES = 256 * 2**20  # a block that keeps a GPU busy
 FAR = 64.0                   # whitened distance of a mean from the middle: in float32 1e-5 of a whitened point's unit is lost
@@ -88,25 +90,32 @@ class _Mixture(torch.autograd.Function):
         with torch.autocast(points.device.type, enabled=False):
             offsets = torch.bmm((middle - means)[:, None], factors)                                         # (K, 1, d)
         near = k > 0 and bool(offsets.norm(dim=2).max() <= FAR)
-        side_by_side = factors.transpose(0, 1).reshape(d, k * d)                                            # [U_1 ... U_K]
-        whitened = points.new_empty(min(rows, n) if near else 0, k * d)       # one for all blocks: new memory costs time
+        parts = _column_parts(factors, offsets)
+        # One for all blocks: new memory costs time.
+        buffers = [points.new_empty(min(rows, n) if near else 0, matrix.shape[1]) for _, _, matrix in parts]
         log_density, shares = points.new_empty(n), points.new_empty(n, k)
         h = torch.empty_like(points, memory_format=torch.contiguous_format) if graded else points.new_empty(0)
         with torch.autocast(points.device.type, enabled=False):
-            for begin in range(0, n, rows):
-                part = slice(begin, begin + rows)
-                u = points[part]
+            for start in range(0, n, rows):
+                block = slice(start, start + rows)
+                u = points[block]
                 if near:
-                    flat = torch.addmm(offsets.flatten(), u - middle, side_by_side, out=whitened[:len(u)])
+                    centred = torch.cat([u.new_ones(len(u), 1), u - middle], 1)                             # (rows, 1 + d)
+                    flat = [torch.mm(centred[:, :1 + end], matrix, out=buffer[:len(u)])
+                            for (_, end, matrix), buffer in zip(parts, buffers, strict=True)]
                 else:
-                    flat = torch.bmm(u - means[:, None], factors).transpose(0, 1).reshape(len(u), k * d)
-                y = flat.view(len(u), k, d)
-                joint = torch.linalg.vector_norm(y, dim=2).square_().mul_(-0.5).add_(constant)              # (rows, K)
-                log_density[part] = joint.logsumexp(1)
-                share = torch.softmax(joint, 1, out=shares[part])
+                    whole = torch.bmm(u - means[:, None], factors).transpose(0, 1)                          # (rows, K, d)
+                    flat = [whole[..., begin:end].reshape(len(u), -1) for begin, end, _ in parts]
+                whitened = [part.view(len(u), k, -1) for part in flat]
+                lengths = sum(torch.linalg.vector_norm(part, dim=2).square_() for part in whitened)
+                joint = torch.add(constant, lengths, alpha=-0.5)                                            # (rows, K)
+                log_density[block] = joint.logsumexp(1)
+                share = torch.softmax(joint, 1, out=shares[block])
                 if graded:
-                    y.mul_(share[:, :, None])
-                    torch.mm(flat, side_by_side.T, out=h[part]).neg_()
+                    h[block] = 0
+                    for (_, end, matrix), part, y in zip(parts, flat, whitened, strict=True):
+                        y.mul_(share[:, :, None])
+                        h[block, :end].addmm_(part, matrix[1:].T, alpha=-1)
         ctx.save_for_backward(h)
         ctx.mark_non_differentiable(shares, h)
         return log_density, shares, h
@@ -116,3 +125,16 @@ class _Mixture(torch.autograd.Function):
     def backward(ctx: Any, weight: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (h,) = ctx.saved_tensors
         return weight[:, None] * h, None, None, None, None, None
+
+
+def _column_parts(factors: Tensor, offsets: Tensor) -> list[tuple[int, int, Tensor]]:
+    """Columns begin..end of all factors side by side, each below its mean's offset: (begin, end, matrix (1 + end, K * width)).
+
+    Below row `end` a triangular factor is zero in these columns: two parts save a quarter of the product, four three eighths.
+    """
+    k, d = len(factors), factors.shape[-1]
+    count = min(4, max(1, d // NARROWEST))
+    edges = [round(i * d / count) for i in range(count + 1)]
+    return [(begin, end, torch.cat([offsets[:, 0, begin:end].reshape(1, -1),
+                                    factors[:, :end, begin:end].transpose(0, 1).reshape(end, k * (end - begin))]))
+            for begin, end in itertools.pairwise(edges)]

@@ -21,16 +21,19 @@ OF_NUMBERS = tuple(verdict for verdict in VERDICTS if verdict != "other")  # wor
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """How the last batch run of a notebook went.
+    """How the last batch run of a notebook, or of one of its parameter sets, went.
 
+    name      of the notebook, with '@' and eight digits for a set
     state     'ran', 'failed' or 'not run'
     executed  the executed copy, or None
+    error     the first line of what a failed one raised, '' when that cannot be said
     """
 
     name: str
     state: str
     executed: Path | None
     seconds: float | None = None
+    error: str = ""
 
 
 def recorded(exhibit: str, root: Path) -> dict[str, Any] | None:
@@ -59,17 +62,39 @@ def _seconds(record: Path) -> float | None:
         return None
 
 
+def _raised(executed: Path) -> str | None:
+    """What an executed notebook's cell raised: 'DataError: data set ... is not here'; '' when none did, None when it is no
+    notebook: Snakemake leaves an empty one of a run that was killed."""
+    try:
+        cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+        raised = [f"{one['ename']}: {one['evalue']}" for one in outputs if one["output_type"] == "error"]
+        return raised[0].splitlines()[0] if raised else ""
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _run_of(name: str, root: Path) -> NotebookRun:
+    executed, record = root / "notebooks" / f"{name}.ipynb", root / "notebooks" / f"{name}.json"
+    if not executed.is_file():
+        return NotebookRun(name, "not run", None)
+    raised, seconds = _raised(executed), _seconds(record)
+    if raised is None:
+        return NotebookRun(name, "failed", None, error="is running, or ended before its notebook was written")
+    if seconds is None:
+        return NotebookRun(name, "failed", executed, error=raised)
+    return NotebookRun(name, "ran", executed, seconds)
+
+
 def notebook_runs(root: Path) -> list[NotebookRun]:
-    """The last batch run of every notebook of the collection."""
+    """The last batch run of every notebook of the collection, each followed by its parameter sets that failed."""
     runs = []
     for path in all_notebooks():
         name = notebook_name(path)
-        executed, record = root / "notebooks" / f"{name}.ipynb", root / "notebooks" / f"{name}.json"
-        if not executed.is_file():
-            runs.append(NotebookRun(name, "not run", None))
-        else:
-            seconds = _seconds(record)
-            runs.append(NotebookRun(name, "failed" if seconds is None else "ran", executed, seconds))
+        runs.append(_run_of(name, root))
+        sets = sorted((root / "notebooks" / name).parent.glob(f"{path.stem}@*.ipynb"))
+        some = [_run_of(f"{name}@{found.stem.partition('@')[2]}", root) for found in sets]
+        runs += [run for run in some if run.state == "failed"]
     return runs
 
 

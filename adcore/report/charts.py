@@ -67,3 +67,39 @@ def benchmark_chart(frame: pd.DataFrame | None) -> str | None:
         axes.set(xscale="log", xlabel="peer's time / ours")
         axes.invert_yaxis()
         return as_data(figure)
+
+
+def growth_chart(frame: pd.DataFrame | None) -> str | None:
+    """Small panels, one a computation and what grows: seconds and peak memory over size, both axes logarithmic, with the fitted
+    exponent beside the one that counting operations gives."""
+    if frame is None or frame.empty:
+        return None
+    groups = list(frame.groupby(["kernel", "of"], sort=False))
+    rows = -(-len(groups) // 3)
+    with matplotlib.rc_context():
+        use_style()
+        figure = Figure(figsize=(9.6, 2.5 * rows), layout="constrained")
+        panels = figure.subplots(rows, 3, squeeze=False).ravel()
+        for axes, ((kernel, of), lines) in zip(panels, groups, strict=False):
+            axes.loglog(lines["size"], lines["seconds"], marker="o", color=COLOURS[0])
+            first = lines.iloc[0]
+            axes.set_title(f"{kernel}\ntime ~ {of}^{first['exponent']:.2f}, counted {first['expected']:g}", fontsize=8.5)
+            axes.set_xlabel(of)
+            axes.set_ylabel("seconds", color=COLOURS[0])
+            axes.set_xticks(lines["size"], [_short(size) for size in lines["size"]])
+            axes.minorticks_off()
+            held = lines[lines["peak_mb"] > 0]
+            if not held.empty:
+                twin = axes.twinx()
+                twin.loglog(held["size"], held["peak_mb"], marker="s", linestyle="--", color=COLOURS[1])
+                twin.set_ylabel("peak MB", color=COLOURS[1])
+                twin.minorticks_off()
+                twin.grid(visible=False)
+        for axes in panels[len(groups):]:
+            axes.set_axis_off()
+        return as_data(figure)
+
+
+def _short(size: int) -> str:
+    """1048576 -> '1.0M'."""
+    return next((f"{size / unit:.3g}{letter}" for unit, letter in ((1e6, "M"), (1e3, "k")) if size >= unit), str(size))

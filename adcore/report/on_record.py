@@ -19,7 +19,7 @@ def headline() -> str | None:
     return summarise(found[0].frame)[columns].to_html(index=False, border=0)
 
 
-def benchmark_results() -> pd.DataFrame | None:
-    """benchmarks/results.csv, or None."""
-    path = (repository() or Path.cwd()) / "benchmarks" / "results.csv"
+def measured(name: str) -> pd.DataFrame | None:
+    """A csv of benchmarks/, such as 'results', or None when nothing was measured."""
+    path = (repository() or Path.cwd()) / "benchmarks" / f"{name}.csv"
     return pd.read_csv(path) if path.is_file() else None

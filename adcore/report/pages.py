@@ -17,9 +17,10 @@ from adcore.experiments.record import records
 from adcore.papers import exhibits, papers
 from adcore.paths import repository, runs_folder
 from adcore.report.card import NotebookRun, cells, count_exhibits, notebook_runs, recorded
-from adcore.report.charts import benchmark_chart, record_chart
+from adcore.report.charts import benchmark_chart, growth_chart, record_chart
+from adcore.report.cluster import cluster_test
 from adcore.report.executed import to_html
-from adcore.report.on_record import benchmark_results, headline
+from adcore.report.on_record import headline, measured
 
 
 def write_report(folder: Path | None = None, out: str | Path | None = None) -> Path:
@@ -69,14 +70,15 @@ def _write(folder: Path, root: Path) -> None:
     tables = [{"name": record.name, "about": record.about, "html": record.html, "chart": record_chart(record.frame)}
               for record in records()]
     page("index.html", "index.html", card=count_exhibits(root), papers=papers().to_dict("index"), runs=runs, pages=pages,
-         headline=headline())
+         headline=headline(), cluster=cluster_test())
     for paper, described in papers().to_dict("index").items():
         page("paper.html", f"{paper}.html", paper=paper, described=described, pages=pages,
              exhibits=[_exhibit(name, row, root, folder) for name, row in exhibits().iterrows() if row.paper == paper])
     page("record.html", "record.html", tables=tables)
-    benchmarks = benchmark_results()
-    page("benchmarks.html", "benchmarks.html", frame=None if benchmarks is None else benchmarks.to_html(index=False, border=0),
-         chart=benchmark_chart(benchmarks))
+    frames = {name: measured(name) for name in ("results", "whole", "growth", "kcenter_memory")}
+    tables_of_speed = {name: None if frame is None else frame.to_html(index=False, border=0) for name, frame in frames.items()}
+    page("benchmarks.html", "benchmarks.html", chart=benchmark_chart(frames["results"]),
+         growth_chart=growth_chart(frames["growth"]), **tables_of_speed)
 
 
 def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:

