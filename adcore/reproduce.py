@@ -12,8 +12,10 @@ from pathlib import Path
 
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import digest_text, write_text
-from adcore.grids import jobs_for, load_grid
+from adcore.grids import Job, jobs_for, load_grid
+from adcore.notebook import is_current as run_is_current
 from adcore.paths import repository, runs_folder
+from adcore.source import package_digest
 
 PROFILES = ("quick", "paper")  # of experiments; each is a grid of that name
 PLACES = ("local", "slurm", "kubernetes")  # folders of workflow/profiles
@@ -83,6 +85,8 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
     targets = [str(runs_folder() / "notebooks" / f"{job.id}.json") for job in jobs] if exhibits else []
     words = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(root / "workflow" / "Snakefile"), "--directory",
              str(root), "--profile", str(settings), *ALWAYS, "--quiet", "rules", "--config", f"grid={grid}"]
+    again = _changed(jobs)
+    words += ["--forcerun", *again] if again else []
     words += ["--cores", cores] if cores else []
     words += ["--dry-run"] if dry_run else []
     environment = {**os.environ, "ADCORE_PROGRESS": "0"}
@@ -103,6 +107,15 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
     print(score_card())
     print(f"report: {path}")
     return code
+
+
+def _changed(jobs: Sequence[Job]) -> list[str]:
+    """Records of runs that were made of something else than is here today. Snakemake compares the same, but only as long as its
+    own notes are there, which `make clean` removes."""
+    package = package_digest()
+    records = {runs_folder() / "notebooks" / f"{job.id}.json": job for job in jobs}
+    return [str(record) for record, job in records.items()
+            if record.exists() and not run_is_current(record, job.path, job.parameters, package)]
 
 
 def is_current(report: Path, root: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from test_cli import write_grid, write_notebook
 from adcore import cli, reproduce
 from adcore.errors import AdcoreError, ParameterError
 from adcore.grids import SHORT, Job, Needs, jobs_for, load_grid
+from adcore.notebook import run_notebook
 from adcore.papers import exhibits
 from adcore.paths import repository
 from adcore.reproduce import grid_named, snakemake_profile
@@ -200,3 +202,29 @@ def test_the_exercise_refuses_to_install_anything_without_being_root(monkeypatch
     monkeypatch.setattr(exercise.os, "geteuid", lambda: 0)
     monkeypatch.setattr(exercise.shutil, "which", lambda name: None)
     assert "Debian" in (exercise.refusal() or "")
+
+
+# What a run is made of.
+
+def test_content_decides_what_runs_again_and_no_time_of_a_file(notebook, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("ADCORE_RUNS", str(tmp_path / "runs"))
+    grid = str(write_grid(tmp_path, {"notebooks": [{"notebook": str(notebook)}]}) / "toy.yaml")
+    record = tmp_path / "runs" / "notebooks" / "toy.json"
+    notebook_once = notebook.read_text(encoding="utf-8")
+    run_notebook(notebook, {}, record.with_suffix(".ipynb"), record=record)
+
+    def asked_again() -> bool:
+        assert cli.main(["reproduce", "--grid", grid, "--dry-run"]) == 0
+        printed = capfd.readouterr()
+        return re.search(r"^notebook +1$", printed.out + printed.err, re.MULTILINE) is not None
+
+    future, past = (record.stat().st_mtime + hours * 3600 for hours in (5, -5))
+    os.utime(notebook, (future, future))                        # as after a fresh checkout
+    assert not asked_again()
+    notebook.write_text(notebook_once.replace("A title", "Another title"), encoding="utf-8")
+    os.utime(notebook, (past, past))                            # as after a clock was set back
+    assert asked_again()
+    notebook.write_text(notebook_once, encoding="utf-8")
+    assert not asked_again()
+    record.write_text("{damaged", encoding="utf-8")
+    assert asked_again()

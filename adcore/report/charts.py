@@ -88,7 +88,7 @@ def growth_chart(frame: pd.DataFrame | None) -> str | None:
             axes.set_ylabel("seconds", color=COLOURS[0])
             axes.set_xticks(lines["size"], [_short(size) for size in lines["size"]])
             axes.minorticks_off()
-            held = lines[lines["peak_mb"] > 0]
+            held = lines[lines["peak_mb"] > 0] if "peak_mb" in lines else lines[:0]
             if not held.empty:
                 twin = axes.twinx()
                 twin.loglog(held["size"], held["peak_mb"], marker="s", linestyle="--", color=COLOURS[1])

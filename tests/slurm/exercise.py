@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from cluster import CPUS, Cluster, install
@@ -72,6 +72,8 @@ def settings(root: Path, to: Path) -> Path:
 class Driver:
     """`adcore reproduce`, started in the background in a session of its own."""
 
+    started: ClassVar[list[Driver]] = []
+
     def __init__(self, root: Path, runs: Path, on: list[str], environment: dict[str, str], log: Path) -> None:
         words = [sys.executable, "-m", "adcore", "reproduce", "--grid", str(root / GRID), "--on", *on]
         # A cache of its own: nothing that the other run left may make its numbers equal.
@@ -81,6 +83,7 @@ class Driver:
         with log.open("ab") as file:
             self.process = subprocess.Popen(words, cwd=root, env={**environment, **own}, stdout=file, stderr=file,
                                             start_new_session=True)
+        self.started.append(self)
 
     def kill(self) -> None:
         """End it as a crash does: it, and the Snakemake that it started, get no say."""
@@ -184,6 +187,17 @@ def place(words: list[str]) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@contextlib.contextmanager
+def no_driver_left() -> Iterator[None]:
+    """A block after which no driver runs, also when it ends in an error or is interrupted."""
+    try:
+        yield
+    finally:
+        for driver in Driver.started:
+            if driver.running():
+                driver.kill()
+
+
 def main() -> int:
     reason = refusal()
     if reason:
@@ -191,7 +205,7 @@ def main() -> int:
         return 2
     install()
     started, made_from = time.monotonic(), commit()
-    with place(sys.argv[1:]) as folder:
+    with place(sys.argv[1:]) as folder, no_driver_left():
         root, runs, plain = copied(folder / "checkout"), folder / "runs", folder / "plain"
         with Cluster(folder / "cluster") as cluster:
             slurm = cluster.ask("sinfo", "--version").split()[-1]
