@@ -40,8 +40,8 @@ from adcore.features import engine
 from adcore.files import write_text
 from adcore.models.uniad import UniADNetwork
 
-PATCHCORE = {"backbone": "efficientnet_lite0", "taps": (3, 4), "image_size": 256, "crop": None, "embed_dim": 0, "coreset": 2000}
-UNIAD = {"backbone": "efficientnet_lite0", "epochs": 2, "batch_size": 32, "lr": 4e-4}
+PATCHCORE = {"backbone": "efficientnet_lite0", "taps": (3, 4), "image_size": 256, "crop": None, "embed_dim": 0, "coreset": 1000}
+UNIAD = {"backbone": "efficientnet_lite0", "image_size": 128, "neighbors": 5, "epochs": 2, "batch_size": 32, "lr": 4e-4}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "patchcore screw": ("patchcore", "mvtec_512", PATCHCORE),
     "patchcore tiles": ("patchcore", "mtd", PATCHCORE),
@@ -119,10 +119,19 @@ def lines(case: str, runs: dict[str, list[dict[str, float]]]) -> list[list[str]]
              *(f"{middle[way][name]:.2f}" for name in SCORES), str(len(runs[way])), machine(), commit()] for way in WAYS]
 
 
+def kept(path: Path, measured: Collection[str]) -> list[list[str]]:
+    """Lines of the csv of cases that are not measured now."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [line for line in list(csv.reader(file))[1:] if line and line[0] not in measured]
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="embedded images, seconds")
+    parser.add_argument("--cases", nargs="+", help="only these; the others' lines stay in the csv (default: all)")
     parser.add_argument("--case", help="print one run of this case as JSON and end; with --way")
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("whole.csv"))
@@ -134,8 +143,8 @@ def main(words: Sequence[str] | None = None) -> int:
         (experiment,) = grid(method, dataset=dataset, categories=some, profile="paper", **settings)
         print(json.dumps(once(experiment, arguments.way)))
         return 0
-    rows: list[list[str]] = []
-    for case in cases:
+    rows = kept(arguments.out, arguments.cases or cases)
+    for case in arguments.cases or cases:
         runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(arguments.rounds):
             for way in WAYS:

@@ -112,6 +112,20 @@ def test_an_interrupted_computation_leaves_no_entry_and_the_next_one_starts_anew
     assert counted.images == 5
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"", lambda data: b"x" + data[1:]],
+                         ids=["cut short", "empty", "another head"])
+def test_a_damaged_entry_is_said_and_computed_again(tmp_path, resnet, samples, damage):
+    counted = Counted()
+    whole = cached_features(samples, VIEW, resnet, counted, "join", folder=tmp_path / "c").clone()
+    (path,) = (tmp_path / "c").glob("*.npy")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match="is damaged: its features are computed again"):
+        again = cached_features(samples, VIEW, resnet, counted, "join", folder=tmp_path / "c")
+    assert torch.equal(again, whole) and counted.images == 10
+    cached_features(samples, VIEW, resnet, counted, "join", folder=tmp_path / "c")
+    assert counted.images == 10
+
+
 def test_no_image_has_no_features(tmp_path, resnet):
     with pytest.raises(DataError, match="no image to take features of"):
         cached_features([], VIEW, resnet, Counted(), "join", folder=tmp_path / "c")

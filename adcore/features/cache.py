@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -65,12 +66,24 @@ def cached_features(samples: Sequence[Sample], view: View, extractor: FeatureExt
     folder = folder or cache_folder() / "features"
     path = folder / f"{key}.npy"
     with after_first():
-        if not path.is_file():
+        if not _readable(path):
             _compute(path, samples, view, extractor, assemble, half, batch_size, device, progress)
             write_json(folder / f"{key}.json", {"features": extractor.key, "view": repr(view), "what": name,
                                                 "images": len(samples)})
     stored = np.load(path, mmap_mode="c")
     return torch.from_numpy(stored)
+
+
+def _readable(path: Path) -> bool:
+    """Whether an entry is there and as long as its head says: one that something else has cut short is computed again."""
+    try:
+        np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        return False
+    except (ValueError, EOFError, OSError):
+        warnings.warn(f"{path} is damaged: its features are computed again", stacklevel=3)
+        return False
+    return True
 
 
 def _compute(path: Path, samples: Sequence[Sample], view: View, extractor: FeatureExtractor,

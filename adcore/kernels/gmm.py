@@ -32,7 +32,7 @@ from adcore.errors import ParameterError
 from adcore.kernels.choice import use_triton
 
 NARROWEST = 32               # columns of a product that are worth a product of their own
-CACHED_BYTES = 32 * 2**20    # a block whose product is worth the threads that a CPU wakes for it
+CACHED_BYTES = 8 * 2**20     # a block whose product is worth the threads that a CPU wakes for it
 BATCHED_BYTES = 256 * 2**20  # a block that keeps a GPU busy
 FAR = 64.0                   # whitened distance of a mean from the middle: in float32 1e-5 of a whitened point's unit is lost
 
