@@ -8,6 +8,7 @@ import io
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -95,9 +96,19 @@ def growth_chart(frame: pd.DataFrame | None) -> str | None:
                 twin.set_ylabel("peak MB", color=COLOURS[1])
                 twin.minorticks_off()
                 twin.grid(visible=False)
+                _at_least_a_decade(twin)
+            _at_least_a_decade(axes)
         for axes in panels[len(groups):]:
             axes.set_axis_off()
         return as_data(figure)
+
+
+def _at_least_a_decade(axes: Axes) -> None:
+    """Room for a labelled tick, and no slope made of what hardly changes."""
+    low, high = axes.get_ylim()
+    if high < 10 * low:
+        middle = (low * high)**0.5
+        axes.set_ylim(middle / 10**0.6, middle * 10**0.6)
 
 
 def _short(size: int) -> str:
