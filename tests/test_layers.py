@@ -14,7 +14,7 @@ ROOT = Path(adcore.__file__).parent
 FLOORS = (
     {"__init__", "errors"},
     {"distributed"},
-    {"files", "paths", "progress"},
+    {"files", "memory", "paths", "progress", "switch"},
     {"source"},
     {"data"},
     {"features", "kernels", "losses", "metrics", "receptive_field", "training"},

@@ -95,7 +95,7 @@ def test_on_a_gpu_the_kernels_say_what_torch_says_in_float64_on_a_cpu():
 
 @pytest.fixture
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(choice.VARIABLE, raising=False)
+    monkeypatch.delenv(choice.KERNELS.variable, raising=False)
 
 
 def test_cpu_tensors_are_torchs_unless_said_otherwise_and_the_inner_word_counts(unsaid, monkeypatch):
@@ -110,7 +110,7 @@ def test_cpu_tensors_are_torchs_unless_said_otherwise_and_the_inner_word_counts(
             assert not use_triton(x, "gmm")
         assert use_triton(x, "gmm")
     assert not use_triton(x, "gmm")
-    monkeypatch.setenv(choice.VARIABLE, "triton")
+    monkeypatch.setenv(choice.KERNELS.variable, "triton")
     assert use_triton(x, "gmm")
     with kernels("auto"):
         assert not use_triton(x, "gmm")
@@ -148,6 +148,6 @@ def test_an_unknown_word_is_refused(unsaid, monkeypatch):
     with pytest.raises(ParameterError, match=r"unknown choice 'trition' for kernels \(did you mean 'triton'\?\)"), \
             kernels("trition"):
         pass
-    monkeypatch.setenv(choice.VARIABLE, "fast")
+    monkeypatch.setenv(choice.KERNELS.variable, "fast")
     with pytest.raises(ParameterError, match="unknown choice 'fast' for ADCORE_KERNELS: use auto, torch or triton"):
         use_triton(torch.zeros(1), "gmm")

@@ -12,39 +12,31 @@ installed; results name the engine that made their features. Networks that are t
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adcore.errors import ParameterError, did_you_mean
+from adcore.errors import ParameterError
+from adcore.switch import Switch
 
-VARIABLE = "ADCORE_ENGINE"
-CHOICES = ("torch", "openvino")
+ENGINE = Switch("engine", "ADCORE_ENGINE", ("torch", "openvino"))
 
-_chosen: ContextVar[str | None] = ContextVar("engine", default=None)
 # For each network its last compilation, and the weights' state and the images' height and width for which it was made.
 _compiled: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()
 
 
-@contextmanager
-def engine(choice: str) -> Iterator[None]:
+def engine(choice: str) -> AbstractContextManager[None]:
     """Within the block frozen backbones run as `choice` says: 'torch' or 'openvino'.
 
     Raises:
         ParameterError: another word.
     """
-    token = _chosen.set(_known(choice, "engine"))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    return ENGINE.turned_to(choice)
 
 
 def chosen_engine() -> str:
@@ -53,10 +45,10 @@ def chosen_engine() -> str:
     Raises:
         ParameterError: OpenVINO is asked for and not installed, or ADCORE_ENGINE holds an unknown word.
     """
-    choice = _chosen.get() or _known(os.environ.get(VARIABLE) or "torch", VARIABLE)
+    choice = ENGINE()
     if choice == "openvino" and _openvino_error():
         raise ParameterError(f"features are to be computed by OpenVINO, which cannot be imported here ({_openvino_error()}): "
-                             f"pip install 'adcore[fast]', or set {VARIABLE}=torch")
+                             f"pip install 'adcore[fast]', or set {ENGINE.variable}=torch")
     return choice
 
 
@@ -101,12 +93,6 @@ def _compile(network: nn.Module, nodes: Sequence[str], images: Tensor) -> Any:
     front = FrontEndManager().load_by_framework("pytorch")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     return openvino.Core().compile_model(front.convert(front.load(decoder)), "CPU", settings)
-
-
-def _known(choice: str, name: str) -> str:
-    if choice not in CHOICES:
-        raise ParameterError(f"unknown choice '{choice}' for {name}{did_you_mean(choice, CHOICES)}: use torch or openvino")
-    return choice
 
 
 @functools.lru_cache(maxsize=1)

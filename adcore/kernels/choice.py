@@ -16,38 +16,28 @@ computed by torch under all three.
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from adcore.errors import ParameterError, did_you_mean
+from adcore.errors import ParameterError
+from adcore.switch import Switch
 
-VARIABLE = "ADCORE_KERNELS"
-CHOICES = ("auto", "torch", "triton")
+KERNELS = Switch("kernels", "ADCORE_KERNELS", ("auto", "torch", "triton"))
 # Kernels that were faster than torch on a GPU, by benchmarks/bench_kernels.py. None has been timed on one so far: what has
 # not won replaces nothing.
 WON: frozenset[str] = frozenset()
 CAPABILITY = (8, 0)  # bfloat16 and TF32 products; older GPUs stay with torch unless told otherwise
 
-_chosen: ContextVar[str | None] = ContextVar("kernels", default=None)
 
-
-@contextmanager
-def kernels(choice: str) -> Iterator[None]:
+def kernels(choice: str) -> AbstractContextManager[None]:
     """Within the block the kernels run as `choice` says: 'auto', 'torch' or 'triton'.
 
     Raises:
         ParameterError: another word.
     """
-    token = _chosen.set(_known(choice, "kernels"))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    return KERNELS.turned_to(choice)
 
 
 def use_triton(x: Tensor, kernel: str) -> bool:
@@ -58,26 +48,19 @@ def use_triton(x: Tensor, kernel: str) -> bool:
     Raises:
         ParameterError: the choice is 'triton' and cannot be met, or ADCORE_KERNELS holds an unknown word.
     """
-    choice = _chosen.get()
-    if choice is None:
-        choice = _known(os.environ.get(VARIABLE) or "auto", VARIABLE)
+    choice = KERNELS()
     if choice == "auto":
         return x.is_cuda and kernel in WON and _serves(x.device)
     if choice == "torch":
         return False
     if _triton_error():
         raise ParameterError(f"kernels are to run in triton, which cannot be imported here ({_triton_error()}): install it, or "
-                             f"set {VARIABLE}=auto")
+                             f"set {KERNELS.variable}=auto")
     if not x.is_cuda and not _interpreted():
         raise ParameterError(f"kernels are to run in triton, which needs a GPU and found a tensor on '{x.device}': set "
-                             f"{VARIABLE}=auto, or TRITON_INTERPRET=1 before triton is imported to run them slowly on the CPU")
+                             f"{KERNELS.variable}=auto, or TRITON_INTERPRET=1 before triton is imported to run them slowly on "
+                             f"the CPU")
     return True
-
-
-def _known(choice: str, name: str) -> str:
-    if choice not in CHOICES:
-        raise ParameterError(f"unknown choice '{choice}' for {name}{did_you_mean(choice, CHOICES)}: use auto, torch or triton")
-    return choice
 
 
 @functools.lru_cache
