@@ -7,7 +7,7 @@ import torch
 
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, engine
-from adcore.features.engines import VARIABLE, chosen_engine
+from adcore.features.engines import ENGINE, chosen_engine
 
 pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
 
@@ -70,16 +70,26 @@ def test_the_key_of_the_cache_and_a_results_versions_name_the_engine(monkeypatch
     from adcore.experiments.provenance import versions
     extractor = FeatureExtractor("resnet18", (1,), "random")
     assert "openvino" not in extractor.key and "openvino" not in versions()
-    monkeypatch.setenv(VARIABLE, "openvino")
+    monkeypatch.setenv(ENGINE.variable, "openvino")
     assert extractor.key.endswith("-openvino") and versions()["openvino"]
     with engine("torch"):                                     # the block is stronger than the variable
         assert chosen_engine() == "torch" and "openvino" not in extractor.key
 
 
+def test_where_torch_computes_whatever_is_chosen_the_names_say_torch(images: torch.Tensor) -> None:
+    from adcore.experiments.provenance import versions
+    trained, double = FeatureExtractor("resnet18", (1,), "random", frozen=False), FeatureExtractor("resnet18", (1,), "random")
+    double.double()
+    with engine("openvino"):
+        assert "openvino" not in trained.key and "openvino" not in double.key
+        assert "openvino" not in versions(torch.device("cuda")) and "openvino" in versions(torch.device("cpu"))
+        assert double(images.double())[0].dtype == torch.float64
+
+
 def test_an_unknown_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParameterError, match=r"'openvin' for engine \(did you mean 'openvino'\?\): use"), engine("openvin"):
         pass
-    monkeypatch.setenv(VARIABLE, "tensorrt")
+    monkeypatch.setenv(ENGINE.variable, "tensorrt")
     with pytest.raises(ParameterError, match="unknown choice 'tensorrt' for ADCORE_ENGINE: use torch or openvino"):
         chosen_engine()
 

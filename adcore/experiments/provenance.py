@@ -56,15 +56,16 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides numbers."""
+def versions(device: torch.device | None = None) -> dict[str, str]:
+    """Versions of what decides numbers; of OpenVINO, where it is chosen and `device`, by default a CPU, is one it serves."""
     import numpy
     import sklearn
     import timm
     import torchvision
 
     from adcore.features.engines import chosen_engine
-    engine = {"openvino": metadata.version("openvino")} if chosen_engine() == "openvino" else {}
+    on_cpu = device is None or device.type == "cpu"
+    engine = {"openvino": metadata.version("openvino")} if on_cpu and chosen_engine() == "openvino" else {}
     return {"adcore": adcore.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "torchvision": torchvision.__version__, "timm": timm.__version__, "numpy": numpy.__version__,
             "scikit-learn": sklearn.__version__, **engine}
@@ -132,6 +133,6 @@ class Meter:
 
 def provenance(device: torch.device, method: str, meter: Meter) -> dict[str, Any]:
     """Plain values to store beside a result."""
-    return {"versions": versions(), "commit": commit(), "code": fingerprint(method), "device": device.type,
+    return {"versions": versions(device), "commit": commit(), "code": fingerprint(method), "device": device.type,
             "machine": machine(device), "seconds": round(meter.seconds, 2), "peak_bytes": meter.peak_bytes,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}

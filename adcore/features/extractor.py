@@ -66,11 +66,17 @@ class FeatureExtractor(nn.Module):
         self.channels, self.strides = self._measure()
 
     @property
+    def engine(self) -> str:
+        """Who computes: 'openvino' where it is chosen and the extractor frozen, on a CPU and in float32; else 'torch'."""
+        fits = self.frozen and self.mean.device.type == "cpu" and self.mean.dtype == torch.float32
+        return chosen_engine() if fits else "torch"
+
+    @property
     def key(self) -> str:
         """What the features depend on besides the images."""
         own = (self.backbone.mean, self.backbone.std)
         normalised = "" if self.statistics == own else f"-{self.statistics}"  # one file may be read in two ways
-        engine = "" if chosen_engine() == "torch" else f"-{chosen_engine()}"
+        engine = "" if self.engine == "torch" else f"-{self.engine}"
         return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalised}{engine}"
 
     def train(self, mode: bool = True) -> FeatureExtractor:
@@ -89,7 +95,7 @@ class FeatureExtractor(nn.Module):
             DataError: a feature is NaN or infinite.
         """
         x = (images - self.mean) / self.std
-        if self.frozen and x.device.type == "cpu" and x.dtype == torch.float32 and chosen_engine() == "openvino":
+        if self.engine == "openvino":
             maps = compiled_maps(self.network, self.nodes, x)
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
