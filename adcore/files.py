@@ -71,10 +71,10 @@ def hold(path: Path | str, flags: int) -> int:
         try:
             if fcntl is not None:
                 _lock(descriptor)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # noqa: PTH116
-                return descriptor
-        except FileNotFoundError:
-            pass  # renamed by the one that held it before: it is no longer what the path names
+            # Renamed by the one that held it before, it is no longer what the path names.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # noqa: PTH116
+                    return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -84,10 +84,9 @@ def hold(path: Path | str, flags: int) -> int:
 def _lock(descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        pass  # a network folder without locks
+    except OSError as error:
+        if isinstance(error, BlockingIOError):
+            raise                               # any other comes from a network folder without locks: nobody waits there
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Found:
         for process in running:
             process.kill()
     assert [process.returncode for process in running] == [0, 0], "\n".join(said)
-    return lambda name: [torch.load(folder / f"{name}.{number}", weights_only=False) for number in range(2)]
+    return lambda name: [torch.load(folder / f"{name}.{number}", weights_only=True) for number in range(2)]
 
 
 def assert_equal(found: dict[str, Any], wanted: dict[str, Any], **tolerance: float) -> None:
