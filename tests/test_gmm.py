@@ -114,6 +114,16 @@ def test_float32_stays_near_float64_though_the_mixture_is_far_from_the_origin():
     torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("away", [0.0, 1e4])              # one product for all components; one a component
+def test_what_stands_below_the_diagonals_is_not_read(away):
+    log_weights, means, factors, _ = random_mixture(3, 70)
+    means[0] += away
+    u = random_points(20, 70)
+    for ours, clean in zip(gmm(u, log_weights, means, factors + torch.ones(70, 70).tril(-1)),
+                           gmm(u, log_weights, means, factors), strict=True):
+        assert torch.equal(ours, clean)
+
+
 def test_half_precision_is_computed_in_float32_also_under_autocast():
     *mixture, _ = random_mixture(3, 4)
     u = random_points(20, 4).bfloat16()

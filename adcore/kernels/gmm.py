@@ -44,7 +44,8 @@ def gmm(points: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor, *,
     points       (n, d) float32 or float64; half precision is computed in float32, also under autocast
     log_weights  (K,), -inf for a component that is switched off
     means        (K, d)
-    factors      (K, d, d) upper triangular Cholesky factors of the precision matrices
+    factors      (K, d, d) upper triangular Cholesky factors of the precision matrices; what stands below the diagonals is not
+                 read
     chunk_bytes  limit on the whitened points held at a time (by torch; Triton holds none); changes speed and memory, not the
                  result
 
@@ -62,7 +63,7 @@ def gmm(points: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor, *,
         raise ParameterError("the mixture's parameters get no gradient from gmm: detach them")
     if points.dtype not in (torch.float32, torch.float64):
         points = points.float()
-    log_weights, means, factors = (x.to(points.dtype) for x in (log_weights, means, factors))
+    log_weights, means, factors = (x.to(points.dtype) for x in (log_weights, means, factors.triu()))
     if chunk_bytes is None:
         chunk_bytes = CACHED_BYTES if points.device.type == "cpu" else BATCHED_BYTES
     rows = max(1, chunk_bytes // max(1, k * d * points.element_size()))
