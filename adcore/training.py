@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adcore import distributed
 from adcore.errors import AdcoreError, ParameterError
 from adcore.files import atomic
+from adcore.memory import kept_memory
 from adcore.progress import progress_bar
 
 
@@ -85,6 +86,7 @@ Cut = Callable[[distributed.Share], tuple[Tensor, ...]]  # a share of a batch ->
 SHARES = ("none", "own draws", "whole draws")
 
 
+@kept_memory()
 def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tuple[Tensor, ...] | Batches,
           optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, *, epochs: int,
           batch_size: int = 0, seed: int, clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None,

@@ -21,6 +21,7 @@ from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
 from adcore.features import images_digest
 from adcore.files import one_at_a_time
+from adcore.memory import kept_memory
 from adcore.metrics import image_scores, pixel_scores
 from adcore.models import Detector
 from adcore.progress import progress_bar
@@ -128,6 +129,7 @@ def fitted(experiment: Experiment, *, out: str | Path | None = None, device: str
         return _fit(experiment, experiment.data(), resolve_device(device), kept, progress)
 
 
+@kept_memory()
 def _fit(experiment: Experiment, dataset: Dataset, device: torch.device, checkpoint: Path, progress: bool | None) -> Detector:
     detector = experiment.detector(device)
     if detector.pretrains:
@@ -135,6 +137,7 @@ def _fit(experiment: Experiment, dataset: Dataset, device: torch.device, checkpo
     return detector.fit(dataset.train, checkpoint=checkpoint, progress=progress)
 
 
+@kept_memory()
 def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
              batch_size: int = 16) -> tuple[pd.DataFrame, dict[str, np.ndarray], list[dict[str, Any]]]:
     """Score the test images: (a row an image, a few maps, the measures of each category).
@@ -166,6 +169,7 @@ def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
     return pd.DataFrame(rows), kept, measures
 
 
+@kept_memory()
 def predict_all(detector: Detector, samples: list[Sample], progress: bool | None = None,
                 batch_size: int = 16) -> tuple[np.ndarray, np.ndarray | None]:
     """Scores (n,) and maps (n, H, W), or None for a method without maps."""

@@ -22,6 +22,7 @@ from adcore.distributed import after_first
 from adcore.errors import DataError
 from adcore.features.extractor import FeatureExtractor
 from adcore.files import atomic, digest_file, digest_text, write_json
+from adcore.memory import kept_memory
 from adcore.paths import cache_folder
 from adcore.progress import progress_bar
 
@@ -86,6 +87,7 @@ def _readable(path: Path) -> bool:
     return True
 
 
+@kept_memory()
 def _compute(path: Path, samples: Sequence[Sample], view: View, extractor: FeatureExtractor,
              assemble: Callable[[list[Tensor]], Tensor], half: bool, batch_size: int, device: str | torch.device,
              progress: bool | None) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from adcore.errors import ParameterError
+from adcore.memory import kept_memory
 from adcore.receptive_field.arithmetic import window
 from adcore.receptive_field.network import Box, Pair, cut_at, extract, is_gate, is_local, names_of, pair, relative_side, twin
 
@@ -40,6 +41,7 @@ class ReceptiveField:
         return relative_side(self.box, input_size)
 
 
+@kept_memory()
 def measure(
     model: nn.Module, taps: Iterable[str], size: int | Pair = 1024, *, threshold: float = 1e-2, border: int = 8,
     relative: bool = True, image: Tensor | None = None, dtype: torch.dtype = torch.float32,
