@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from adcore.experiments.provenance import commit
 from adcore.files import write_text
-from adcore.kernels import Dropout
+from adcore.kernels import Dropout, ReluDropout
 from adcore.losses import mse
 from adcore.models.reconstruction import jitter_features
 from adcore.models.transformer import Attention
@@ -47,7 +47,7 @@ class Plain(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
         mask = None if visible is None else torch.zeros(visible.shape).masked_fill(~visible, float("-inf"))
-        return self.attention(query, key, value, attn_mask=mask)[0]
+        return self.attention(query.expand_as(key), key, value, attn_mask=mask)[0]
 
 
 def networks(config: UniADConfig, channels: int, grid: tuple[int, int]) -> tuple[UniADNetwork, UniADNetwork]:
@@ -65,6 +65,8 @@ def plainly(network: UniADNetwork) -> UniADNetwork:
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
                 setattr(module, name, Plain(child))
+            elif isinstance(child, ReluDropout):
+                setattr(module, name, nn.Sequential(nn.ReLU(), nn.Dropout(child.p)))
             elif isinstance(child, Dropout):
                 setattr(module, name, nn.Dropout(child.p))
     return network

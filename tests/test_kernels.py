@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adcore.errors import ParameterError
-from adcore.kernels import dropout, kcenter, masked_attention, nearest
+from adcore.kernels import kcenter, nearest
 
 
 def random_points(n: int, d: int, seed: int = 0) -> Tensor:
@@ -178,67 +178,3 @@ def test_nearest_refuses_other_dimensions_and_more_neighbours_than_entries():
     for k in (0, 5):
         with pytest.raises(ParameterError, match=f"k={k} neighbours of a bank of 4 entries: k must be between 1 and 4"):
             nearest(torch.zeros(2, 3), torch.zeros(4, 3), k)
-
-
-# --- dropout and masked attention ---------------------------------------------------------------------------------------
-
-def scaled_by_hand(q, k, v, visible):
-    """Softmax attention of one head, query by query, in float64."""
-    out = torch.zeros_like(q)
-    for i in range(len(q)):
-        keys = [j for j in range(len(k)) if visible is None or visible[i, j]]
-        logits = torch.stack([q[i] @ k[j] / q.shape[-1] ** 0.5 for j in keys])
-        out[i] = logits.softmax(0) @ v[keys]
-    return out
-
-
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("p", [0.0, 1e-9])
-def test_masked_attention_equals_the_loop_with_and_without_the_path_for_dropout(masked, p):
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64, generator=generator) for n in (5, 7, 7))
-    visible = torch.rand(5, 7, generator=generator) < 0.5 if masked else None
-    if visible is not None:
-        visible[:, 0] = True
-    found = masked_attention(q, k, v, visible, p)            # 1e-9 rounds to no dropout, yet takes its path
-    for b in range(2):
-        for head in range(3):
-            torch.testing.assert_close(found[b, head], scaled_by_hand(q[b, head], k[b, head], v[b, head], visible))
-
-
-def test_attention_with_dropout_is_right_on_average_and_has_torchs_gradients_on_average():
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 1, 6, 4, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(3))
-    visible = ~torch.eye(6, dtype=torch.bool)
-    exact = masked_attention(q, k, v, visible)
-    wanted = torch.autograd.grad(exact.square().sum(), v)[0]
-    torch.manual_seed(0)
-    many = masked_attention(*(x.expand(20_000, 1, 6, 4) for x in (q, k, v)), visible, 0.3)
-    torch.testing.assert_close(many.mean(0, keepdim=True), exact, rtol=0, atol=0.02)
-    weights = 2 * exact.detach()
-    found = torch.autograd.grad((many * weights).sum() / 20_000, v)[0]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0.05)
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("shape", [(1_000_003,), (7, 11, 9001)])
-def test_dropout_drops_a_share_of_p_and_keeps_the_mean(p, shape):
-    torch.manual_seed(0)
-    x = dropout(torch.ones(shape), p)
-    count = x.numel()
-    assert abs(float((x == 0).double().mean()) - p) < 5 * (p * (1 - p) / count) ** 0.5 + 1 / 65536
-    assert len(x.unique()) == 2 and float(x.max()) == pytest.approx(1 / (1 - p), rel=2e-4)
-    assert float(x.double().mean()) == pytest.approx(1, abs=6 * (p / (1 - p) / count) ** 0.5)
-
-
-def test_dropouts_draws_are_independent_repeatable_and_off_outside_training():
-    torch.manual_seed(0)
-    first = dropout(torch.ones(400_000), 0.5)
-    assert not torch.equal(first, dropout(torch.ones(400_000), 0.5))
-    torch.manual_seed(0)
-    assert torch.equal(first, dropout(torch.ones(400_000), 0.5))
-    kept = (first != 0).double() - 0.5
-    for lag in (1, 2, 3, 4, 8):                                   # four neighbours share one draw of 64 bits
-        assert abs(float((kept[:-lag] * kept[lag:]).mean())) < 5 * 0.25 / 400_000**0.5
-    x = torch.randn(10)
-    assert dropout(x, 0.5, training=False) is x and dropout(x, 0.0) is x and not bool(dropout(x, 1.0).any())

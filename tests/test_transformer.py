@@ -94,6 +94,20 @@ def test_attention_equals_torchs_multihead_attention_with_the_same_weights(maske
     torch.testing.assert_close(ours(q, k, v, ~blocked if masked else None), theirs(q, k, v, attn_mask=blocked)[0])
 
 
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_a_query_that_is_the_same_for_all_images_need_be_given_once(p):
+    layer = Attention(24, 3, p).double()
+    query, key = normal(1, 20, 24), normal(2, 20, 24, seed=1)
+    found = []
+    for q in (query, query.expand(2, -1, -1)):
+        torch.manual_seed(0)
+        q = q.clone().requires_grad_()
+        out = layer(q, key, key, None)
+        found.append((out, torch.autograd.grad(out.square().sum(), q)[0].sum(0)))
+    for once, twice in zip(*found, strict=True):
+        torch.testing.assert_close(once, twice)
+
+
 def test_positions_steer_attention_but_never_enter_a_value():
     # Where all tokens are equal, all values are: whatever the positions, their mixture is the same.
     encoder, decoder = (exact(layer) for layer in (EncoderLayer(UniADConfig(hidden=8, heads=2, ffn=12)),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.errors import ParameterError
-from adcore.kernels import Dropout, masked_attention
+from adcore.kernels import Dropout, ReluDropout, masked_attention
 
 
 class Widths(Protocol):
@@ -77,10 +77,12 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_weight)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
-        """(B, N, D) x 3 -> (B, N, D); `visible` (N, N) is True where a query may look, None where it may everywhere."""
+        """(B, N, D) x 3 -> (B, N, D); a query (1, N, D) asks the same of every image. `visible` (N, N) is True where a query
+        may look, None where it may everywhere."""
         weights, biases = self.in_weight.chunk(3), self.in_bias.chunk(3)
         q, k, v = (F.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)     # (B, heads, N, D/heads)
                    for x, weight, bias in zip((query, key, value), weights, biases, strict=True))
+        q = q.expand(len(k), -1, -1, -1)
         mixed = masked_attention(q, k, v, visible, self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))                                        # (B, N, D)
 
@@ -89,7 +91,7 @@ class FeedForward(nn.Sequential):
     """Table S1: 256 -> 1024 -> 256 with ReLU between."""
 
     def __init__(self, dim: int, inner: int, dropout: float) -> None:
-        super().__init__(nn.Linear(dim, inner), nn.ReLU(), Dropout(dropout), nn.Linear(inner, dim))
+        super().__init__(nn.Linear(dim, inner), ReluDropout(dropout), nn.Linear(inner, dim))
 
 
 class EncoderLayer(nn.Module):

@@ -96,7 +96,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, encoded: Tensor, previous: Tensor, position: Tensor, visible: Tensor | None) -> Tensor:
         """(B, N, D), (B, N, D) -> (B, N, D)."""
-        sources = {"Q": self.query.expand_as(encoded), "E": encoded, "P": previous}             # (B, N, D) each
+        sources = {"Q": self.query[None], "E": encoded, "P": previous}                          # (1, N, D), (B, N, D) x 2
         for (asks, answers), attention, norm in zip(self.wiring, self.attentions, self.norms, strict=False):
             query, value = sources[asks], sources[answers]
             mixed = attention(query + position, value + position, value, visible)
