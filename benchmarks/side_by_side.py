@@ -30,6 +30,8 @@ COLUMNS = ["benchmark", "ours_s", "peer", "peer_s", "ratio", "rounds", "size", "
 KEY = ["benchmark", "peer", "size", "machine"]
 RESULTS = Path(__file__).with_name("results.csv")
 
+Setting = Callable[[], contextlib.AbstractContextManager[Any]]
+
 
 class DiffersError(Exception):
     """A peer computes something else than we do."""
@@ -50,8 +52,11 @@ class Peer:
 
 
 def race(benchmark: str, size: str, ours: Callable[[], Any], peers: Sequence[Peer],
-         disagreement: Callable[[Any, Any], str | None], rounds: int) -> list[dict[str, str]]:
+         disagreement: Callable[[Any, Any], str | None], rounds: int, *, setting: Setting | None = None
+         ) -> list[dict[str, str]]:
     """Rows of the csv, one a peer that is installed. `disagreement(ours, theirs)` says what differs, or None.
+
+    setting  see `alternate`
 
     Raises:
         DiffersError: a peer's result disagrees with ours.
@@ -66,7 +71,7 @@ def race(benchmark: str, size: str, ours: Callable[[], Any], peers: Sequence[Pee
         difference = disagreement(result, theirs())
         if difference:
             raise DiffersError(f"{benchmark}, {size}: {peer.name} {difference}; not timed")
-        ours_s, peer_s = alternate(ours, theirs, rounds)
+        ours_s, peer_s = alternate(ours, theirs, rounds, setting=setting)
         print(f"{benchmark}, {size}: {peer.name} {peer_s:.3f} s, adcore {ours_s:.3f} s, ratio {peer_s / ours_s:.1f}",
               flush=True)
         rows.append(row(benchmark, peer.name, ours_s, peer_s, rounds, size, ["torch", *peer.packages]))
@@ -87,14 +92,23 @@ def machine() -> str:
     return f"{machine_of(torch.device('cpu'))}, {torch.get_num_threads()} threads"
 
 
-def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> tuple[float, float]:
-    """Median seconds of both, timed in turns so that a slow phase of the machine hits both."""
+def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, *, setting: Setting | None = None
+              ) -> tuple[float, float]:
+    """Median seconds of both, timed in turns so that a slow phase of the machine hits both.
+
+    setting  for calls that come one after another in use, such as the steps of a training: the block in which the package
+             makes ours. Each timed call then follows an untimed one of the same code, which has woken its threads and got
+             its memory
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
-        for call, taken in zip((ours, theirs), seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
+        for call, taken, around in zip((ours, theirs), seconds, (setting, contextlib.nullcontext), strict=True):
+            with (around or contextlib.nullcontext)():
+                if setting is not None:
+                    call()
+                start = time.perf_counter()
+                call()
+                taken.append(time.perf_counter() - start)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 

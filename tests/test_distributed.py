@@ -166,7 +166,7 @@ def test_the_first_process_works_where_one_is_enough_and_all_know_what_came_out(
     assert (first["calls"], second["calls"]) == ([0], []) and first["number"] == second["number"] == 1
     assert (first["mine"], second["mine"]) == (True, False)
     assert first["alone"] == second["alone"] == (1, 0, 3.0) and first["sum"] == second["sum"] == 3
-    assert first["nobody_s"] == second["nobody_s"] == Share(0, 1, 1, 0.5)
+    assert first["nobody_s"] == second["nobody_s"] == (0, 1, 1, 0.5)
 
 
 def test_everyone_s_rows_are_gathered_in_order_and_gradients_go_back_to_whom_they_belong(two):

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +225,9 @@ def agreement(folder: Path) -> dict[str, Any]:
             pass
     except ParameterError as error:
         unknown = str(error)
-    return {"calls": calls, "number": number, "mine": mine, "alone": alone, "nobody_s": nobody_s, "everyone": everyone.detach(),
-            "gradient": x.grad, "refused": refused, "unknown": unknown, "sum": float(summed(torch.tensor(float(rank() + 1))))}
+    return {"calls": calls, "number": number, "mine": mine, "alone": alone, "nobody_s": astuple(nobody_s),
+            "everyone": everyone.detach(), "gradient": x.grad, "refused": refused, "unknown": unknown,
+            "sum": float(summed(torch.tensor(float(rank() + 1))))}
 
 
 def astray(folder: Path) -> str:
