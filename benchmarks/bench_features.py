@@ -1,4 +1,4 @@
-"""Time feature extraction, by OpenVINO and by torch, against the same network in torch, eager, as one would call it.
+"""Time feature extraction, by each engine, against the same network in torch, eager, as one would call it.
 
     python benchmarks/bench_features.py --batch 8 --rounds 5
 
@@ -20,7 +20,9 @@ import torch
 from side_by_side import RESULTS, Peer, merge, race, status_of
 from torch import Tensor
 
+from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, engine
+from adcore.features.engines import ENGINE, chosen_engine
 from adcore.memory import kept_memory
 
 CASES = (("wide_resnet50_2", (1, 2, 3), 256), ("efficientnet_b4", (1, 2, 3, 4), 224))
@@ -30,6 +32,15 @@ SMALL = (("resnet18", (1, 2), 64),)
 def extracted(extractor: FeatureExtractor, images: Tensor, choice: str) -> list[Tensor]:
     with engine(choice), torch.inference_mode():
         return extractor(images)
+
+
+def installed(choice: str) -> bool:
+    try:
+        with engine(choice):
+            return bool(chosen_engine())
+    except ParameterError as error:
+        print(f"{choice}: skipped ({error})")
+        return False
 
 
 def eager(extractor: FeatureExtractor, images: Tensor) -> Callable[[], list[Tensor]]:
@@ -62,9 +73,10 @@ def main(words: Sequence[str] | None = None) -> int:
     for name, taps, side in SMALL if arguments.small else CASES:
         extractor = FeatureExtractor(name, taps, "random")
         images = torch.rand(arguments.batch, 3, side, side, generator=torch.Generator().manual_seed(0))
-        peer = Peer("torch, eager", partial(eager, extractor, images), ("torchvision", "timm", "openvino"))
-        for choice, title in (("openvino", ", OpenVINO"), ("torch", "")):
-            rows += race(f"features.FeatureExtractor{title}", f"{name}, batch {arguments.batch}, {side}x{side}",
+        for choice in filter(installed, ENGINE.choices):
+            library = ("openvino",) if choice == "openvino" else ()
+            peer = Peer("torch, eager", partial(eager, extractor, images), ("torchvision", "timm", *library))
+            rows += race(f"features.FeatureExtractor, {choice}", f"{name}, batch {arguments.batch}, {side}x{side}",
                          partial(extracted, extractor, images, choice), [peer], disagreement, arguments.rounds,
                          setting=kept_memory)
     merge(arguments.out, rows)

@@ -44,7 +44,7 @@ def test_each_benchmark_writes_a_row_a_peer_that_is_installed(load, name, tmp_pa
     out = tmp_path / "results.csv"
     assert bench.main(["--small", "--rounds", "1", "--out", str(out)]) == 0
     rows = rows_of(out)
-    peers = {"color": 0, "density": 1, "features": 2, "gmm": 3, "kcenter": 1, "nearest": 1, "receptive_field": 1}
+    peers = {"color": 0, "density": 1, "features": 3, "gmm": 3, "kcenter": 1, "nearest": 1, "receptive_field": 1}
     assert len(rows) == peers[name]
     assert all(float(row["ratio"]) > 0 and row["rounds"] == "1" for row in rows)
     assert ("skipped, not installed here" in capsys.readouterr().out) == (name in ("kcenter", "nearest", "color"))

@@ -1,15 +1,22 @@
-"""Frozen features by OpenVINO against those by torch."""
+"""Frozen features by OpenVINO and by Winograd's convolutions against those by torch."""
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
+from torch import fx, nn
 
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, engine
 from adcore.features.engines import ENGINE, chosen_engine
+from adcore.features.folded import folded
+from adcore.kernels.winograd import WinogradConv2d
 
-pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
+INSTALLED = importlib.util.find_spec("openvino") is not None
+OPENVINO = pytest.param("openvino", marks=pytest.mark.skipif(not INSTALLED, reason="the extra 'fast' is not installed"))
+each_engine = pytest.mark.parametrize("choice", ["winograd", OPENVINO])
 
 
 @pytest.fixture
@@ -17,80 +24,95 @@ def images() -> torch.Tensor:
     return torch.rand(3, 3, 80, 96, generator=torch.Generator().manual_seed(0))
 
 
-def both(extractor: FeatureExtractor, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def both(extractor: FeatureExtractor, images: torch.Tensor, choice: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     with engine("torch"):
         plain = extractor(images)
-    with engine("openvino"):
+    with engine(choice):
         return extractor(images), plain
 
 
+@each_engine
 @pytest.mark.parametrize(("name", "taps"), [
     ("efficientnet_lite0", (1, 2, 3, 4)),
     ("resnet18", (3, 1, "layer2.0.relu")),                    # not in the network's order, and one inside a block
     ("timm:efficientnet_b0", ("blocks.1", "blocks.3", "blocks.1")),  # squeeze-and-excitation; one tap twice
 ])
-def test_openvino_gives_torchs_features_at_any_size_and_batch(
-        name: str, taps: tuple[int | str, ...], images: torch.Tensor) -> None:
+def test_an_engine_gives_torchs_features_at_any_size_and_batch(
+        name: str, taps: tuple[int | str, ...], choice: str, images: torch.Tensor) -> None:
     extractor = FeatureExtractor(name, taps, "random")
     for batch in (images, images[:1], torch.nn.functional.interpolate(images, (65, 127))):
-        fast, plain = both(extractor, batch)
+        fast, plain = both(extractor, batch, choice)
         assert len(fast) == len(plain) == len(taps)
         for ours, theirs in zip(fast, plain, strict=True):
             assert ours.shape == theirs.shape
-            assert not torch.equal(ours, theirs), "the same bits: was it torch that computed both?"
+            if choice == "openvino" or name == "resnet18":            # elsewhere there is nothing to fold
+                assert not torch.equal(ours, theirs), "the same bits: was it torch that computed both?"
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
 
 
-def test_features_of_one_call_outlive_the_next(images: torch.Tensor) -> None:
+@each_engine
+def test_features_of_one_call_outlive_the_next(choice: str, images: torch.Tensor) -> None:
     extractor = FeatureExtractor("resnet18", (1,), "random")
-    with engine("openvino"):
+    with engine(choice):
         first = extractor(images)[0]
         kept = first.clone()
         extractor(1 - images)
     assert torch.equal(first, kept)
 
 
-def test_new_weights_are_compiled_anew(images: torch.Tensor) -> None:
+@each_engine
+def test_new_weights_are_compiled_anew(choice: str, images: torch.Tensor) -> None:
     extractor = FeatureExtractor("resnet18", (2,), "random")
-    before = both(extractor, images)[0][0]
+    before = both(extractor, images, choice)[0][0]
     extractor.load_state_dict(FeatureExtractor("resnet18", (2,), "random", seed=1).state_dict())
-    after, plain = both(extractor, images)
+    after, plain = both(extractor, images, choice)
     torch.testing.assert_close(after[0], plain[0], rtol=0, atol=1e-4)
     assert (after[0] - before).abs().max() > 0.1
 
 
-def test_a_backbone_that_is_trained_stays_with_torch(images: torch.Tensor) -> None:
+@each_engine
+def test_a_backbone_that_is_trained_stays_with_torch(choice: str, images: torch.Tensor) -> None:
     extractor = FeatureExtractor("resnet18", (1,), "random", frozen=False)
-    with engine("openvino"):
+    with engine(choice):
         features = extractor(images)[0]
     assert features.requires_grad
 
 
-def test_the_key_of_the_cache_and_a_results_versions_name_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+@each_engine
+def test_the_key_of_the_cache_and_a_results_versions_name_the_engine(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from adcore.experiments.provenance import versions
     extractor = FeatureExtractor("resnet18", (1,), "random")
-    assert "openvino" not in extractor.key and "openvino" not in versions()
-    monkeypatch.setenv(ENGINE.variable, "openvino")
-    assert extractor.key.endswith("-openvino") and versions()["openvino"]
+    assert choice not in extractor.key and choice not in versions()
+    monkeypatch.setenv(ENGINE.variable, choice)
+    assert extractor.key.endswith(f"-{choice}") and versions()[choice]
     with engine("torch"):                                     # the block is stronger than the variable
-        assert chosen_engine() == "torch" and "openvino" not in extractor.key
+        assert chosen_engine() == "torch" and choice not in extractor.key
 
 
-def test_where_torch_computes_whatever_is_chosen_the_names_say_torch(images: torch.Tensor) -> None:
+@each_engine
+def test_where_torch_computes_whatever_is_chosen_the_names_say_torch(choice: str, images: torch.Tensor) -> None:
     from adcore.experiments.provenance import versions
     trained, double = FeatureExtractor("resnet18", (1,), "random", frozen=False), FeatureExtractor("resnet18", (1,), "random")
     double.double()
-    with engine("openvino"):
-        assert "openvino" not in trained.key and "openvino" not in double.key
-        assert "openvino" not in versions(torch.device("cuda")) and "openvino" in versions(torch.device("cpu"))
+    with engine(choice):
+        assert choice not in trained.key and choice not in double.key
+        assert choice not in versions(torch.device("cuda")) and choice in versions(torch.device("cpu"))
         assert double(images.double())[0].dtype == torch.float64
+
+
+@pytest.mark.skipif(not INSTALLED, reason="the extra 'fast' is not installed")
+def test_each_engine_has_features_of_its_own_for_one_network(images: torch.Tensor) -> None:
+    extractor = FeatureExtractor("resnet18", (3,), "random")
+    by_winograd, by_openvino = both(extractor, images, "winograd")[0][0], both(extractor, images, "openvino")[0][0]
+    assert not torch.equal(by_winograd, by_openvino)
+    assert torch.equal(both(extractor, images, "winograd")[0][0], by_winograd)
 
 
 def test_an_unknown_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParameterError, match=r"'openvin' for engine \(did you mean 'openvino'\?\): use"), engine("openvin"):
         pass
     monkeypatch.setenv(ENGINE.variable, "tensorrt")
-    with pytest.raises(ParameterError, match="unknown choice 'tensorrt' for ADCORE_ENGINE: use torch or openvino"):
+    with pytest.raises(ParameterError, match="unknown choice 'tensorrt' for ADCORE_ENGINE: use torch, winograd or openvino"):
         chosen_engine()
 
 
@@ -98,3 +120,53 @@ def test_openvino_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("adcore.features.engines._openvino_error", lambda: "ModuleNotFoundError: No module named 'openvino'")
     with engine("openvino"), pytest.raises(ParameterError, match=r"pip install 'adcore\[fast\]', or set ADCORE_ENGINE=torch"):
         chosen_engine()
+
+
+# --- folding ------------------------------------------------------------------------------------------------------------
+
+def calls(network: nn.Module) -> set[str]:
+    return {type(layer).__name__ for layer in network.modules()}
+
+
+def test_folding_leaves_the_network_as_it_is_and_no_batch_norm_in_its_copy(images: torch.Tensor) -> None:
+    extractor = FeatureExtractor("resnet18", (1, 2, 3), "random")
+    before = {name: value.clone() for name, value in extractor.network.state_dict().items()}
+    light = folded(extractor.network)
+    assert {"BatchNorm2d", "WinogradConv2d"} & calls(light) == {"WinogradConv2d"}
+    assert "BatchNorm2d" in calls(extractor.network) and "WinogradConv2d" not in calls(extractor.network)
+    light(images)
+    after = extractor.network.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+class Odd(nn.Module):
+    """A convolution whose output is used twice, one that is called twice, a norm without weights and one without statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.third = (nn.Conv2d(a, 96, 3, padding=1, bias=a == 3) for a in (3, 96, 96))
+        self.last = nn.Conv2d(96, 5, 3, padding=1, padding_mode="reflect")
+        self.norms = nn.ModuleList(nn.BatchNorm2d(96) for _ in range(3))
+        self.bare, self.own = nn.BatchNorm2d(96, affine=False), nn.BatchNorm2d(5, track_running_stats=False)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.first(x)
+        x = torch.relu(self.norms[0](x) + x)
+        x = self.norms[2](self.twice(self.norms[1](self.twice(x))))
+        x = self.bare(self.third(x))
+        return {"third": x, "last": self.own(self.last(x))}
+
+
+def test_what_cannot_be_folded_is_left_alone() -> None:
+    torch.manual_seed(0)
+    network = Odd().double().train()
+    for _ in range(3):
+        network(torch.randn(2, 3, 12, 9, dtype=torch.float64))             # statistics that are not 0 and 1
+    graph = fx.symbolic_trace(network.eval()).eval()
+    x = torch.randn(2, 3, 13, 11, dtype=torch.float64)
+    light = folded(graph)
+    for name, expected in network(x).items():
+        torch.testing.assert_close(light(x)[name], expected)
+    left = [name for name, layer in light.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert sorted(left) == ["norms.0", "norms.1", "norms.2", "own"]
+    assert [name for name, layer in light.named_modules() if isinstance(layer, WinogradConv2d)] == ["third"]

@@ -57,15 +57,15 @@ def _cpu_name() -> str:
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
-    """Versions of what decides numbers; of OpenVINO, where it is chosen and `device`, by default a CPU, is one it serves."""
+    """Versions of what decides numbers; of the features' engine too, where one is chosen for `device`, by default a CPU."""
     import numpy
     import sklearn
     import timm
     import torchvision
 
     from adcore.features.engines import chosen_engine
-    on_cpu = device is None or device.type == "cpu"
-    engine = {"openvino": metadata.version("openvino")} if on_cpu and chosen_engine() == "openvino" else {}
+    chosen = chosen_engine() if device is None or device.type == "cpu" else "torch"
+    engine = {} if chosen == "torch" else {chosen: metadata.version("openvino") if chosen == "openvino" else adcore.__version__}
     return {"adcore": adcore.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "torchvision": torchvision.__version__, "timm": timm.__version__, "numpy": numpy.__version__,
             "scikit-learn": sklearn.__version__, **engine}

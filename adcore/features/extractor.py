@@ -67,7 +67,7 @@ class FeatureExtractor(nn.Module):
 
     @property
     def engine(self) -> str:
-        """Who computes: 'openvino' where it is chosen and the extractor frozen, on a CPU and in float32; else 'torch'."""
+        """Who computes: the chosen engine where the extractor is frozen, on a CPU and in float32; else 'torch'."""
         fits = self.frozen and self.mean.device.type == "cpu" and self.mean.dtype == torch.float32
         return chosen_engine() if fits else "torch"
 
@@ -95,8 +95,8 @@ class FeatureExtractor(nn.Module):
             DataError: a feature is NaN or infinite.
         """
         x = (images - self.mean) / self.std
-        if self.engine == "openvino":
-            maps = compiled_maps(self.network, self.nodes, x)
+        if (engine := self.engine) != "torch":
+            maps = compiled_maps(engine, self.network, self.nodes, x)
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 found = self.network(x.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,55 @@
+"""A frozen network rewritten for inference: batch norms become part of the convolutions before them, and 3 x 3 convolutions of
+many channels are Winograd's."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from adcore.kernels.winograd import WinogradConv2d, worth
+
+
+@torch.no_grad()
+def folded(network: fx.GraphModule) -> fx.GraphModule:
+    """The same function, to float32 rounding, in eval mode; other layers are shared with `network`, which stays as it is."""
+    found = fx.GraphModule(network, copy.deepcopy(network.graph))
+    layers = dict(network.named_modules())
+    calls = Counter(node.target for node in found.graph.nodes if node.op == "call_module")
+    for node in list(found.graph.nodes):
+        layer = layers.get(str(node.target)) if node.op == "call_module" else None
+        if type(layer) is not nn.Conv2d or calls[node.target] > 1:
+            continue
+        norm = _norm_after(node, layers)
+        weight, bias = layer.weight, layer.bias
+        if norm is not None:
+            after = layers[str(norm.target)]
+            weight, bias = fuse_conv_bn_weights(weight, bias, after.running_mean, after.running_var, after.eps, after.weight,
+                                                after.bias)
+            norm.replace_all_uses_with(node)
+            found.graph.erase_node(norm)
+        if worth(layer):
+            found.set_submodule(str(node.target), WinogradConv2d(weight, bias))
+        elif norm is not None:
+            found.set_submodule(str(node.target), _with(layer, weight, bias))
+    found.recompile()
+    found.delete_all_unused_submodules()
+    return found.eval()
+
+
+def _norm_after(node: fx.Node, layers: dict[str, nn.Module]) -> fx.Node | None:
+    """The batch norm that takes a layer's output, when nothing else does."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    layer = layers.get(str(user.target)) if user.op == "call_module" else None
+    return user if type(layer) is nn.BatchNorm2d and layer.track_running_stats else None
+
+
+def _with(layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
+    found = copy.copy(layer)                           # shallow: the parameters are replaced, not written to
+    found._parameters = {"weight": nn.Parameter(weight, False), "bias": None if bias is None else nn.Parameter(bias, False)}
+    return found
