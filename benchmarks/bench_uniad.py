@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from adcore.experiments.provenance import commit
 from adcore.files import write_text
-from adcore.kernels import Dropout, ReluDropout
+from adcore.kernels import Dropout
 from adcore.losses import mse
 from adcore.memory import kept_memory
 from adcore.models.reconstruction import jitter_features
-from adcore.models.transformer import Attention
+from adcore.models.transformer import Attention, FeedForward
 from adcore.models.uniad import UniADConfig, UniADNetwork
 from adcore.training import seeded, train
 
@@ -68,8 +68,8 @@ def plainly(network: UniADNetwork) -> UniADNetwork:
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
                 setattr(module, name, Plain(child))
-            elif isinstance(child, ReluDropout):
-                setattr(module, name, nn.Sequential(nn.ReLU(), nn.Dropout(child.p)))
+            elif isinstance(child, FeedForward):
+                setattr(module, name, nn.Sequential(*(nn.Dropout(x.p) if isinstance(x, Dropout) else x for x in child)))
             elif isinstance(child, Dropout):
                 setattr(module, name, nn.Dropout(child.p))
     return network

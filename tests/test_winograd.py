@@ -46,6 +46,11 @@ def test_transposed_and_strided_images_are_taken_as_they_are():
         assert_close(winograd(view, factors), F.conv2d(view.contiguous(), weight, padding=1))
 
 
+def test_the_matrices_are_exact_in_whole_numbers_of_24():
+    x, weight = torch.arange(36.0).double().view(1, 1, 6, 6), torch.arange(9.0).double().view(1, 1, 3, 3)
+    assert torch.equal(winograd(x, winograd_factors(24 * 24 * weight)).round(), F.conv2d(x, 24 * 24 * weight, padding=1))
+
+
 def test_it_is_worth_it_for_wide_convolutions_of_3_x_3_only():
     assert worth(nn.Conv2d(96, 128, 3, padding=1)) and worth(nn.Conv2d(96, 96, 3, padding="same", bias=False))
     for settings_ in ({"stride": 2}, {"padding": 0}, {"groups": 2}, {"dilation": 2}, {"padding_mode": "reflect"},

@@ -2,10 +2,9 @@
 
 from adcore.kernels.attention import masked_attention
 from adcore.kernels.choice import kernels, use_triton
-from adcore.kernels.dropout import Dropout, ReluDropout, dropout, relu_dropout
+from adcore.kernels.dropout import Dropout, dropout, relu_dropout
 from adcore.kernels.gmm import gmm
 from adcore.kernels.kcenter import kcenter
 from adcore.kernels.nearest import nearest
 
-__all__ = ["Dropout", "ReluDropout", "dropout", "gmm", "kcenter", "kernels", "masked_attention", "nearest", "relu_dropout",
-           "use_triton"]
+__all__ = ["Dropout", "dropout", "gmm", "kcenter", "kernels", "masked_attention", "nearest", "relu_dropout", "use_triton"]

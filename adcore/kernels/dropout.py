@@ -123,10 +123,3 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training)
-
-
-class ReluDropout(Dropout):
-    """`relu_dropout` as a module."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return relu_dropout(x, self.p, self.training)

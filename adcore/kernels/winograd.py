@@ -7,8 +7,8 @@
     M           (36, tiles, K)       36 matrix products in place of the convolution
     Y           (16, tiles, K)
 
-The transforms lose about a digit in float32. They are products with 36 x 36 and 16 x 36 matrices, worth their time from about a
-hundred channels on (`WORTH`).
+The transforms lose about a digit in float32, and are worth their time from about a hundred channels on (`WORTH`). With stride 2
+they leave 81 products of 144, too little to win: such layers stay with torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 WORTH = 96                   # channels, in and out; at 64 the transforms take longer than they save
-BLOCK_BYTES = 8 * 2**20      # of transformed tiles at a time
+BLOCK_BYTES = 16 * 2**20      # of transformed tiles at a time
 
 _B_T = torch.tensor([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
                      [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]], dtype=torch.float64)
@@ -39,7 +39,7 @@ def winograd(x: Tensor, factors: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     (images, channels, height, width), out_channels = x.shape, factors.shape[2]
     rows, columns = -(-height // 4), -(-width // 4)
-    into, back = (torch.kron(m, m).to(factors) for m in (_B_T, _A_T))
+    into, back = _B_T.to(factors), _A_T.to(factors)
     padded = x.new_zeros(images, 4 * rows + 2, 4 * columns + 2, channels)
     padded[:, 1:height + 1, 1:width + 1] = x.permute(0, 2, 3, 1)
     image, row, column, channel = padded.stride()
@@ -50,11 +50,16 @@ def winograd(x: Tensor, factors: Tensor, bias: Tensor | None = None) -> Tensor:
     for start in range(0, images, step):
         block, some = slice(start, start + step), min(step, images - start)
         count = some * rows * columns
-        d = torch.mm(into, tiles[:, :, block].reshape(36, count * channels))
+        d = _both_ways(into, tiles[:, :, block].reshape(6, 6, count * channels))
         m = torch.bmm(d.view(36, count, channels), factors)
-        y = torch.mm(back, m.view(36, count * out_channels)).view(4, 4, some, rows, columns, out_channels)
+        y = _both_ways(back, m.view(6, 6, count * out_channels)).view(4, 4, some, rows, columns, out_channels)
         torch.add(y.permute(2, 3, 0, 4, 1, 5), shift, out=out[block].view(some, rows, 4, columns, 4, out_channels))
     return out[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def _both_ways(matrix: Tensor, x: Tensor) -> Tensor:
+    """Over rows, then over columns: (a, 6), (6, 6, n) -> (a, a, n)."""
+    return torch.matmul(matrix, torch.mm(matrix, x.flatten(1)).unflatten(1, x.shape[1:]))
 
 
 def worth(layer: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.errors import ParameterError
-from adcore.kernels import Dropout, ReluDropout, masked_attention
+from adcore.kernels import Dropout, masked_attention, relu_dropout
 
 
 class Widths(Protocol):
@@ -91,7 +91,12 @@ class FeedForward(nn.Sequential):
     """Table S1: 256 -> 1024 -> 256 with ReLU between."""
 
     def __init__(self, dim: int, inner: int, dropout: float) -> None:
-        super().__init__(nn.Linear(dim, inner), ReluDropout(dropout), nn.Linear(inner, dim))
+        super().__init__(nn.Linear(dim, inner), nn.ReLU(), Dropout(dropout), nn.Linear(inner, dim))
+        self.p = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        into, _, _, back = self
+        return back(relu_dropout(into(x), self.p, self.training))
 
 
 class EncoderLayer(nn.Module):
