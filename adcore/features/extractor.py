@@ -103,7 +103,8 @@ class FeatureExtractor(nn.Module):
                 found = self.network(x.contiguous(memory_format=torch.channels_last))
             maps = [found[node] for node in self.nodes]
         for tap, features in zip(self.taps, maps, strict=True):
-            if features.numel() and not all(map(math.isfinite, features.detach().aminmax())):    # one pass; torch.isfinite takes five
+            # One pass; torch.isfinite takes five.
+            if features.numel() and not all(map(math.isfinite, features.detach().aminmax())):
                 bad = [i for i in range(len(features)) if not bool(torch.isfinite(features[i]).all())]
                 raise DataError(f"features of {self.backbone.name} at tap {tap} are NaN or infinite for image "
                                 f"{', '.join(map(str, bad))} of the batch: check those images and the weights")
