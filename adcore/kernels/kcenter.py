@@ -67,7 +67,7 @@ def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int 
 
 def _squared_distances(points: Tensor, norms: Tensor, centres: Tensor, centre_norms: Tensor) -> Tensor:
     """(n, c) squared distances by one matrix product."""
-    return torch.addmm(norms[:, None] + centre_norms[None], points, centres.T, alpha=-2).clamp_(min=0)
+    return torch.mm(points, centres.T).mul_(-2).add_(norms[:, None]).add_(centre_norms).clamp_(min=0)
 
 
 def _rows(points: Tensor, width: int) -> int:
