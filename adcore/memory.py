@@ -1,7 +1,7 @@
 """Memory that a long computation on a CPU keeps between its steps.
 
 glibc returns freed memory to the system as soon as much of it is free. A training step frees all it made, so the next one is
-given every page anew, filled with zeros one by one: on small networks that takes longer than the arithmetic.
+given every page anew, filled with zeros one by one: that may take longer than the arithmetic, as in EfficientNet-Lite0.
 """
 
 from __future__ import annotations

@@ -222,3 +222,11 @@ def test_a_compiler_is_given_torchs_own_dropout(monkeypatch):
     for out in (dropout(x, 0.5), relu_dropout(x, 0.5), masked_attention(q, k, v, sight(), 0.5)):
         assert not type(out.grad_fn).__name__.startswith("_")
     assert_close(masked_attention(q, k, v, sight(), 1e-300), masked_attention(q, k, v, sight()))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_what_is_no_probability_is_refused(p):
+    for call in (lambda: dropout(torch.ones(3), p), lambda: relu_dropout(torch.ones(3), p),
+                 lambda: masked_attention(*operands(), None, p)):
+        with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1"):
+            call()

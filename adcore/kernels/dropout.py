@@ -25,6 +25,9 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
     On a GPU this is torch's own. On a CPU p is rounded to a multiple of 1/65536, and the scale is that of the rounded p,
     so that the expectation is exactly x. Repeatable under torch.manual_seed, and differentiable once.
+
+    Raises:
+        ValueError: p is not a probability.
     """
     if not training or p == 0:
         return x
@@ -42,7 +45,7 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 def by_bits(x: Tensor, p: float) -> bool:
     """Whether `x` is dropped by `Bits`. A compiler fuses torch's own dropout, and cannot look into ours."""
-    return x.device.type == "cpu" and p < 1 and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and 0 <= p < 1 and not torch.compiler.is_compiling()
 
 
 class Bits:
