@@ -14,10 +14,9 @@ from torch import Tensor
 
 from adcore.kernels.choice import use_triton
 
-# Bytes are worked on in blocks of so many pixels, in memory that is taken once. A block's colours stay in a core's cache, and
-# they are too few for torch to wake a second thread, which for work of microseconds costs more than it brings (and on a busy
-# machine a hundred times more). A matrix product of three rows would wake it all the same, so products are written out.
-BLOCK = 10 * 1024
+# Bytes are worked on in blocks of so many pixels, in memory that is taken once: enough for the threads that torch wakes for
+# each operation, and few enough to stay in the cache. A matrix product of three rows would be slower than products written out.
+BLOCK = 128 * 1024
 SUMMED = 1024  # whole numbers up to 2^7 in size, whose products add up exactly in float32, in any order: 2^10 2^14 = 2^24
 
 
@@ -104,7 +103,7 @@ def _affine_of_bytes(pixels: Tensor, A: Tensor, centre: Tensor, goal: Tensor) ->
     """`affine` of (B, 3, N) uint8, all else float64: in steps of 8 bits, from the whole number next to the centre."""
     whole = (255 * centre).round()                                              # (B, 3)
     start = 255 * goal[..., None] - A @ (255 * centre - whole)[..., None]       # (B, 3, 1)
-    start = start + 0.5                           # a byte is cut off below; round() would wake a second thread for any block
+    start = start + 0.5                           # a byte is cut off below, which rounds without a pass of its own
     whole, start, A = whole[..., None].float(), start.float(), A.float()
     moved = torch.empty(pixels.shape, dtype=torch.uint8)
     block, other = torch.empty(2, 3 * min(BLOCK, pixels.shape[2]))

@@ -17,6 +17,7 @@ from adcore.kernels.choice import use_triton
 
 CHUNK_BYTES = 256 * 2**20
 ENTRIES = 8192  # of the bank in a block: fewer make poor products, more leave a CPU's cache
+GROUP = 64      # of them among which the nearest one's place is looked up last
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int = 1, *, chunk_bytes: int = CHUNK_BYTES) -> tuple[Tensor, Tensor]:
@@ -60,24 +61,45 @@ def _indices(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int) -> Tensor:
     half_norms = torch.linalg.vector_norm(bank, dim=1).square_().div_(2)                                    # (m,)
     room = queries.new_empty(rows * columns)
     indices = torch.empty(n, k, dtype=torch.long, device=queries.device)
+    search = _nearest_one if k == 1 else _nearest_few
     for top in range(0, n, rows):
-        block = queries[top:top + rows]
-        best, found = None, None                                         # (rows, at most k), of the entries so far
-        for left in range(0, m, columns):
-            entries = bank[left:left + columns]
-            out = room[:len(block) * len(entries)].view(len(block), len(entries))
-            closeness = torch.addmm(half_norms[left:left + columns], block, entries.T, beta=-1, out=out)    # larger is nearer
-            value, at = closeness.max(1, keepdim=True) if k == 1 else closeness.topk(min(k, len(entries)), dim=1)
-            at = at + left
-            if best is None or found is None:
-                best, found = value, at
-            elif k == 1:
-                nearer = value > best
-                best, found = torch.where(nearer, value, best), torch.where(nearer, at, found)
-            else:
-                values, ats = torch.cat([best, value], 1), torch.cat([found, at], 1)
-                best, order = values.topk(min(k, values.shape[1]), dim=1)
-                found = ats.gather(1, order)
-        assert found is not None
-        indices[top:top + rows] = found
+        indices[top:top + rows] = search(queries[top:top + rows], bank, half_norms, columns, room, k)
     return indices
+
+
+def _nearest_one(queries: Tensor, bank: Tensor, half_norms: Tensor, columns: int, room: Tensor, k: int) -> Tensor:
+    """(rows, 1). The bank stands on the left of its products, which is faster. The largest is found group by group: a maximum with
+    its place takes twenty times as long as one without."""
+    rows = len(queries)
+    across = queries.T.contiguous()                                                             # (d, rows)
+    best = queries.new_full((rows,), -torch.inf)
+    found = torch.zeros(rows, dtype=torch.long, device=queries.device)
+    for left in range(0, len(bank), columns):
+        entries = bank[left:left + columns]
+        out = room[:rows * len(entries)].view(len(entries), rows)
+        closeness = torch.addmm(half_norms[left:left + columns, None], entries, across, beta=-1, out=out)   # larger is nearer
+        start = 0
+        for group in (GROUP, 1):                                         # whole groups, then the entries that fill none
+            stop = start + (len(entries) - start) // group * group
+            if stop > start:
+                largest, which = closeness[start:stop].view(-1, group, rows).amax(1).max(0)      # (rows,) each
+                nearer = (~(largest <= best) & ~best.isnan()).nonzero()[:, 0]    # the first NaN stays, to be seen
+                best[nearer] = largest[nearer]
+                within = closeness[start:stop].view(-1, group, rows)[which[nearer], :, nearer]   # (nearer, group)
+                found[nearer] = left + start + which[nearer] * group + within.argmax(1)
+            start = stop
+    return found[:, None]
+
+
+def _nearest_few(queries: Tensor, bank: Tensor, half_norms: Tensor, columns: int, room: Tensor, k: int) -> Tensor:
+    """(rows, k)."""
+    best, found = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    for left in range(0, len(bank), columns):
+        entries = bank[left:left + columns]
+        out = room[:len(queries) * len(entries)].view(len(queries), len(entries))
+        closeness = torch.addmm(half_norms[left:left + columns], queries, entries.T, beta=-1, out=out)
+        value, at = closeness.topk(min(k, len(entries)), dim=1)
+        values, ats = torch.cat([best, value], 1), torch.cat([found, at + left], 1)
+        best, order = values.topk(min(k, values.shape[1]), dim=1)
+        found = ats.gather(1, order)
+    return found
