@@ -68,8 +68,8 @@ def _indices(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int) -> Tensor:
 
 
 def _nearest_one(queries: Tensor, bank: Tensor, half_norms: Tensor, columns: int, room: Tensor, k: int) -> Tensor:
-    """(rows, 1). The bank stands on the left of its products, which is faster. The largest is found group by group: a maximum with
-    its place takes twenty times as long as one without."""
+    """(rows, 1). The bank stands on the left of its products, which is faster. The largest is found group by group: its place
+    takes twenty times as long as its value."""
     rows = len(queries)
     across = queries.T.contiguous()                                                             # (d, rows)
     best = queries.new_full((rows,), -torch.inf)
