@@ -62,6 +62,7 @@ def benchmark_chart(frame: pd.DataFrame | None) -> str | None:
         axes = figure.add_subplot()
         names = [f"{row.benchmark} ({row.size})\nvs {row.peer}" for row in frame.itertuples()]  # equal names would share a bar
         axes.barh(names, frame["ratio"], color=[COLOURS[2] if ratio >= 1 else COLOURS[1] for ratio in frame["ratio"]])
+        axes.margins(y=0.5 / len(frame))
         for y, ratio in enumerate(frame["ratio"]):
             axes.text(ratio * 1.03, y, f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.2g}x", va="center", fontsize=8)
         axes.axvline(1, color="#333", linewidth=1)
