@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import adcore
 from adcore.files import digest_file, digest_text
+
+_parsing = threading.Lock()
 
 
 def code_digest(paths: Iterable[Path]) -> str:
@@ -49,7 +52,7 @@ def with_imports(path: Path, package: str) -> list[Path]:
         if path in found or not path.is_file():
             continue
         found.append(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_parsed(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
                 waiting.append(path.with_name(f"{str(node.module).rpartition('.')[2]}.py"))
     return sorted(found)
@@ -57,13 +60,19 @@ def with_imports(path: Path, package: str) -> list[Path]:
 
 def imports(paths: Iterable[Path], module: str) -> bool:
     """True when one of these files imports `module` or something in it."""
-    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in paths)
+    trees = map(_parsed, paths)
     return any(isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{module}.")
                for tree in trees for node in ast.walk(tree))
 
 
+def _parsed(path: Path) -> ast.Module:
+    """One thread at a time: Python 3.11 may fail where two of them parse."""
+    with _parsing:
+        return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _bones(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _parsed(path)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -168,11 +168,8 @@ def test_a_training_that_stops_early_leaves_its_state_to_the_longer_one(two, own
 
 
 def test_two_at_once_train_it_once(two, trainings):
-    both = [threading.Thread(target=detector("cutpaste").pretrain, args=(two.train,)) for _ in range(2)]
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda one: one.pretrain(two.train), [detector("cutpaste") for _ in range(2)]))  # and raises
     assert trainings == [12]
 
 
