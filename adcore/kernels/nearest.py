@@ -61,13 +61,14 @@ def _indices(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int) -> Tensor:
     half_norms = torch.linalg.vector_norm(bank, dim=1).square_().div_(2)                                    # (m,)
     room = queries.new_empty(rows * columns)
     indices = torch.empty(n, k, dtype=torch.long, device=queries.device)
-    search = _nearest_one if k == 1 else _nearest_few
     for top in range(0, n, rows):
-        indices[top:top + rows] = search(queries[top:top + rows], bank, half_norms, columns, room, k)
+        block = queries[top:top + rows]
+        indices[top:top + rows] = (_nearest_one(block, bank, half_norms, columns, room) if k == 1 else
+                                   _nearest_few(block, bank, half_norms, columns, room, k))
     return indices
 
 
-def _nearest_one(queries: Tensor, bank: Tensor, half_norms: Tensor, columns: int, room: Tensor, k: int) -> Tensor:
+def _nearest_one(queries: Tensor, bank: Tensor, half_norms: Tensor, columns: int, room: Tensor) -> Tensor:
     """(rows, 1). The bank stands on the left of its products, which is faster. The largest is found group by group: its place
     takes twenty times as long as its value."""
     rows = len(queries)
