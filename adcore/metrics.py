@@ -10,7 +10,8 @@ anomalous region, averaged over the regions of all images; integrated up to an F
 No threshold is left out and nothing is binned. Equal scores enter together, so a curve climbs through them in a
 straight line. An AUROC below 0.5 is reported as it is, never as 1 - AUROC.
 
-The normal scores are sorted, once for all metrics; everything else is work on the few anomalous pixels. Each distinct
+The normal scores are sorted, once for all metrics and in as many parts as torch has threads, for what is wanted of them are
+numbers, which add up over parts; everything else is work on the few anomalous pixels. Each distinct
 anomalous score v meets `above` normal scores that are greater and `equal` ones that tie; with N normal scores, the
 step of every curve at v runs from FPR = above / N to FPR = (above + equal) / N, and its height is v's share of the
 anomalous pixels (AUROC, AP) or its sum of 1 / (regions * size of its region) (AUPRO).
@@ -19,11 +20,14 @@ anomalous pixels (AUROC, AP) or its sum of 1 / (regions * size of its region) (A
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import ndimage
 
 from adcore.errors import ParameterError
@@ -31,6 +35,8 @@ from adcore.errors import ParameterError
 Array = npt.NDArray[Any]
 Maps = Sequence[Any] | Array
 """(B, H, W) as one array or tensor, or a sequence of (H, W), whose sizes may differ from image to image."""
+
+PART = 2**18  # normal scores at least for a thread of their own; fewer are sorted in less time than it takes to start
 
 
 @dataclass(frozen=True)
@@ -174,22 +180,30 @@ def _climb(normal: Array, anomalous: Array, weights: Array | None) -> tuple[_Cli
 
     `weights` None gives the counted climb twice.
     """
-    normal.sort()
     order = anomalous.argsort()[::-1]
     ranked = anomalous[order]                                                 # from the highest down
     first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))        # where a distinct score begins
-    values = ranked[first]
-    upwards = values[::-1]
-    below = normal.searchsorted(upwards)[::-1]
-    equal = np.zeros_like(below)
-    ties = np.flatnonzero((below < normal.size) & (normal[np.minimum(below, normal.size - 1)] == values))
-    equal[ties] = normal.searchsorted(values[ties], side="right") - below[ties]
+    upwards = ranked[first][::-1]
+    parts = max(1, min(torch.get_num_threads(), normal.size // PART))
+    with ThreadPoolExecutor(parts) as threads:
+        found = list(threads.map(partial(_meets, upwards), np.array_split(normal, parts)))
+    below, equal = (np.sum(numbers, axis=0)[::-1] for numbers in zip(*found, strict=True))
     above = normal.size - below - equal
     count = np.diff(first, append=ranked.size)
     counted = _Climb(above, equal, count / ranked.size, count, normal.size)
     if weights is None:
         return counted, counted
     return counted, _Climb(above, equal, np.add.reduceat(weights[order], first), count, normal.size)
+
+
+def _meets(upwards: Array, normal: Array) -> tuple[Array, Array]:
+    """How many normal scores (N,), sorted in place, lie below each of the ascending `upwards` (V,), and how many tie with it."""
+    normal.sort()
+    below = normal.searchsorted(upwards)
+    equal = np.zeros_like(below)
+    ties = np.flatnonzero((below < normal.size) & (normal[np.minimum(below, normal.size - 1)] == upwards))
+    equal[ties] = normal.searchsorted(upwards[ties], side="right") - below[ties]
+    return below, equal
 
 
 def _climb_of(labels: Any, scores: Any) -> _Climb:

@@ -4,8 +4,7 @@
 
 All compute moments of both images, the Monge-Kantorovich map, and the mapped image, rounded and cut to 0..255. Peers work on
 pixels (N, 3) in float64, their own form; laying them out so is not timed, the way from bytes and back is. Each timed call
-follows an untimed one of the same code: the threads of numpy's products would otherwise still be waiting for more work, on the
-cores that torch's need.
+follows an untimed one of the same code, as in a loop over images.
 """
 
 from __future__ import annotations

@@ -29,6 +29,9 @@ from adcore.files import write_text
 COLUMNS = ["benchmark", "ours_s", "peer", "peer_s", "ratio", "rounds", "size", "machine", "versions", "commit"]
 KEY = ["benchmark", "peer", "size", "machine"]
 RESULTS = Path(__file__).with_name("results.csv")
+# Seconds before each turn. Idle threads of numpy's, MKL's and OpenMP's products wait for more work in a loop, on the cores that
+# the other's threads need: ours took twice as long within 0.07 s of a peer's call.
+REST = 0.25
 
 Setting = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -94,7 +97,7 @@ def machine() -> str:
 
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, *, setting: Setting | None = None
               ) -> tuple[float, float]:
-    """Median seconds of both, timed in turns so that a slow phase of the machine hits both.
+    """Median seconds of both, timed in turns so that a slow phase of the machine hits both, with a rest between.
 
     setting  for calls that come one after another in use, such as the steps of a training: the block in which the package
              makes ours. Each timed call then follows an untimed one of the same code, which has woken its threads and got
@@ -103,6 +106,7 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, *
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for call, taken, around in zip((ours, theirs), seconds, (setting, contextlib.nullcontext), strict=True):
+            time.sleep(REST)
             with (around or contextlib.nullcontext)():
                 if setting is not None:
                     call()

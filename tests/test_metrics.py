@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, against a slow loop over every threshold and region, and against paper sums."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -128,6 +129,15 @@ def test_two_hundred_thousand_pixels_agree_with_scikit_learn():
     found = pixel_scores(masks, maps)
     assert found.auroc == approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-12)
     assert found.ap == approx(average_precision_score(masks.ravel(), maps.ravel()), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(maps_with_ties(), st.integers(1, 5))
+def test_normal_scores_sorted_in_parts_count_alike_to_the_last_bit(case, parts):
+    masks, maps = case
+    at_once = pixel_scores(masks, maps)
+    with mock.patch("adcore.metrics.PART", 1), mock.patch("torch.get_num_threads", lambda: parts):
+        assert pixel_scores(masks, maps) == at_once
 
 
 # ---------------------------------------------------------------- on paper
