@@ -197,7 +197,7 @@ def _climb(normal: Array, anomalous: Array, weights: Array | None) -> tuple[_Cli
 
 
 def _meets(upwards: Array, normal: Array) -> tuple[Array, Array]:
-    """How many normal scores (N,), sorted in place, lie below each of the ascending `upwards` (V,), and how many tie with it."""
+    """How many normal scores (N,), sorted in place, lie below each of the ascending `upwards` (V,), and how many tie."""
     normal.sort()
     below = normal.searchsorted(upwards)
     equal = np.zeros_like(below)
