@@ -103,8 +103,7 @@ class FeatureExtractor(nn.Module):
                 found = self.network(x.contiguous(memory_format=torch.channels_last))
             maps = [found[node] for node in self.nodes]
         for tap, features in zip(self.taps, maps, strict=True):
-            # One pass; torch.isfinite takes five.
-            if features.numel() and not all(map(math.isfinite, features.detach().aminmax())):
+            if features.numel() and not all(map(math.isfinite, _extremes(features.detach()))):
                 bad = [i for i in range(len(features)) if not bool(torch.isfinite(features[i]).all())]
                 raise DataError(f"features of {self.backbone.name} at tap {tap} are NaN or infinite for image "
                                 f"{', '.join(map(str, bad))} of the batch: check those images and the weights")
@@ -130,6 +129,13 @@ class FeatureExtractor(nn.Module):
             found = self.network(torch.zeros(1, 3, side, side))
         maps = [found[node] for node in self.nodes]
         return tuple(m.shape[1] for m in maps), tuple(round(side / m.shape[-1]) for m in maps)
+
+
+def _extremes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest, NaN where there is one, in one pass: torch.isfinite takes five, and aminmax copies what does not
+    lie in the order of its dimensions."""
+    channels_last = features.is_contiguous(memory_format=torch.channels_last)
+    return (features.permute(0, 2, 3, 1) if channels_last else features).aminmax()
 
 
 def _graph(network: nn.Module) -> list[str]:

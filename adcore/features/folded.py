@@ -1,9 +1,10 @@
-"""A frozen network rewritten for inference: batch norms become part of the convolutions before them, and 3 x 3 convolutions of
-many channels are Winograd's."""
+"""A frozen network rewritten for inference: batch norms become part of the convolutions before them, 3 x 3 convolutions of many
+channels are Winograd's, and residual blocks add in place."""
 
 from __future__ import annotations
 
 import copy
+import operator
 from collections import Counter
 
 import torch
@@ -35,9 +36,18 @@ def folded(network: fx.GraphModule) -> fx.GraphModule:
             found.set_submodule(str(node.target), WinogradConv2d(weight, bias))
         elif norm is not None:
             found.set_submodule(str(node.target), _with(layer, weight, bias))
+        for user in node.users if len(node.users) == 1 else ():
+            if user.target is operator.add and user.args[0] is node:
+                user.target = _added                   # a block's input to what its last convolution has just made
     found.recompile()
     found.delete_all_unused_submodules()
     return found.eval()
+
+
+def _added(made: torch.Tensor, other: torch.Tensor | float) -> torch.Tensor:
+    """Their sum, in the memory of the first where it fits."""
+    fits = isinstance(other, torch.Tensor) and other.shape == made.shape and other.dtype == made.dtype
+    return made.add_(other) if fits else made + other
 
 
 def _norm_after(node: fx.Node, layers: dict[str, nn.Module]) -> fx.Node | None:
