@@ -9,7 +9,8 @@ centre the squared lengths of all points anew, their products with the centre, a
 selections agree when they cover the points equally well: rounding may swap picks that are almost equally far, and then all
 that follow.
 
-Peak memory is measured in a process of its own, beside the bank it was given (Linux only), and goes to kcenter_memory.csv.
+Peak memory is that of a second call in a process of its own, beside the bank it was given (Linux only), and goes to
+kcenter_memory.csv.
 """
 
 from __future__ import annotations
@@ -105,12 +106,12 @@ def compared(points: Tensor, k: int, size: str, rounds: int) -> list[dict[str, s
 
 
 def peak_over_bank(n: int, d: int, k: int) -> float:
-    """Largest resident memory during `kcenter`, bank included, over the bank; of this process, which should do nothing else.
+    """Largest resident memory during a second `kcenter`, bank included, over the bank; in a process that does nothing else.
 
     Raises:
         ParameterError: not on Linux.
     """
-    kcenter(gaussian(3000, d), 300, progress=False)                     # libraries take memory of their own when first used
+    kcenter(gaussian(n, d), k, progress=False)      # libraries take some megabytes of their own when first used at a size
     points = gaussian(n, d)
     rise = peak_rise(lambda: kcenter(points, k, progress=False))
     if rise is None:
