@@ -20,7 +20,7 @@ def parameters(module: nn.Module) -> int:
 
 def linear_weights(module: nn.Module) -> int:
     """Weights of linear maps alone: matrices that multiply features. No biases, norms, queries or positions."""
-    from adcore.models.transformer import Attention
+    from adcore.models.reconstruction.transformer import Attention
 
     count = 0
     for part in module.modules():

@@ -44,17 +44,18 @@ def run_digest(notebook: Path, parameters: Mapping[str, Any], package: str) -> s
 
 
 def with_imports(path: Path, package: str) -> list[Path]:
-    """A file and those beside it that it imports from `package`, directly or not, sorted."""
-    found: list[Path] = []
-    waiting = [path]
+    """A file of the folder of `package` and those in it and below that it imports, directly or not, sorted; whole packages do
+    not count."""
+    folder, found, waiting = path.parent, list[Path](), [path]
     while waiting:
         path = waiting.pop()
         if path in found or not path.is_file():
             continue
         found.append(path)
         for node in ast.walk(_parsed(path)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
-                waiting.append(path.with_name(f"{str(node.module).rpartition('.')[2]}.py"))
+            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{package}."):
+                place = folder.joinpath(*str(node.module).removeprefix(package).split(".")[1:])
+                waiting += [place.with_name(f"{place.name}.py"), *(place / f"{alias.name}.py" for alias in node.names)]
     return sorted(found)
 
 

@@ -25,7 +25,7 @@ from adcore.experiments.provenance import machine
 from adcore.kernels import gmm, kcenter, kernels, masked_attention, nearest
 from adcore.kernels.color import moments
 from adcore.kernels.kcenter import POOL
-from adcore.models.transformer import neighbor_mask
+from adcore.models.reconstruction.transformer import neighbor_mask
 
 COLUMNS = ("kernel", "size", "ms", "eager", "compiled", "limit", "share", "bound by", "verdict")
 

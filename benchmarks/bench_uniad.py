@@ -30,8 +30,8 @@ from adcore.files import write_text
 from adcore.kernels import Dropout
 from adcore.losses import mse
 from adcore.memory import kept_memory
-from adcore.models.reconstruction import jitter_features
-from adcore.models.transformer import Attention, FeedForward
+from adcore.models.reconstruction.detector import jitter_features
+from adcore.models.reconstruction.transformer import Attention, FeedForward
 from adcore.models.uniad import UniADConfig, UniADNetwork
 from adcore.training import seeded, train
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adcore.models.transformer import Attention
+from adcore.models.reconstruction.transformer import Attention
 
 
 def exact(module: nn.Module) -> nn.Module:

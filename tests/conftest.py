@@ -44,7 +44,8 @@ def one_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectors share a backbone: it is frozen, and building one takes longer than most tests."""
     from tiny import shared_extractor
 
-    from adcore.models import frozen, reconstruction
+    from adcore.models import frozen
+    from adcore.models.reconstruction import detector as reconstruction
     for module in (frozen, reconstruction):
         monkeypatch.setattr(module, "FeatureExtractor", shared_extractor)
 

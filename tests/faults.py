@@ -25,7 +25,8 @@ from tiny import shared_extractor, write_tiny
 
 from adcore import training
 from adcore.experiments import Store, grid, load_results, provenance, run, runner
-from adcore.models import frozen, reconstruction
+from adcore.models import frozen
+from adcore.models.reconstruction import detector as reconstruction
 
 UNIAD = {"image_size": 64, "hidden": 16, "epochs": 4, "neighbors": 3, "heads": 2, "ffn": 16}
 CUTPASTE = {"side": 32, "epochs": 3, "steps": 2, "batch_size": 4, "pretraining_size": 40, "image_size": 48, "stride": 16}

@@ -17,8 +17,8 @@ from adcore.data import read_images
 from adcore.features import FeatureExtractor
 from adcore.models import ATACNet, ATACNetConfig, atacnet
 from adcore.models.atacnet import STEPS, Look, gradcam
-from adcore.models.cropping import attention_boxes, crop
-from adcore.models.deviation import deviation_loss, deviation_loss_printed
+from adcore.models.few_shot.cropping import attention_boxes, crop
+from adcore.models.few_shot.deviation import deviation_loss, deviation_loss_printed
 from adcore.training import seeded
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (3,), "image_size": 64, "epochs": 1, "steps": 2, "batch_size": 6, "lr": 1e-3,

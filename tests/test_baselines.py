@@ -8,9 +8,10 @@ from torch import nn
 
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor
-from adcore.models import CNN, METHODS, MLP, Transformer, UniAD, UniADConfig, reconstruction
+from adcore.models import CNN, METHODS, MLP, Transformer, UniAD, UniADConfig
 from adcore.models.baselines import CNNConfig, CNNNetwork, MLPConfig, MLPNetwork, TransformerConfig
-from adcore.models.transformer import Attention, VanillaDecoderLayer
+from adcore.models.reconstruction import detector as reconstruction
+from adcore.models.reconstruction.transformer import Attention, VanillaDecoderLayer
 from adcore.models.uniad import UniADNetwork
 from adcore.training import seeded
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from adcore.complexity import flops, linear_weights, padim_parameters, parameters, uniad_cost
 from adcore.models.baselines import CNNConfig, CNNNetwork, MLPConfig, MLPNetwork, TransformerConfig
-from adcore.models.transformer import Attention
+from adcore.models.reconstruction.transformer import Attention
 from adcore.models.uniad import UniADConfig, UniADNetwork
 from adcore.papers import published
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adcore.models.cropping import attention_boxes, crop, paste
+from adcore.models.few_shot.cropping import attention_boxes, crop, paste
 
 
 def peak(h: int = 8, w: int = 8, *cells: tuple[int, int]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from pytest import approx
 from torch import Tensor
 
-from adcore.models.cutmix import MIXES, in_image, yun
+from adcore.models.few_shot.cutmix import MIXES, in_image, yun
 from adcore.training import seeded
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as one
 
 from adcore.errors import ParameterError
-from adcore.models import photometric
-from adcore.models.cutpaste_patches import Rectangles, cutpaste, recoloured, scarred, three_ways, turned
+from adcore.models.pretraining import photometric
+from adcore.models.pretraining.cutpaste_patches import Rectangles, cutpaste, recoloured, scarred, three_ways, turned
 from adcore.training import seeded
 
 DRAWS = 2000
@@ -153,7 +153,7 @@ def test_a_scar_is_1_to_4_by_5_to_6_pixels_turned_up_to_45_degrees_and_whole():
 
 def test_a_scar_is_drawn_within_its_ranges_and_fits_into_the_image(monkeypatch):
     drawn: list[tuple[Rectangles, Tensor, Tensor]] = []
-    monkeypatch.setattr("adcore.models.cutpaste_patches.turned",
+    monkeypatch.setattr("adcore.models.pretraining.cutpaste_patches.turned",
                         lambda sources, images, cut, turn, middle: drawn.append((cut, turn, middle)) or images)
     with seeded(4):
         scarred(coordinates(DRAWS, 20, 30), jitter=0)

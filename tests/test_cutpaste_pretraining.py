@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from adcore.errors import ParameterError
-from adcore.models import cutpaste_pretraining as module
-from adcore.models.cutpaste_pretraining import CutPasteNetwork, CutPastePretrainingConfig, pretrain_cutpaste
-from adcore.models.dense_views import standardized
+from adcore.models.pretraining import cutpaste as module
+from adcore.models.pretraining.cutpaste import CutPasteNetwork, CutPastePretrainingConfig, pretrain_cutpaste
+from adcore.models.pretraining.views import standardized
 
 SMALL = {"side": 32, "epochs": 2, "steps": 2, "batch_size": 4}
 IMAGES = torch.randint(0, 256, (6, 3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

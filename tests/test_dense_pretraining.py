@@ -14,11 +14,11 @@ from torch import Tensor
 
 from adcore import training
 from adcore.errors import AdcoreError, ParameterError
-from adcore.models import dense_pretraining
-from adcore.models.dense_pretraining import DS2Pretraining, DS2PretrainingConfig, pretrain
-from adcore.models.dense_views import AUGMENTATIONS, augmented
-from adcore.models.momentum import cosine_momentum
-from adcore.models.positive_pairs import geometric_pairs, top_pairs
+from adcore.models.pretraining import dense as dense_pretraining
+from adcore.models.pretraining.dense import DS2Pretraining, DS2PretrainingConfig, pretrain
+from adcore.models.pretraining.momentum import cosine_momentum
+from adcore.models.pretraining.positive_pairs import geometric_pairs, top_pairs
+from adcore.models.pretraining.views import AUGMENTATIONS, augmented
 from adcore.training import seeded
 
 IMAGES = torch.randint(256, (10, 3, 40, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as one
 
 from adcore.features.backbones import IMAGENET
-from adcore.models.dense_views import (
+from adcore.models.pretraining.views import (
     AUGMENTATIONS,
     Crops,
     Recipe,
@@ -113,7 +113,7 @@ def test_a_view_shows_what_its_box_says(flip):
 # Colours.
 
 def test_each_image_s_jitter_is_one_order_of_torchvision_s_four_operations(monkeypatch):
-    from adcore.models import photometric
+    from adcore.models.pretraining import photometric
     images, done = noise(12, 9, 11).float() / 255, []
     single = {"brightness": one.adjust_brightness, "contrast": one.adjust_contrast, "saturation": one.adjust_saturation,
               "hue": one.adjust_hue}

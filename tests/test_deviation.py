@@ -10,7 +10,7 @@ import torch
 from pytest import approx
 from torch import Tensor, nn
 
-from adcore.models.deviation import (
+from adcore.models.few_shot.deviation import (
     AnomalyMapping,
     deviation_loss,
     deviation_loss_printed,

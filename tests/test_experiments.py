@@ -38,7 +38,8 @@ from adcore.experiments import (
 from adcore.experiments.profiles import profile_settings
 from adcore.experiments.record import export_results, records
 from adcore.features import images_digest
-from adcore.models import METHODS, Config, Detector, PatchCore, Prediction, UniAD, frozen, reconstruction
+from adcore.models import METHODS, Config, Detector, PatchCore, Prediction, UniAD, frozen
+from adcore.models.reconstruction import detector as reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ from torchvision.models.resnet import BasicBlock
 from adcore.data.mvtec import load_mvtec
 from adcore.errors import ParameterError
 from adcore.features.backbones import IMAGENET
-from adcore.models import UniAD, UniADConfig, reconstruction
-from adcore.models.feature_decoder import (
+from adcore.models import UniAD, UniADConfig
+from adcore.models.reconstruction import detector as reconstruction
+from adcore.models.reconstruction.feature_decoder import (
     FeatureDecoder,
     FeatureDecoderConfig,
     UpBlock,

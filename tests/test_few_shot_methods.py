@@ -16,9 +16,10 @@ from torch import Tensor
 from adcore.data import read_images
 from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features.stages import stage_parameters
-from adcore.models import METHODS, few_shot
+from adcore.models import METHODS
 from adcore.models.atacnet import STEPS
-from adcore.models.few_shot import FewShot, rotated
+from adcore.models.few_shot import training as few_shot
+from adcore.models.few_shot.training import FewShot, rotated
 from adcore.training import seeded, train
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (3,), "image_size": 64, "epochs": 1, "steps": 2, "batch_size": 6, "lr": 1e-3}

@@ -31,14 +31,14 @@ def edit(path: Path, old: str, new: str) -> None:
 def test_comments_docstrings_and_spacing_leave_the_fingerprint_as_it_was(copied):
     look = provenance.fingerprint.__wrapped__
     before = look("uniad")
-    edit(copied / "models" / "transformer.py", "def neighbor_mask", "# a remark\n\n\ndef neighbor_mask")
+    edit(copied / "models" / "reconstruction" / "transformer.py", "def neighbor_mask", "# a remark\n\n\ndef neighbor_mask")
     edit(copied / "losses.py", "Mean squared error over", "The mean of squared errors over")
     edit(copied / "training.py", "    return (seed * 1_000_003", "    # why\n    return (seed  *  1_000_003")
     assert look("uniad") == before
 
 
 @pytest.mark.parametrize(("file", "old", "new"), [
-    ("models/uniad.py", "randn", "rand"), ("models/transformer.py", "size // 2", "size // 3"),
+    ("models/uniad.py", "randn", "rand"), ("models/reconstruction/transformer.py", "size // 2", "size // 3"),
     ("losses.py", "dim=-1", "dim=-2"), ("training.py", "1_000_003", "1_000_005"),
     ("kernels/kcenter.py", "CENTRES = 1024", "CENTRES = 512"), ("features/cache.py", "16", "17"),
     ("data/split.py", "SEED = 0", "SEED = 1")])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pytest import approx
 from torch import Tensor
 
-from adcore.models.instance_losses import byol_loss, info_nce, rotation_loss, simclr_loss
+from adcore.models.pretraining.instance_losses import byol_loss, info_nce, rotation_loss, simclr_loss
 
 
 def unit(count: int, seed: int, dim: int = 5) -> Tensor:

@@ -12,11 +12,11 @@ from pytest import approx
 from torch import Tensor, nn
 
 from adcore.errors import ParameterError
-from adcore.models import instance_ssl
-from adcore.models.dense_pretraining import DS2Pretraining, DS2PretrainingConfig, pretrain
-from adcore.models.dense_views import AUGMENTATIONS, standardized, unstandardized
-from adcore.models.instance_losses import byol_loss, info_nce, rotation_loss, simclr_loss
-from adcore.models.instance_ssl import BRANCHES, BYOL, DistAug, MoCoV2, RotNet, branch, turned
+from adcore.models.pretraining import instance_ssl
+from adcore.models.pretraining.dense import DS2Pretraining, DS2PretrainingConfig, pretrain
+from adcore.models.pretraining.instance_losses import byol_loss, info_nce, rotation_loss, simclr_loss
+from adcore.models.pretraining.instance_ssl import BRANCHES, BYOL, DistAug, MoCoV2, RotNet, branch, turned
+from adcore.models.pretraining.views import AUGMENTATIONS, standardized, unstandardized
 from adcore.papers import published
 from adcore.training import seeded
 

@@ -10,7 +10,7 @@ import torch
 from pytest import approx
 from torch import Tensor, nn
 
-from adcore.models.lars import LARS, step_schedule
+from adcore.models.pretraining.lars import LARS, step_schedule
 
 LR, MOMENTUM, DECAY, TRUST, EPS = 2.0, 0.9, 1e-2, 0.001, 1e-8
 

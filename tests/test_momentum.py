@@ -9,7 +9,7 @@ import torch
 from pytest import approx
 from torch import nn
 
-from adcore.models.momentum import cosine_momentum, follow, target_of
+from adcore.models.pretraining.momentum import cosine_momentum, follow, target_of
 from adcore.training import seeded
 
 

@@ -15,7 +15,7 @@ from pytest import approx
 from torch import Tensor
 from torchvision.transforms.v2 import functional as one
 
-from adcore.models import photometric
+from adcore.models.pretraining import photometric
 
 FACTORS = torch.tensor([0.0, 0.6, 1.0, 1.23, 1.4])
 TURNS = torch.tensor([-0.5, -0.1, 0.0, 0.07, 0.4])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pytest import approx
 from torch import Tensor, nn
 
-from adcore.models.pixel_propagation import Projector, Propagation, pair_loss, scale_loss
+from adcore.models.pretraining.pixel_propagation import Projector, Propagation, pair_loss, scale_loss
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

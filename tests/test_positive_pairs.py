@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adcore.errors import ParameterError
-from adcore.models.dense_views import Recipe, random_crops
-from adcore.models.positive_pairs import bin_centers, geometric_pairs, positive_pairs, top_pairs
+from adcore.models.pretraining.positive_pairs import bin_centers, geometric_pairs, positive_pairs, top_pairs
+from adcore.models.pretraining.views import Recipe, random_crops
 from adcore.training import seeded
 
 

@@ -11,7 +11,7 @@ from tiny import result, write_tiny
 
 from adcore.data import View, read_images
 from adcore.data.mvtec import load_mvtec
-from adcore.errors import AdcoreError, DataError
+from adcore.errors import AdcoreError, DataError, StoreError
 from adcore.experiments import grid, run
 from adcore.experiments.comparison import matching
 from adcore.experiments.runner import fitted
@@ -19,9 +19,9 @@ from adcore.experiments.store import Store
 from adcore.experiments.table import ResultTable
 from adcore.features import FeatureExtractor
 from adcore.models import METHODS, cutpaste, ds2, pretrained
-from adcore.models.dense_pretraining import DS2PretrainingConfig, pretrain
-from adcore.models.dense_views import standardized
 from adcore.models.detector import Detector
+from adcore.models.pretraining.dense import DS2PretrainingConfig, pretrain
+from adcore.models.pretraining.views import standardized
 
 SMALL = {"image_size": 48, "stride": 16, "pretraining_size": 40}
 OWN = {"ds2": {"view_size": 32, "hidden": 8, "dim": 8, "epochs": 2, "batch_size": 4, "warmup_epochs": 1, "lr": 16.0},
@@ -117,7 +117,7 @@ def test_the_code_that_counts_is_the_pretraining_s_and_the_training_loop_s(two, 
     seen: list[list[str]] = []
     monkeypatch.setattr(pretrained, "code_digest", lambda paths: seen.append([path.name for path in paths]) or "a")
     detector("ds2").pretrain(two.train)
-    assert {"training.py", "ds2.py", "dense_pretraining.py", "dense_views.py", "lars.py"} <= set(seen[0])
+    assert {"training.py", "ds2.py", "dense.py", "views.py", "photometric.py", "lars.py"} <= set(seen[0])
     assert "cutpaste_patches.py" not in seen[0]
 
 
@@ -223,3 +223,10 @@ def test_printed_means_are_over_the_objects_or_the_textures_of_mvtec_ad(tmp_path
              for group in ("object", "texture", "all")}
     assert found == pytest.approx({"object": 0.85, "texture": 0.5, "all": 2.2 / 3})
     assert matching(table.frame, {"scales": "c5"}, "pixel_auroc").empty
+
+
+def test_a_cache_that_cannot_be_written_is_named(two, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file, where a folder should be")
+    monkeypatch.setenv("ADCORE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(StoreError, match=r"cannot write .*cache.encoders.*ADCORE_CACHE"):
+        detector("ds2").pretrain(two.train)

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from adcore.errors import ParameterError
-from adcore.models.resnet_encoder import CHANNELS, OneMap, ResNetEncoder
+from adcore.models.pretraining.resnet_encoder import CHANNELS, OneMap, ResNetEncoder
 from adcore.training import seeded
 
 

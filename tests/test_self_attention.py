@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adcore.errors import ParameterError
-from adcore.models.self_attention import AttentionBlock, SelfAttention, neighbours
+from adcore.models.few_shot.self_attention import AttentionBlock, SelfAttention, neighbours
 
 
 def mirrored(i: int, n: int) -> int:

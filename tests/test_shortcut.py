@@ -16,7 +16,14 @@ from adcore.data.mini import clean_counterpart, is_mini
 from adcore.data.mvtec import load_mvtec
 from adcore.errors import ParameterError
 from adcore.models import UniAD, UniADConfig
-from adcore.models.shortcut import clean_images, copied, covered_cells, error_inside, relative_error, shortcut_measures
+from adcore.models.reconstruction.shortcut import (
+    clean_images,
+    copied,
+    covered_cells,
+    error_inside,
+    relative_error,
+    shortcut_measures,
+)
 
 
 def features(seed: int):

@@ -14,9 +14,9 @@ from torch import nn
 
 from adcore.data import load_dataset
 from adcore.errors import ParameterError
-from adcore.models.feature_decoder import seen
-from adcore.models.shortcut import clean_images, shortcut_measures
-from adcore.models.shortcut_table import mean_feature, own_patch, pixel_auroc, shortcut_row
+from adcore.models.reconstruction.feature_decoder import seen
+from adcore.models.reconstruction.shortcut import clean_images, shortcut_measures
+from adcore.models.reconstruction.shortcut_table import mean_feature, own_patch, pixel_auroc, shortcut_row
 
 
 @pytest.fixture(scope="module")

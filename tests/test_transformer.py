@@ -14,7 +14,13 @@ from torch import nn
 
 from adcore.errors import ParameterError
 from adcore.models import UniADConfig
-from adcore.models.transformer import Attention, EncoderLayer, PositionEmbedding, VanillaDecoderLayer, neighbor_mask
+from adcore.models.reconstruction.transformer import (
+    Attention,
+    EncoderLayer,
+    PositionEmbedding,
+    VanillaDecoderLayer,
+    neighbor_mask,
+)
 from adcore.models.uniad import DecoderLayer
 
 

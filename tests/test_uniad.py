@@ -19,7 +19,7 @@ from adcore import training
 from adcore.data.mvtec import load_mvtec
 from adcore.errors import ParameterError
 from adcore.models import UniAD, UniADConfig
-from adcore.models.reconstruction import jitter_features
+from adcore.models.reconstruction.detector import jitter_features
 from adcore.training import seeded
 
 pytestmark = pytest.mark.usefixtures("one_backbone")

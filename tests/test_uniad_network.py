@@ -13,7 +13,7 @@ from torch import nn
 
 from adcore.errors import ParameterError
 from adcore.models import UniADConfig
-from adcore.models.transformer import Attention, neighbor_mask
+from adcore.models.reconstruction.transformer import Attention, neighbor_mask
 from adcore.models.uniad import WIRINGS, DecoderLayer, UniADNetwork
 from adcore.training import seeded
 

@@ -32,11 +32,14 @@ from adcore.distributed import alike, from_first, gathered, joined, rank, sharin
 from adcore.errors import ParameterError
 from adcore.experiments import Store, fitted, grid, run, runner
 from adcore.files import one_at_a_time
-from adcore.models import UniAD, UniADConfig, dense_pretraining, reconstruction, resnet_encoder
-from adcore.models.cutpaste_pretraining import CutPastePretrainingConfig, pretrain_cutpaste
-from adcore.models.dense_pretraining import DS2Pretraining, DS2PretrainingConfig, pretrain
+from adcore.models import UniAD, UniADConfig
 from adcore.models.ds2 import DS2, DS2Config
-from adcore.models.instance_ssl import BRANCHES
+from adcore.models.pretraining import dense as dense_pretraining
+from adcore.models.pretraining import resnet_encoder
+from adcore.models.pretraining.cutpaste import CutPastePretrainingConfig, pretrain_cutpaste
+from adcore.models.pretraining.dense import DS2Pretraining, DS2PretrainingConfig, pretrain
+from adcore.models.pretraining.instance_ssl import BRANCHES
+from adcore.models.reconstruction import detector as reconstruction
 from adcore.training import train
 
 IMAGES = torch.randint(256, (11, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The methods, one file each; all of them are `Detector`s."""
+"""The methods, one file each, all of them `Detector`s; what several of them are made of lies in folders."""
 
 from adcore.models.asymst import AsymST, AsymSTConfig
 from adcore.models.atacnet import ATACNet, ATACNetConfig

@@ -32,12 +32,12 @@ from adcore.data import Sample, read_images, read_masks
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor
 from adcore.metrics import image_scores
-from adcore.models.cropping import READINGS, attention_boxes, crop, paste
-from adcore.models.cutmix import MIXES
 from adcore.models.detector import Detector, Prediction
-from adcore.models.deviation import AnomalyMapping, deviation_loss, deviation_loss_printed, he_initialised, top_mean
-from adcore.models.few_shot import QUICK, FewShot, FewShotConfig, rotated
-from adcore.models.self_attention import KINDS, AttentionBlock
+from adcore.models.few_shot.cropping import READINGS, attention_boxes, crop, paste
+from adcore.models.few_shot.cutmix import MIXES
+from adcore.models.few_shot.deviation import AnomalyMapping, deviation_loss, deviation_loss_printed, he_initialised, top_mean
+from adcore.models.few_shot.self_attention import KINDS, AttentionBlock
+from adcore.models.few_shot.training import QUICK, FewShot, FewShotConfig, rotated
 
 STEPS = ("cutmix", "weighted_ce", "deviation", "gradcam", "atacnet")
 CLASSIFIERS = ("cutmix", "weighted_ce")

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.kernels import Dropout
-from adcore.models.reconstruction import Reconstruction, ReconstructionConfig
-from adcore.models.transformer import FeedForward, initialise
+from adcore.models.reconstruction.detector import Reconstruction, ReconstructionConfig
+from adcore.models.reconstruction.transformer import FeedForward, initialise
 from adcore.models.uniad import UniAD, UniADConfig, UniADNetwork
 
 _QUICK = {name: UniAD.quick[name] for name in ("backbone", "taps", "image_size", "hidden", "jitter_scale", "epochs",

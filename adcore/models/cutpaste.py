@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from adcore.models.alignment import ALIGNED_FOR_CUTPASTE
-from adcore.models.cutpaste_pretraining import CutPastePretrainingConfig, pretrain_cutpaste
 from adcore.models.pretrained import Pretrained, PretrainedConfig
-from adcore.models.resnet_encoder import ResNetEncoder
+from adcore.models.pretraining.cutpaste import CutPastePretrainingConfig, pretrain_cutpaste
+from adcore.models.pretraining.resnet_encoder import ResNetEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

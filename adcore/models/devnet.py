@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from adcore.errors import ParameterError
 from adcore.models.detector import Prediction
-from adcore.models.deviation import AnomalyMapping, deviation_loss, top_mean
-from adcore.models.few_shot import QUICK, FewShot, FewShotConfig, rotated
+from adcore.models.few_shot.deviation import AnomalyMapping, deviation_loss, top_mean
+from adcore.models.few_shot.training import QUICK, FewShot, FewShotConfig, rotated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from adcore.errors import ParameterError
-from adcore.models.cutmix import in_image
 from adcore.models.detector import Prediction
-from adcore.models.deviation import AnomalyMapping, deviation_loss, top_mean
 from adcore.models.devnet import DevNetConfig, pyramid, smallest, upsampled
-from adcore.models.few_shot import QUICK, FewShot, rotated
+from adcore.models.few_shot.cutmix import in_image
+from adcore.models.few_shot.deviation import AnomalyMapping, deviation_loss, top_mean
+from adcore.models.few_shot.training import QUICK, FewShot, rotated
 
 HEADS = ("holistic", "seen", "pseudo", "composite")
 NORMAL, SEEN, PSEUDO = 0, 1, 2  # labels in a training batch

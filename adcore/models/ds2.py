@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from adcore.models.dense_pretraining import DS2PretrainingConfig, pretrain
 from adcore.models.pretrained import Pretrained, PretrainedConfig
-from adcore.models.resnet_encoder import ResNetEncoder
+from adcore.models.pretraining.dense import DS2PretrainingConfig, pretrain
+from adcore.models.pretraining.resnet_encoder import ResNetEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

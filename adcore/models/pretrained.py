@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-import filelock
 import torch
 from torch import Tensor, nn
 
@@ -28,11 +27,11 @@ from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features import images_digest
 from adcore.features.checkpoints import translate
 from adcore.features.weights import read_checkpoint, weights_digest
-from adcore.files import atomic, digest_text, write_json
-from adcore.models.dense_views import standardized
+from adcore.files import atomic, digest_text, one_at_a_time, write_json
 from adcore.models.detector import Config
 from adcore.models.patch_density import PatchDensity, PatchDensityConfig
-from adcore.models.resnet_encoder import OneMap, ResNetEncoder
+from adcore.models.pretraining.resnet_encoder import OneMap, ResNetEncoder
+from adcore.models.pretraining.views import standardized
 from adcore.paths import cache_folder
 from adcore.source import code_digest, with_imports
 
@@ -93,14 +92,14 @@ class Pretrained(PatchDensity):
         Raises:
             DataError: no image, an anomalous one, or one that cannot be read.
             ParameterError: fewer images than a batch.
+            StoreError: the cache cannot be written.
         """
         anomalous = next((sample for sample in samples if sample.label), None)
         if not samples or anomalous is not None:
             raise DataError(f"{type(self).__name__} is pretrained on normal images" + (
                 f", and {anomalous.name} is anomalous" if anomalous else ", and there is none"))
         path = cache_folder() / "encoders" / f"{self._key(samples)}.pth"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_suffix(".lock")) if first() else contextlib.nullcontext():
+        with one_at_a_time(path.with_suffix(".lock")) if first() else contextlib.nullcontext():
             if from_first(lambda: not path.is_file()):
                 self._make(path, samples, progress)
             barrier()

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from adcore.errors import ParameterError
 from adcore.kernels import Dropout
-from adcore.models.reconstruction import STRIDE, Reconstruction, ReconstructionConfig, jitter_features
-from adcore.models.transformer import (
+from adcore.models.reconstruction.detector import STRIDE, Reconstruction, ReconstructionConfig, jitter_features
+from adcore.models.reconstruction.transformer import (
     Attention,
     EncoderLayer,
     FeedForward,

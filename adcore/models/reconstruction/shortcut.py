@@ -24,7 +24,7 @@ from adcore.errors import ParameterError
 
 
 class Rebuilds(Protocol):
-    """What is asked of a detector here; a `models.reconstruction.Reconstruction` has it."""
+    """What is asked of a detector here; a `models.reconstruction.detector.Reconstruction` has it."""
 
     grid: tuple[int, int]
     device: torch.device

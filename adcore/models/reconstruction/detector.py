@@ -31,7 +31,7 @@ from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, Tap, cached_features, concatenate
 from adcore.losses import LOSSES
 from adcore.models.detector import Config, Detector, Prediction
-from adcore.models.shortcut import relative_error, shortcut_measures
+from adcore.models.reconstruction.shortcut import relative_error, shortcut_measures
 from adcore.training import seeded, train
 
 STRIDE = 16  # every tap is brought to the grid of stride 16, 14x14 at 224
@@ -179,7 +179,7 @@ class Reconstruction(Detector):
 
     def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
         """How far the identical shortcut is taken, over at most `DIAGNOSED` defective images of a category: `error_inside`
-        their masks, `error_normal` on normal images, and for `mini` the share `copied` (see models.shortcut)."""
+        their masks, `error_normal` on normal images, and for `mini` the share `copied` (see models.reconstruction.shortcut)."""
         normal = [sample for sample in samples if not sample.label][:DIAGNOSED]
         kinds: dict[str, list[Sample]] = {}
         for sample in samples:

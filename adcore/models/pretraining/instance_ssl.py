@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.distributed import gathered, whole
-from adcore.models.dense_views import AUGMENTATIONS, Recipe, recolored, standardized, unstandardized
-from adcore.models.instance_losses import byol_loss, info_nce, rotation_loss, simclr_loss
-from adcore.models.momentum import follow, target_of
-from adcore.models.pixel_propagation import Projector
+from adcore.models.pretraining.instance_losses import byol_loss, info_nce, rotation_loss, simclr_loss
+from adcore.models.pretraining.momentum import follow, target_of
+from adcore.models.pretraining.pixel_propagation import Projector
+from adcore.models.pretraining.views import AUGMENTATIONS, Recipe, recolored, standardized, unstandardized
 from adcore.training import full_precision
 
 CHANNELS = 512  # of c5

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.errors import ParameterError
-from adcore.models.cutpaste_patches import JITTER, SIDE, three_ways
-from adcore.models.dense_views import standardized
 from adcore.models.detector import Config
-from adcore.models.resnet_encoder import CHANNELS, ResNetEncoder
+from adcore.models.pretraining.cutpaste_patches import JITTER, SIDE, three_ways
+from adcore.models.pretraining.resnet_encoder import CHANNELS, ResNetEncoder
+from adcore.models.pretraining.views import standardized
 from adcore.training import resolve_device, seeded, train
 
 WAYS = ("normal", "CutPaste", "scar")

@@ -38,7 +38,7 @@ from adcore.models.detector import Config
 from adcore.training import resolve_device, seeded, train
 
 if TYPE_CHECKING:
-    from adcore.models.reconstruction import Reconstruction
+    from adcore.models.reconstruction.detector import Reconstruction
 
 STRIDE = 16                  # pixels a token
 FACTORS = (1, 2, 2, 1)       # how many times larger each stage makes its map; two more doublings follow in the head

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adcore.errors import ParameterError
-from adcore.models import photometric
+from adcore.models.pretraining import photometric
 from adcore.training import full_precision
 
 AREA = (0.02, 0.15)

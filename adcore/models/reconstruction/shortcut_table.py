@@ -1,7 +1,7 @@
 """Networks beside each other on the defects of a category: the numbers below Fig. S2 (uniad2022, Sec. E.2).
 
-    error inside      relative error over the cells of a defect, see models.shortcut
-    copied            how much of the defect comes back, see models.shortcut; of drawn data only
+    error inside      relative error over the cells of a defect, see models.reconstruction.shortcut
+    copied            how much of the defect comes back, see models.reconstruction.shortcut; of drawn data only
     own patch         share of a defect's cells that a collage draws with their own patch of pixels
     error on normal   relative error over all cells of normal images
     pixel AUROC       of the anomaly maps, over all test images
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from adcore.data import Sample, read_images, read_masks
 from adcore.errors import ParameterError
 from adcore.metrics import auroc
-from adcore.models.feature_decoder import collage
-from adcore.models.reconstruction import Reconstruction
-from adcore.models.shortcut import covered_cells, relative_error, shortcut_measures
+from adcore.models.reconstruction.detector import Reconstruction
+from adcore.models.reconstruction.feature_decoder import collage
+from adcore.models.reconstruction.shortcut import covered_cells, relative_error, shortcut_measures
 
 MOST = 32  # defective images, and as many normal ones: their features are held at once
 

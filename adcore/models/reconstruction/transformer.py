@@ -92,11 +92,10 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, dim: int, inner: int, dropout: float) -> None:
         super().__init__(nn.Linear(dim, inner), nn.ReLU(), Dropout(dropout), nn.Linear(inner, dim))
-        self.p = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        into, _, _, back = self
-        return back(relu_dropout(into(x), self.p, self.training))
+        into, _, dropped, back = self
+        return back(relu_dropout(into(x), dropped.p, self.training))  # type: ignore[arg-type]
 
 
 class EncoderLayer(nn.Module):

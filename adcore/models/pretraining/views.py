@@ -25,7 +25,7 @@ from torch import Tensor
 
 from adcore.distributed import whole
 from adcore.features.backbones import IMAGENET
-from adcore.models import photometric
+from adcore.models.pretraining import photometric
 from adcore.training import full_precision
 
 

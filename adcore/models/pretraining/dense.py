@@ -29,14 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.errors import AdcoreError, ParameterError
-from adcore.models.dense_views import AUGMENTATIONS, Recipe, augmented
 from adcore.models.detector import Config
-from adcore.models.instance_ssl import BRANCHES, branch, turned
-from adcore.models.lars import LARS, step_schedule
-from adcore.models.momentum import cosine_momentum, follow, target_of
-from adcore.models.pixel_propagation import Projector, Propagation, scale_loss
-from adcore.models.positive_pairs import PAIRS, positive_pairs
-from adcore.models.resnet_encoder import CHANNELS, ResNetEncoder, check_scales
+from adcore.models.pretraining.instance_ssl import BRANCHES, branch, turned
+from adcore.models.pretraining.lars import LARS, step_schedule
+from adcore.models.pretraining.momentum import cosine_momentum, follow, target_of
+from adcore.models.pretraining.pixel_propagation import Projector, Propagation, scale_loss
+from adcore.models.pretraining.positive_pairs import PAIRS, positive_pairs
+from adcore.models.pretraining.resnet_encoder import CHANNELS, ResNetEncoder, check_scales
+from adcore.models.pretraining.views import AUGMENTATIONS, Recipe, augmented
 from adcore.training import resolve_device, seeded, train
 
 DIRECTIONS = ((0, 1), (1, 0))  # query's view and key's
