@@ -11,7 +11,7 @@ from torch import fx, nn
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, engine
 from adcore.features.engines import ENGINE, chosen_engine
-from adcore.features.folded import folded
+from adcore.features.folded import _added, folded
 from adcore.kernels.winograd import WinogradConv2d
 
 INSTALLED = importlib.util.find_spec("openvino") is not None
@@ -36,6 +36,7 @@ def both(extractor: FeatureExtractor, images: torch.Tensor, choice: str) -> tupl
     ("efficientnet_lite0", (1, 2, 3, 4)),
     ("resnet18", (3, 1, "layer2.0.relu")),                    # not in the network's order, and one inside a block
     ("timm:efficientnet_b0", ("blocks.1", "blocks.3", "blocks.1")),  # squeeze-and-excitation; one tap twice
+    ("timm:tf_efficientnet_lite0", ("blocks.1", "blocks.3")),         # padding that depends on the images' size
 ])
 def test_an_engine_gives_torchs_features_at_any_size_and_batch(
         name: str, taps: tuple[int | str, ...], choice: str, images: torch.Tensor) -> None:
@@ -170,3 +171,31 @@ def test_what_cannot_be_folded_is_left_alone() -> None:
     left = [name for name, layer in light.named_modules() if isinstance(layer, nn.BatchNorm2d)]
     assert sorted(left) == ["norms.0", "norms.1", "norms.2", "own"]
     assert [name for name, layer in light.named_modules() if isinstance(layer, WinogradConv2d)] == ["third"]
+
+
+class Sums(nn.Module):
+    """Sums that may be made in place, and sums that others would notice: of each kind one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone, self.seen, self.second = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.narrow, self.one = (nn.Conv2d(4, 1, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        alone = self.alone(x) + x
+        seen = self.seen(x)
+        twice = (seen + x) * seen
+        second = x + self.second(x)
+        return {"alone": alone, "twice": twice, "second": second, "wide": self.narrow(x) + x, "number": self.one(alone) + 1}
+
+
+def test_sums_are_made_in_place_where_nobody_else_looks() -> None:
+    torch.manual_seed(0)
+    network, x = Sums().double().eval(), torch.randn(2, 4, 5, 3, dtype=torch.float64)
+    light, kept = folded(fx.symbolic_trace(network).eval()), x.clone()
+    with torch.no_grad():
+        found = light(x)
+        for name, expected in network(kept).items():
+            torch.testing.assert_close(found[name], expected)
+    assert torch.equal(x, kept)
+    assert sum(node.target is _added for node in light.graph.nodes) == 3      # alone, number, and wide, which has no room
