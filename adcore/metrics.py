@@ -201,7 +201,7 @@ def _meets(upwards: Array, normal: Array) -> tuple[Array, Array]:
     normal.sort()
     below = normal.searchsorted(upwards)
     equal = np.zeros_like(below)
-    ties = np.flatnonzero((below < normal.size) & (normal[np.minimum(below, normal.size - 1)] == upwards))
+    ties = np.flatnonzero(normal[np.minimum(below, normal.size - 1)] == upwards)
     equal[ties] = normal.searchsorted(upwards[ties], side="right") - below[ties]
     return below, equal
 
