@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, engine
-from adcore.features.engines import ENGINE, chosen_engine
+from adcore.features.engines import ENGINE, chosen_engine, compiled_maps
 from adcore.features.folded import _added, folded
 from adcore.kernels.winograd import WinogradConv2d
 
@@ -49,6 +49,23 @@ def test_an_engine_gives_torchs_features_at_any_size_and_batch(
             if choice == "openvino" or name == "resnet18":            # elsewhere there is nothing to fold
                 assert not torch.equal(ours, theirs), "the same bits: was it torch that computed both?"
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+
+
+class Padded(nn.Module):
+    """Padding that a trace takes for a constant."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x, (0, int(x.shape[3]) % 5))
+
+
+@each_engine
+def test_what_a_layer_makes_of_the_images_size_is_made_anew_for_another(choice: str) -> None:
+    graph = fx.Graph()
+    graph.output({"maps": graph.call_module("layer", (graph.placeholder("x"),))})
+    network = fx.GraphModule({"layer": Padded()}, graph).eval()
+    for width in (6, 8, 6):
+        (maps,) = compiled_maps(choice, network, ["maps"], torch.rand(1, 3, 4, width))
+        assert maps.shape == (1, 3, 4, width + width % 5)
 
 
 @each_engine

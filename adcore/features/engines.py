@@ -68,7 +68,7 @@ def compiled_maps(choice: str, network: fx.GraphModule, nodes: Sequence[str], im
     images   (B, 3, H, W) float32
     """
     weights = sum(tensor._version for tensor in (*network.parameters(), *network.buffers()))
-    size = images.shape[2:] if choice == "openvino" else ()   # a trace keeps TensorFlow's padding, which depends on the size
+    size = images.shape[2:] if choice == "openvino" else ()   # a trace keeps what a layer computed from it, such as padding
     state = (choice, weights, *size)
     known = _compiled.get(network)
     if known is None or known[0] != state:
