@@ -13,11 +13,11 @@ verdict is 'not run': it does not reproduce anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
@@ -29,11 +29,22 @@ from adcore.models.alignment import OBJECTS, TEXTURES
 from adcore.papers import exhibits, published
 
 if TYPE_CHECKING:
-    from adcore.experiments.table import ResultTable
+    from adcore.experiments.store import Result
 
 VERDICTS = ("reproduced", "higher", "lower", "other", "not run")
 GROUPS = {"object": OBJECTS, "texture": TEXTURES}  # of MVTec AD, over which DS2 prints means
 SHOWN = ["row", "column", "metric", "unit", "published", "measured", "std", "seeds", "verdict", "why"]
+
+
+class Measured(Protocol):
+    """What is held against published numbers; a `ResultTable` has it."""
+
+    frame: pd.DataFrame
+
+    @property
+    def results(self) -> Sequence[Result]: ...
+    def doubts(self) -> str: ...
+    def settings_line(self) -> str: ...
 
 
 def tolerance(std: float, unit: str, printed: str) -> float:
@@ -143,7 +154,7 @@ def compare_values(exhibit: str, values: Mapping[tuple[str, str], float | int | 
     return comparison
 
 
-def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[str, str], float] | None = None) -> Comparison:
+def compare_results(exhibit: str, table: Measured, computed: Mapping[tuple[str, str], float] | None = None) -> Comparison:
     """Join measured results to an exhibit's cells by the fields in their `match`.
 
     computed  (row, column) -> what needs no training, such as a parameter count, and is held against its cell as it is
@@ -173,7 +184,7 @@ def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[st
                 allowed = tolerance(cell["std"], cell["unit"], cell["text"])
                 row["verdict"] = verdict(row["measured"], cell["value"], allowed)
         rows.append(row)
-    return Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"measured: {table._settings_line()}",
+    return Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"measured: {table.settings_line()}",
                       "paper" if set(table.frame.profile) == {"paper"} else "quick")
 
 
@@ -203,7 +214,7 @@ def _categories(exhibit: str) -> set[str]:
     return {match["category"] for match in published(exhibit)["match"] if "category" in match} - {"all"}
 
 
-def _not_comparable(exhibit: Any, table: ResultTable) -> str:
+def _not_comparable(exhibit: Any, table: Measured) -> str:
     """Why these results may not be called a reproduction; '' when they may."""
     profiles = set(table.frame.profile)
     if profiles != {"paper"}:

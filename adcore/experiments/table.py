@@ -130,10 +130,11 @@ class ResultTable:
 
     def summary(self) -> str:
         """The headline numbers as text, for the message of a failed claim."""
-        lines = [self._settings_line(), self.mean_std().round(2).to_string()]
+        lines = [self.settings_line(), self.mean_std().round(2).to_string()]
         return "\n".join(lines)
 
-    def _settings_line(self) -> str:
+    def settings_line(self) -> str:
+        """Data set, profile, seeds, commits and doubts, for below a table."""
         first = self.frame.iloc[0]
         seeds = ", ".join(str(seed) for seed in sorted(self.frame.seed.unique()))
         commits = ", ".join(dict.fromkeys(self.frame["commit"].fillna("").replace("", "unknown")))
@@ -154,7 +155,7 @@ class ResultTable:
         wide = table.pivot_table(index=groups, columns="metric", values="value", aggfunc="first", sort=False)
         wide.columns.name = None
         return (f"<div class='adcore-measured'>{wide.to_html(border=0)}<p><small>measured, per cent · "
-                f"{self._settings_line()}</small></p></div>")
+                f"{self.settings_line()}</small></p></div>")
 
     def __repr__(self) -> str:
         return self.summary()

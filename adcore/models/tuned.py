@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,24 @@ from adcore.density import Mixture
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, concatenate, train_only
 
-if TYPE_CHECKING:
-    from adcore.models.contrastive import ContrastiveConfig
+
+class Settings(Protocol):
+    """What a tuned backbone needs to know of its method's settings, which say what they mean (`ContrastiveConfig`)."""
+
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def taps(self) -> tuple[int | str, ...]: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def tuned(self) -> tuple[int, ...]: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def components(self) -> int: ...
+    @property
+    def log_volume(self) -> float: ...
 
 
 class Tuned(nn.Module):
@@ -33,7 +49,7 @@ class Tuned(nn.Module):
     center: Tensor
     log_volume: Tensor
 
-    def __init__(self, config: ContrastiveConfig, seed: int = 0) -> None:
+    def __init__(self, config: Settings, seed: int = 0) -> None:
         super().__init__()
         c = config
         self.extractor = FeatureExtractor(c.backbone, c.taps, c.weights, seed, frozen=False)
