@@ -338,10 +338,13 @@ def test_a_folder_that_holds_something_else_is_not_replaced(checkout, tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_record_that_cannot_be_read_counts_as_none(tmp_path):
-    (tmp_path / "exhibits").mkdir()
-    (tmp_path / "exhibits" / "uniad2022.table_s2.json").write_text("[1, 2")
-    assert card.recorded("uniad2022.table_s2", tmp_path) is None
+def test_a_record_that_cannot_be_read_counts_as_none_and_is_named(checkout, tmp_path):
+    (tmp_path / "runs" / "exhibits").mkdir(parents=True)
+    (tmp_path / "runs" / "exhibits" / "uniad2022.table_s2.json").write_text("[1, 2")
+    assert card.recorded("uniad2022.table_s2", tmp_path / "runs") is None
+    page = (write_report(tmp_path / "report", tmp_path / "runs").parent / "uniad2022.html").read_text(encoding="utf-8")
+    assert page.count("cannot be read") == 1
+    assert "exhibits/uniad2022.table_s2.json cannot be read: run its notebook again" in page
 
 
 # --- numbers on record --------------------------------------------------------------------------------------------------

@@ -95,6 +95,7 @@ def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:
 def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
     """What a paper's page shows of one exhibit."""
     found, printed = recorded(name, root), cells(name)
+    damaged = found is None and (root / "exhibits" / f"{name}.json").is_file()
     picture = root / "exhibits" / f"{name}.png"
     if picture.is_file():
         (folder / "exhibits").mkdir(exist_ok=True)
@@ -111,6 +112,7 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
     return {"id": name, "number": row.number, "title": row.title, "caption": row.caption, "notebook": row.notebook,
             "needs": ", ".join(filter(None, [row.needs_data.replace(";", ", "), row.needs_weights.replace(";", ", ")])),
             "note": row.note, "state": state, "table": table, "context": context,
+            "problem": f"exhibits/{name}.json cannot be read: run its notebook again" if damaged else "",
             "cells": 0 if printed is None else len(printed),
             "picture": f"exhibits/{picture.name}" if picture.is_file() else None}
 
