@@ -1,6 +1,6 @@
 """Time feature extraction, by each engine, against the same network in torch, eager, as one would call it.
 
-    python benchmarks/bench_features.py --batch 8 --rounds 5
+    python benchmarks/bench_features.py --batch 16 --rounds 5
 
 Wide ResNet-50 at 256 pixels (three stages) and EfficientNet-B4 at 224 (four stages), random weights, float32 throughout. The
 peer is torchvision's or timm's own network cut by their own feature extractor. Ours runs as in a loop over a data set, which
@@ -64,7 +64,7 @@ def disagreement(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str | None
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16, help="images at a time (default 16, as extraction over a data set)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a size of milliseconds")
     parser.add_argument("--out", type=Path, default=RESULTS)
