@@ -30,10 +30,10 @@ test: setup lint  ## unit tests, then nbval on every notebook
 	  -n 2 --dist loadfile notebooks
 
 test-faults: setup  ## kill training, evaluation, papermill and Snakemake 50 times
-	ADCORE_KILLS=50 $(BIN)/python -m pytest tests/test_faults.py
+	ADCORE_KILLS=50 $(BIN)/python -m pytest tests/house/test_faults.py
 
 test-fuzz: setup  ## every reader under 10,000 mutated files
-	ADCORE_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py -n 2
+	ADCORE_FUZZ=10000 $(BIN)/python -m pytest tests/house/test_fuzz.py -n 2
 
 test-slurm: setup  ## a grid on a real SLURM cluster of one node, with kills (root, Debian)
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all,slurm]'

@@ -159,7 +159,7 @@ def _data_fetch(arguments: argparse.Namespace) -> None:
     from adcore.data.manifest import entry
     print(fetch(arguments.name, arguments.source, arguments.to))
     one = entry(arguments.name)
-    print(f"licence: {one.licence}\ncite: {one.citation}")
+    print(f"license: {one.license}\ncite: {one.citation}")
 
 
 def _data_export(arguments: argparse.Namespace) -> None:

@@ -231,7 +231,7 @@ def add_gradients(parameters: Iterable[Tensor]) -> None:
 
 # Batch norm by the statistics of the batch, not of a share. torch's SyncBatchNorm would do, but refuses a CPU.
 
-class _Normalised(torch.autograd.Function):
+class _Normalized(torch.autograd.Function):
     """(x - mean) / sqrt(variance + eps) * weight + bias, both taken over the batch of all processes.
 
     With d = gradient * weight and n numbers a channel, the gradient of x is (d - sum d / n - normed * sum(d * normed) / n) /
@@ -283,7 +283,7 @@ class _Synced(_BatchNorm):
         if not self.training or world_size() == 1:
             return super().forward(x)
         self._check_input_dim(x)
-        normed, mean, variance, count = _Normalised.apply(x, self.weight, self.bias, self.eps)
+        normed, mean, variance, count = _Normalized.apply(x, self.weight, self.bias, self.eps)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)

@@ -69,7 +69,7 @@ def pixel_scores(masks: Maps, maps: Maps, *, limit: float = 0.3, connectivity: i
         masks: 0 normal, 1 anomalous; an image without anomalies has a mask of zeros.
         maps: anomaly maps of the masks' sizes, larger where more anomalous.
         limit: FPR up to which AUPRO integrates, in (0, 1].
-        connectivity: 8 (diagonal neighbours touch) or 4.
+        connectivity: 8 (diagonal neighbors touch) or 4.
 
     Raises:
         ParameterError: a mask and a map that differ in shape, NaN or infinite values, mask values outside {0, 1},
@@ -261,8 +261,8 @@ def _region_shares(mask: Array, connectivity: int) -> tuple[Array, int]:
     """1 / size of its connected region for each anomalous pixel of an (H, W) bool mask, in row order; regions found."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    labelled, found = ndimage.label(box, structure=np.ones((3, 3)) if connectivity == 8 else None)
-    of_pixel = labelled[box]
+    labeled, found = ndimage.label(box, structure=np.ones((3, 3)) if connectivity == 8 else None)
+    of_pixel = labeled[box]
     return (1.0 / np.bincount(of_pixel, minlength=2)[1:])[of_pixel - 1], found
 
 

@@ -1,4 +1,4 @@
-"""Digests of source code, by which what was computed is told from what other code would compute."""
+"""Digests of source code: they tell whether a stored number was computed by the code that is here now."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any
 import adcore
 from adcore.files import digest_file, digest_text
 
+# Shared code on which every method's numbers rest: files and folders of the package.
+SHARED = ("data", "detector.py", "distributed.py", "experiments/runner.py", "features", "kernels", "metrics.py", "training.py")
+
 _parsing = threading.Lock()
 
 
@@ -20,9 +23,22 @@ def code_digest(paths: Iterable[Path]) -> str:
     return digest_text("\n".join(_bones(path) for path in paths if path.is_file()))
 
 
+def paper_digest(paper: str) -> str:
+    """16 digits that change when the code behind a paper's numbers changes: its folder below adcore/papers, and `SHARED`.
+
+    Its `experiments.py` does not count: it selects experiments and computes nothing.
+    """
+    root = Path(adcore.__file__).parent
+    own = [path for path in (root / "papers" / paper).rglob("*.py") if path.name != "experiments.py"] if paper else []
+    shared = [path for name in SHARED for path in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))]
+    return code_digest(sorted([*own, *shared]))
+
+
 def package_digest() -> str:
-    """16 digits that change when the package's code or one of its tables changes. The report counts not: it reads what runs
-    have left."""
+    """16 digits that change when the package's code or one of its tables changes.
+
+    The report does not count: it only reads what runs have stored.
+    """
     root = Path(adcore.__file__).parent
     files = [path.relative_to(root) for path in sorted(root.rglob("*")) if path.suffix in (".py", ".csv")]
     files = [path for path in files if path.parts[0] != "report"]
@@ -32,42 +48,21 @@ def package_digest() -> str:
 
 
 def run_digest(notebook: Path, parameters: Mapping[str, Any], package: str) -> str:
-    """16 digits that change when a run of a notebook with these parameters could end otherwise: its cells, the parameters, or
-    the package (a `package_digest`) have changed. What its cells gave out before, and what time files are of, counts not.
+    """16 digits that change when a run of this notebook could give another result.
+
+    They cover the notebook's cells, the parameters, and the package (a `package_digest`); not the cells' outputs, and not the
+    times of files.
 
     Raises:
-        OSError, ValueError, KeyError: it is no notebook.
+        OSError, ValueError, KeyError: the file is not a notebook.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     source = [[cell["cell_type"], "".join(cell["source"]), cell.get("metadata", {}).get("tags", [])] for cell in cells]
     return digest_text(json.dumps([source, dict(parameters), package], sort_keys=True))
 
 
-def with_imports(path: Path, package: str) -> list[Path]:
-    """A file of the folder of `package` and those in it and below that it imports, directly or not, sorted; whole packages do
-    not count."""
-    folder, found, waiting = path.parent, list[Path](), [path]
-    while waiting:
-        path = waiting.pop()
-        if path in found or not path.is_file():
-            continue
-        found.append(path)
-        for node in ast.walk(_parsed(path)):
-            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{package}."):
-                place = folder.joinpath(*str(node.module).removeprefix(package).split(".")[1:])
-                waiting += [place.with_name(f"{place.name}.py"), *(place / f"{alias.name}.py" for alias in node.names)]
-    return sorted(found)
-
-
-def imports(paths: Iterable[Path], module: str) -> bool:
-    """True when one of these files imports `module` or something in it."""
-    trees = map(_parsed, paths)
-    return any(isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{module}.")
-               for tree in trees for node in ast.walk(tree))
-
-
 def _parsed(path: Path) -> ast.Module:
-    """One thread at a time: Python 3.11 may fail where two of them parse."""
+    """Parse one file at a time: Python 3.11 may fail when two threads parse at once."""
     with _parsing:
         return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Time adcore.color.transport_uint8 against other libraries' linear colour transport, bytes to bytes.
+"""Time adcore.papers.artola2024.color.transport_uint8 against other libraries' linear color transport, bytes to bytes.
 
     python benchmarks/bench_color.py --side 1024 --rounds 7
 
@@ -21,7 +21,7 @@ import torch
 from side_by_side import RESULTS, Peer, merge, race, status_of
 from torch import Tensor
 
-from adcore.color import transport_uint8
+from adcore.papers.artola2024.color import transport_uint8
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -34,8 +34,8 @@ def photograph(side: int, seed: int) -> Tensor:
     return (255 * (mix @ noise + 0.5).clamp(0, 1)).byte().reshape(1, 3, side, side)
 
 
-def as_bytes(colours: npt.NDArray[np.floating]) -> Bytes:
-    return np.round(255 * np.clip(colours, 0, 1)).astype(np.uint8)
+def as_bytes(colors: npt.NDArray[np.floating]) -> Bytes:
+    return np.round(255 * np.clip(colors, 0, 1)).astype(np.uint8)
 
 
 def pot(source: Bytes, target: Bytes) -> Callable[[], Bytes]:
@@ -43,8 +43,8 @@ def pot(source: Bytes, target: Bytes) -> Callable[[], Bytes]:
     u, v = source.reshape(-1, 3), target.reshape(-1, 3)
 
     def run() -> Bytes:
-        colours = u / 255
-        return as_bytes(LinearTransport().fit(Xs=colours, Xt=v / 255).transform(Xs=colours)).reshape(source.shape)
+        colors = u / 255
+        return as_bytes(LinearTransport().fit(Xs=colors, Xt=v / 255).transform(Xs=colors)).reshape(source.shape)
     return run
 
 

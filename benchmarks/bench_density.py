@@ -19,7 +19,7 @@ import torch
 from side_by_side import RESULTS, Peer, merge, race, status_of
 from torch import Tensor
 
-from adcore.density import GaussianDensity
+from adcore.papers.ds2.gaussian import GaussianDensity
 
 
 def features(images: int, positions: int, dim: int, seed: int = 0) -> Tensor:

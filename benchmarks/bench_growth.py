@@ -30,13 +30,13 @@ from bench_metrics import synthetic
 from side_by_side import machine, peak_rise, status_of
 from torchvision import models
 
-from adcore.color import transport_uint8
-from adcore.density import GaussianDensity
 from adcore.experiments.provenance import commit
 from adcore.files import write_text
 from adcore.kernels import gmm, kcenter, nearest
 from adcore.metrics import pixel_scores
-from adcore.receptive_field import measure
+from adcore.papers.artola2024.color import transport_uint8
+from adcore.papers.ds2.gaussian import GaussianDensity
+from adcore.papers.heckler2023.receptive_field import measure
 
 COLUMNS = ["kernel", "of", "size", "seconds", "exponent", "expected", "peak_mb", "fixed", "machine", "versions", "commit"]
 GROWTH = Path(__file__).with_name("growth.csv")

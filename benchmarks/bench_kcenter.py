@@ -3,9 +3,9 @@
     python benchmarks/bench_kcenter.py --sizes 20000x128x2000 100000x128x1000 --rounds 3
     python benchmarks/bench_kcenter.py --features bank.npy --share 0.1
 
-A size is points x dimensions x centres. anomalib's sampler runs without its random projection, from our first point, without
-its progress bar. "One update a centre" is written here from what is known of the sampler in Amazon's PatchCore: for each
-centre the squared lengths of all points anew, their products with the centre, and the smaller of old and new distance. Two
+A size is points x dimensions x centers. anomalib's sampler runs without its random projection, from our first point, without
+its progress bar. "One update a center" is written here from what is known of the sampler in Amazon's PatchCore: for each
+center the squared lengths of all points anew, their products with the center, and the smaller of old and new distance. Two
 selections agree when they cover the points equally well: rounding may swap picks that are almost equally far, and then all
 that follow.
 
@@ -38,14 +38,14 @@ SMALL = ("300x8x30",)
 
 
 def parsed(size: str) -> tuple[int, int, int]:
-    """Points, dimensions and centres of a size.
+    """Points, dimensions and centers of a size.
 
     Raises:
-        ParameterError: not three numbers, or more centres than points.
+        ParameterError: not three numbers, or more centers than points.
     """
     words = size.split("x")
     if len(words) != 3 or not all(word.isdigit() for word in words) or not 1 <= int(words[2]) <= int(words[0]):
-        raise ParameterError(f"size '{size}' is not points x dimensions x centres, such as {SIZES[0]}")
+        raise ParameterError(f"size '{size}' is not points x dimensions x centers, such as {SIZES[0]}")
     n, d, k = map(int, words)
     return n, d, k
 
@@ -54,13 +54,13 @@ def gaussian(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def one_update_a_centre(points: Tensor, k: int) -> list[int]:
+def one_update_a_center(points: Tensor, k: int) -> list[int]:
     """Greedy k-center to the letter, from the first point."""
     distance, picked = torch.full((len(points), 1), torch.inf), [0]
     while True:
-        centre = points[picked[-1]][None]                                                     # (1, d)
-        lengths, length = (x.unsqueeze(1).bmm(x.unsqueeze(2)).reshape(-1, 1) for x in (points, centre))
-        new = (-2 * points.mm(centre.T) + lengths + length.T).clamp(0, None).sqrt()           # (n, 1)
+        center = points[picked[-1]][None]                                                     # (1, d)
+        lengths, length = (x.unsqueeze(1).bmm(x.unsqueeze(2)).reshape(-1, 1) for x in (points, center))
+        new = (-2 * points.mm(center.T) + lengths + length.T).clamp(0, None).sqrt()           # (n, 1)
         distance = torch.cat([distance, new], dim=1).min(dim=1).values[:, None]
         if len(picked) == k:
             return picked
@@ -101,7 +101,7 @@ def disagreement(points: Tensor, tolerance: float = 1e-3) -> Callable[[Tensor, S
 def compared(points: Tensor, k: int, size: str, rounds: int) -> list[dict[str, str]]:
     """Rows of the csv for k of these points."""
     peers = [Peer("anomalib KCenterGreedy, not projected", lambda: anomalib(points, k), ("anomalib",)),
-             Peer("one update a centre, after Amazon's", lambda: lambda: one_update_a_centre(points, k))]
+             Peer("one update a center, after Amazon's", lambda: lambda: one_update_a_center(points, k))]
     return race("kernels.kcenter", size, lambda: kcenter(points, k, progress=False), peers, disagreement(points), rounds)
 
 
@@ -134,7 +134,7 @@ def memory(sizes: Sequence[str], path: Path) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=SIZES, help=f"points x dimensions x centres (default {' '.join(SIZES)})")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help=f"points x dimensions x centers (default {' '.join(SIZES)})")
     parser.add_argument("--features", type=Path, help="a .npy file (n, d) of real features, instead of the sizes")
     parser.add_argument("--share", type=float, default=0.1, help="of the features, how many are picked (default 0.1)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds a peer (default 3)")

@@ -20,12 +20,12 @@ import torch
 from side_by_side import RESULTS, alternate, merge, row
 from torch import Tensor
 
-from adcore.color import transport_uint8
 from adcore.experiments.provenance import machine
 from adcore.kernels import gmm, kcenter, kernels, masked_attention, nearest
 from adcore.kernels.color import moments
 from adcore.kernels.kcenter import POOL
-from adcore.models.reconstruction.transformer import neighbor_mask
+from adcore.papers.artola2024.color import transport_uint8
+from adcore.papers.uniad2022.transformer import neighbor_mask
 
 COLUMNS = ("kernel", "size", "ms", "eager", "compiled", "limit", "share", "bound by", "verdict")
 
@@ -118,8 +118,8 @@ def cases(device: torch.device, *, batch: int = 64, grid: int = 14, queries: int
     photographs = (255 * torch.rand(max(1, batch // 2), 3, side, side, generator=g)).byte().to(device)
     target = photographs.flip(0) // 2
     pixels, size = len(photographs) * side * side, f"{len(photographs)} x {side} x {side}, uint8"
-    found.append(Case("colour moments", size, lambda: moments(photographs)[1], color_cost(pixels, False)))
-    found.append(Case("colour transport", size, lambda: transport_uint8(photographs, target[:1]), color_cost(pixels, True),
+    found.append(Case("color moments", size, lambda: moments(photographs)[1], color_cost(pixels, False)))
+    found.append(Case("color transport", size, lambda: transport_uint8(photographs, target[:1]), color_cost(pixels, True),
                       tolerance=1.0))
     return found
 

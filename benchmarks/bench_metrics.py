@@ -34,8 +34,8 @@ def synthetic(count: int, size: int, seed: int = 0) -> tuple[Array, Array]:
     y, x = np.mgrid[:size, :size]
     radius = size * (0.05 / 0.6 / 2 / np.pi) ** 0.5
     for index in range(count * 6 // 10):
-        for centre in rng.uniform(radius, size - radius, (2, 2)):
-            masks[index] |= (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius ** 2
+        for center in rng.uniform(radius, size - radius, (2, 2)):
+            masks[index] |= (y - center[0]) ** 2 + (x - center[1]) ** 2 < radius ** 2
     maps = rng.normal(size=masks.shape).astype(np.float32)
     maps += 2 * masks
     return masks, maps

@@ -23,13 +23,13 @@ from torch import nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from adcore.receptive_field import TABLE_2, measure
+from adcore.papers.heckler2023.receptive_field import TABLE_2, measure
 
 Gradients = dict[str, npt.NDArray[np.float32]]
 
 
 def one_pass_a_tap(network: nn.Module, taps: tuple[str, ...], image: torch.Tensor) -> Gradients:
-    """Norm over colours of the gradient of each tap's centre, its largest value 1."""
+    """Norm over colors of the gradient of each tap's center, its largest value 1."""
     found = {}
     for tap in taps:
         pixels = image.clone().requires_grad_()

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from adcore.experiments.provenance import commit
 from adcore.files import write_text
 from adcore.kernels import Dropout
-from adcore.losses import mse
 from adcore.memory import kept_memory
-from adcore.models.reconstruction.detector import jitter_features
-from adcore.models.reconstruction.transformer import Attention, FeedForward
-from adcore.models.uniad import UniADConfig, UniADNetwork
+from adcore.papers.uniad2022.losses import mse
+from adcore.papers.uniad2022.reconstruction import jitter_features
+from adcore.papers.uniad2022.transformer import Attention, FeedForward
+from adcore.papers.uniad2022.uniad import UniADConfig, UniADNetwork
 from adcore.training import seeded, train
 
 

@@ -2,8 +2,8 @@
 
     ADCORE_DATA=... python benchmarks/bench_whole.py --rounds 1
 
-"Before" is this package with the plain way in place of each fast one: torch for the features, one distance update a centre for
-the coreset, torch.cdist for the neighbours, for UniAD torch's nn.MultiheadAttention and dropout, and memory that glibc gives
+"Before" is this package with the plain way in place of each fast one: torch for the features, one distance update a center for
+the coreset, torch.cdist for the neighbors, for UniAD torch's nn.MultiheadAttention and dropout, and memory that glibc gives
 back at once. "After" is the package with OpenVINO. Metrics are ours in both. Each run is a process of its own with an empty
 feature cache, in turns. whole.csv gets medians, peak resident memory, and the scores, which must not depend on the way:
 PatchCore's up to the order in which nearly equal distances are picked; UniAD's dropout draws other numbers, so there they
@@ -39,13 +39,13 @@ from adcore.experiments.provenance import Meter, commit
 from adcore.experiments.runner import evaluate
 from adcore.features import engine
 from adcore.files import write_text
-from adcore.models.uniad import UniADNetwork
+from adcore.papers.uniad2022.uniad import UniADNetwork
 
 PATCHCORE = {"backbone": "efficientnet_lite0", "taps": (3, 4), "image_size": 256, "crop": None, "embed_dim": 0, "coreset": 1000}
 UNIAD = {"backbone": "efficientnet_lite0", "image_size": 128, "neighbors": 5, "epochs": 2, "batch_size": 32, "lr": 4e-4}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "patchcore screw, 1000 kept": ("patchcore", "mvtec_512", PATCHCORE),
-    # 450,000 more patches: one update a centre would take ten minutes for a thousand.
+    # 450,000 more patches: one update a center would take ten minutes for a thousand.
     "patchcore tiles, 300 kept": ("patchcore", "mtd", {**PATCHCORE, "coreset": 300}),
     "uniad screw and tiles": ("uniad", "mtd+mvtec_512", UNIAD),
 }
@@ -58,7 +58,7 @@ SCORES = ("image_auroc", "pixel_auroc", "aupro")
 COLUMNS = ["case", "way", "seconds", "fit_s", "test_s", "peak_gb", "times faster", *SCORES, "rounds", "machine", "commit"]
 
 
-def one_update_a_centre(points: Tensor, k: int, *, initial: Tensor, progress: bool | None = None) -> Tensor:
+def one_update_a_center(points: Tensor, k: int, *, initial: Tensor, progress: bool | None = None) -> Tensor:
     """Greedy k-center to the letter, on from the distances it is given."""
     distance, picked = initial.clone(), []
     for _ in range(k):
@@ -78,9 +78,9 @@ def plain() -> Iterator[None]:
     """The plain way of everything that is replaced."""
     def network(*values: Any) -> UniADNetwork:
         return plainly(UniADNetwork(*values))
-    with mock.patch("adcore.models.patchcore.kcenter", one_update_a_centre), \
-            mock.patch("adcore.models.patchcore.nearest", all_distances), \
-            mock.patch("adcore.models.uniad.UniADNetwork", network), \
+    with mock.patch("adcore.papers.heckler2023.patchcore.kcenter", one_update_a_center), \
+            mock.patch("adcore.papers.heckler2023.patchcore.nearest", all_distances), \
+            mock.patch("adcore.papers.uniad2022.uniad.UniADNetwork", network), \
             mock.patch("adcore.memory._glibc", lambda: None), engine("torch"):
         yield
 

@@ -42,10 +42,10 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def one_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectors share a backbone: it is frozen, and building one takes longer than most tests."""
-    from tiny import shared_extractor
+    from support.tiny import shared_extractor
 
-    from adcore.models import frozen
-    from adcore.models.reconstruction import detector as reconstruction
+    from adcore.papers.heckler2023 import frozen
+    from adcore.papers.uniad2022 import reconstruction
     for module in (frozen, reconstruction):
         monkeypatch.setattr(module, "FeatureExtractor", shared_extractor)
 
@@ -65,7 +65,7 @@ def style() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """One category of `tiny.write_tiny` as a data set."""
-    from tiny import write_tiny
+    from support.tiny import write_tiny
 
     from adcore.data.mvtec import load_mvtec
     return load_mvtec(write_tiny(tmp_path_factory.mktemp("tiny")), "tiny")

@@ -1,6 +1,6 @@
 """Handwritten digits (Alpaydin and Kaynak, UCI repository, 1998) as scikit-learn carries them, some against the others.
 
-1,797 grey images of 8x8 pixels in ten classes: real data for many against many that need no download, where the papers
+1,797 gray images of 8x8 pixels in ten classes: real data for many against many that need no download, where the papers
 take CIFAR-10. There is no published split: of each class 70 % are for training, drawn once with a fixed seed. The same
 hands wrote both parts.
 """

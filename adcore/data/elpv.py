@@ -1,6 +1,6 @@
 """Solar cells in electroluminescence (Deitsch et al., Solar Energy 2019), from the PyPI package `elpv-dataset`.
 
-2,624 grey cells of 300x300 pixels with a probability of being defective (0, 1/3, 2/3, 1) and no masks. Two categories:
+2,624 gray cells of 300x300 pixels with a probability of being defective (0, 1/3, 2/3, 1) and no masks. Two categories:
 `mono` and `poly` (crystalline). Probability 0 is normal, 2/3 and 1 are anomalous; the cells at 1/3, of which the
 annotators were unsure, are left out.
 """

@@ -22,7 +22,7 @@ CONTEXT: dict[str, Any] = {
     "references": "cr:references", "regex": "cr:regex", "repeated": "cr:repeated", "replace": "cr:replace",
     "sc": "https://schema.org/", "separator": "cr:separator", "source": "cr:source", "subField": "cr:subField",
     "transform": "cr:transform"}
-LICENCES = {"CC-BY-NC-SA-4.0": "https://creativecommons.org/licenses/by-nc-sa/4.0/"}
+LICENSES = {"CC-BY-NC-SA-4.0": "https://creativecommons.org/licenses/by-nc-sa/4.0/"}
 NO_CHECKSUM = "https://github.com/mlcommons/croissant/issues/80"  # what Croissant's own examples write for a repository
 FORMATS = {".xz": "application/x-xz", ".gz": "application/gzip", ".zip": "application/zip", ".tar": "application/x-tar"}
 
@@ -54,7 +54,7 @@ def _has_files(one: Entry) -> bool:
 def _dataset(one: Entry) -> dict[str, Any]:
     return {
         "@type": "sc:Dataset", "name": one.name, "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "description": f"{one.citation}. {one.note or one.unpacks}.", "license": LICENCES.get(one.licence, one.licence),
+        "description": f"{one.citation}. {one.note or one.unpacks}.", "license": LICENSES.get(one.license, one.license),
         "url": one.url, "citeAs": one.citation, **({"version": one.version} if one.version else {}),
         "distribution": [_file(one)]}
 

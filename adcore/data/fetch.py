@@ -39,7 +39,7 @@ def fetch(name: str, source: Path | None = None, root: Path | None = None, *, pr
         return dataset_folder(name)  # drawn on demand, or in a package; says which when that is missing
     if name not in DATASETS:
         raise DataError(f"data set '{name}' has no layout that adcore reads, so it is not fetched: get {one.file} by hand from "
-                        f"{one.url} ({one.licence})")
+                        f"{one.url} ({one.license})")
     here = _here(name, root)
     if here is not None:
         _count(name, here, f"{here} is not '{name}' as published", f"remove it, then run `adcore data fetch {name}` again")
@@ -71,7 +71,7 @@ def _by_hand(one: Entry) -> str:
     if one.unpacks.startswith("git clone"):
         repository = PurePosixPath(one.url).name
         return f"run `git clone --depth 1 {one.url}.git`, then `adcore data fetch {one.name} --from {repository}`"
-    return (f"get {one.file} by hand from {_page(one)} ({one.licence}), then run `adcore data fetch {one.name} --from "
+    return (f"get {one.file} by hand from {_page(one)} ({one.license}), then run `adcore data fetch {one.name} --from "
             f"{one.file}`")
 
 

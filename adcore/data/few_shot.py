@@ -1,4 +1,4 @@
-"""A few labelled anomalies to train on: which ones leave the test set (Pang et al., DevNet; Ding et al., DRA, CVPR 2022).
+"""A few labeled anomalies to train on: which ones leave the test set (Pang et al., DevNet; Ding et al., DRA, CVPR 2022).
 
     general   known=""      n anomalies of any kind move to the training images; the test set keeps all others
     hard      known="scratch"  n anomalies of one kind move; the test set keeps the other kinds only, all of them unseen

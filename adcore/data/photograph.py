@@ -7,7 +7,7 @@
     rocket       scikit-image   a launch at night
     china        scikit-learn   a palace on a lake
     flower       scikit-learn   a dahlia
-    coins        scikit-image   coins, grey
+    coins        scikit-image   coins, gray
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def photograph(name: str) -> Image.Image:
-    """A photograph as RGB; a grey one has three equal channels.
+    """A photograph as RGB; a gray one has three equal channels.
 
     name  one of PHOTOGRAPHS; or the path of an image file, as it is or below ADCORE_DATA, beginning with a data set's name;
           or the path of a folder, whose first image by name is taken ('imagenet/val/n02391049', 'mvtec_ad/screw/train/good')

@@ -32,7 +32,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     image = _decode(path)
     if image.mode not in ("1", "L", "F", "RGB") and not image.mode.startswith("I"):
         image = image.convert("L" if image.mode in ("LA", "La") else "RGB")  # without a palette or alpha
-    marked = np.asarray(image) > 0  # as it is: in grey a dark blue would be black
+    marked = np.asarray(image) > 0  # as it is: in gray a dark blue would be black
     mask: np.ndarray = np.any(marked, axis=2) if marked.ndim == 3 else marked
     if mask.shape != size:
         raise DataError(f"mask {path} is {mask.shape[0]}x{mask.shape[1]} but its image is {size[0]}x{size[1]}: "
@@ -109,7 +109,7 @@ def map_name(sample: Sample) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training images and test images of one or more categories. Training images are normal, but for the few labelled
+    """Training images and test images of one or more categories. Training images are normal, but for the few labeled
     anomalies that `few_shot.with_anomalies` adds.
 
     A method fits on what it is allowed to see, `train`; `test` is for `predict` alone.

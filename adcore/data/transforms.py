@@ -53,7 +53,7 @@ class View:
     size         (H, W) or a side in pixels
     crop         (H, W) or a side in pixels; None keeps everything
     resample     how images are resized: bilinear, bicubic or lanczos
-    contrast     how they are equalised before that: none, global or clahe
+    contrast     how they are equalized before that: none, global or clahe
     whole_masks  a mask is averaged instead, and only pixels count that are masked all over, as in DS2's evaluation
     """
 

@@ -25,8 +25,8 @@ from adcore.errors import ParameterError
 from adcore.experiments.profiles import method_named
 from adcore.experiments.provenance import commit
 from adcore.files import write_json
-from adcore.models.alignment import OBJECTS, TEXTURES
 from adcore.papers import exhibits, published
+from adcore.papers.ds2.alignment import OBJECTS, TEXTURES
 
 if TYPE_CHECKING:
     from adcore.experiments.store import Result
@@ -101,8 +101,8 @@ def _number(value: Any, digits: str = "") -> str:
 
 
 def comparison_html(frame: pd.DataFrame) -> str:
-    """The cells as an HTML table; the verdict is a word, not only a colour."""
-    colours = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b", "not run": "#777"}
+    """The cells as an HTML table; the verdict is a word, not only a color."""
+    colors = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b", "not run": "#777"}
     lines = []
     for row in frame.to_dict("records"):
         spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""
@@ -110,7 +110,7 @@ def comparison_html(frame: pd.DataFrame) -> str:
         cells = [row["row"], row["column"], row["metric"], f"{_number(row['published'])} {row['unit']}".strip(),
                  f"{_number(row['measured'])}{spread}", _number(row["seeds"])]
         lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-                     + f"<td style='color:{colours[row['verdict']]}'><b>{row['verdict']}</b>{why}</td></tr>")
+                     + f"<td style='color:{colors[row['verdict']]}'><b>{row['verdict']}</b>{why}</td></tr>")
     head = "".join(f"<th>{name}</th>" for name in ("row", "column", "metric", "published", "measured", "seeds", "verdict"))
     return f"<table class='adcore-comparison'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 

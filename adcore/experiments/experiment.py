@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from adcore.data import Dataset, Sample, load_dataset
+from adcore.data.verify import PUBLISHED
+from adcore.detector import Detector
+from adcore.errors import DataError
 from adcore.experiments.profiles import data_options, method_named, profile_settings
 from adcore.files import digest_text
-from adcore.models import Detector
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,7 @@ def grid(method: type[Detector] | str, *, dataset: str = "mini", categories: Seq
     if wanted == ["all"]:
         wanted = []
     swept = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
-    if method_named(name).pooled:
-        groups = ["+".join(wanted) or "all"]
-    else:
-        groups = wanted or list(load_dataset(dataset, **data_options(dataset, profile)).categories)
+    groups = ["+".join(wanted) or "all"] if method_named(name).pooled else wanted or _categories(dataset, profile)
     experiments = []
     for values in itertools.product(*swept.values()):
         chosen = tuple(sorted(zip(swept, values, strict=True)))
@@ -108,6 +107,16 @@ def grid(method: type[Detector] | str, *, dataset: str = "mini", categories: Seq
     for experiment in experiments:
         experiment.config()
     return experiments
+
+
+def _categories(dataset: str, profile: str) -> list[str]:
+    """All categories of a data set; those of a published one are known even when it is not on this machine."""
+    try:
+        return list(load_dataset(dataset, **data_options(dataset, profile)).categories)
+    except DataError:
+        if dataset not in PUBLISHED:
+            raise
+        return sorted(PUBLISHED[dataset])
 
 
 def as_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:

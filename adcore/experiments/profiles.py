@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from adcore.detector import Detector
 from adcore.errors import ParameterError
-from adcore.models import METHODS, Detector
+from adcore.models import METHODS
 
 PROFILES = ("quick", "paper")
 

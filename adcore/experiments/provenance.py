@@ -19,7 +19,7 @@ import torch
 import adcore
 from adcore.models import METHODS
 from adcore.paths import repository
-from adcore.source import code_digest, imports, with_imports
+from adcore.source import paper_digest
 
 
 @functools.lru_cache(maxsize=1)
@@ -73,25 +73,9 @@ def versions(device: torch.device | None = None) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=32)
 def fingerprint(method: str) -> str:
-    """16 digits that change when code on which the method's numbers rest changes; comments and docstrings do not count."""
-    root = Path(adcore.__file__).parent
-    files = [root / name for name in ("distributed.py", "losses.py", "metrics.py", "training.py", "experiments/runner.py")]
-    models = with_imports(root / "models" / f"{_module_of(method)}.py", "adcore.models")
-    files += models + sorted(path for room in SOME for path in _files_of(root, room) if imports(models, f"adcore.{room}"))
-    files += sorted(path for folder in ("data", "features", "kernels") for path in (root / folder).rglob("*.py"))
-    return code_digest(files)
-
-
-SOME = ("color", "density")  # rooms that only some methods stand on; the others are counted for all
-
-
-def _files_of(root: Path, room: str) -> list[Path]:
-    return [root / f"{room}.py", *(root / room).rglob("*.py")]
-
-
-def _module_of(method: str) -> str:
+    """16 digits that change when the code behind a method's numbers changes, see `adcore.source.paper_digest`."""
     found = METHODS.get(method)
-    return found.__module__.rpartition(".")[2] if found else method
+    return paper_digest(found.paper if found else "")
 
 
 class Meter:
@@ -131,8 +115,7 @@ class Meter:
                 return
 
 
-def provenance(device: torch.device, method: str, meter: Meter) -> dict[str, Any]:
-    """Plain values to store beside a result."""
+def origin(device: torch.device, method: str) -> dict[str, Any]:
+    """Where a result comes from, as plain values. Taken before the work starts: files may change while a long run lasts."""
     return {"versions": versions(device), "commit": commit(), "code": fingerprint(method), "device": device.type,
-            "machine": machine(device), "seconds": round(meter.seconds, 2), "peak_bytes": meter.peak_bytes,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            "machine": machine(device)}

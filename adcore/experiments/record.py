@@ -62,7 +62,7 @@ class Record:
     def html(self) -> str:
         """Mean and standard deviation over seeds, with the provenance of each row. Settings that all rows share stand once
         below the table."""
-        table = summarise(self.frame)
+        table = summarize(self.frame)
         parts = [re.split(r" (?=\w+=)", text) for text in table["settings"]]
         shared = [part for part in parts[0] if part and all(part in other for other in parts)] if len(parts) > 1 else []
         table["settings"] = [" ".join(part for part in own if part not in shared) for own in parts]
@@ -103,7 +103,7 @@ def _read(path: Path) -> pd.DataFrame:
     return frame.astype({column: str for column in KNOWN if column != "seed"})
 
 
-def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """One row for each method, data set, category and settings: metrics in per cent over seeds, seconds, memory, commit."""
     rows = []
     frame = frame.assign(settings=frame["settings"].astype(object).fillna(""))
@@ -127,7 +127,7 @@ def on_record(name: str, **only: str) -> pd.DataFrame:
     Raises:
         StoreError: there is no such record.
     """
-    return summarise(_frame(name, only))
+    return summarize(_frame(name, only))
 
 
 def recorded(name: str, **only: str) -> ResultTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,16 +15,16 @@ import pandas as pd
 import torch
 
 from adcore.data import Dataset, Sample, map_name, read_images, read_masks
+from adcore.detector import Detector
 from adcore.distributed import barrier, first, from_first, world_size
 from adcore.experiments.experiment import Experiment
-from adcore.experiments.provenance import Meter, commit, fingerprint, provenance
+from adcore.experiments.provenance import Meter, fingerprint, origin
 from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
 from adcore.features import images_digest
 from adcore.files import one_at_a_time
 from adcore.memory import kept_memory
 from adcore.metrics import image_scores, pixel_scores
-from adcore.models import Detector
 from adcore.progress import progress_bar
 from adcore.training import resolve_device
 
@@ -87,27 +88,25 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     Raises:
         AdcoreError: see `run`.
     """
-    commit(), fingerprint(experiment.method)  # remembered now: the files may change while a long run lasts
+    start = origin(device, experiment.method)
     dataset = experiment.data()
     checkpoint = store.folder(experiment) / "checkpoint"
     with Meter(device) as fitting:
         detector = _fit(experiment, dataset, device, checkpoint, progress)
-    return from_first(partial(_tested, detector, experiment, dataset, store, fitting, world_size(), progress))
+    return from_first(partial(_tested, detector, experiment, dataset, store, start, fitting, world_size(), progress))
 
 
-def _tested(detector: Detector, experiment: Experiment, dataset: Dataset, store: Store, fitting: Meter, processes: int,
-            progress: bool | None) -> Result:
+def _tested(detector: Detector, experiment: Experiment, dataset: Dataset, store: Store, start: dict[str, Any],
+            fitting: Meter, processes: int, progress: bool | None) -> Result:
     device, checkpoint = fitting.device, store.folder(experiment) / "checkpoint"
     with Meter(device) as testing:
         scores, maps, measures = evaluate(detector, dataset, progress)
-    whole = Meter(device)
-    whole.seconds = fitting.seconds + testing.seconds
-    whole.peak_bytes = max(fitting.peak_bytes, testing.peak_bytes)
-    origin = {**provenance(device, experiment.method, whole), "fit_seconds": round(fitting.seconds, 2),
-              "test_seconds": round(testing.seconds, 2), "weights": detector.weights_digest,
-              "data": images_digest([*dataset.train, *dataset.test]), "train_images": len(dataset.train),
-              "test_images": len(dataset.test), "processes": processes}
-    result = Result(experiment, tuple(measures), origin)
+    made = {**start, "seconds": round(fitting.seconds + testing.seconds, 2), "fit_seconds": round(fitting.seconds, 2),
+            "test_seconds": round(testing.seconds, 2), "peak_bytes": max(fitting.peak_bytes, testing.peak_bytes),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "weights": detector.weights_digest,
+            "data": images_digest([*dataset.train, *dataset.test]), "train_images": len(dataset.train),
+            "test_images": len(dataset.test), "processes": processes}
+    result = Result(experiment, tuple(measures), made)
     store.save(result, scores, maps)
     for path in checkpoint.parent.glob("checkpoint*"):  # a training of several parts keeps one for each
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Backbones by name: who builds them, where a stage ends, how their input is normalised, which checkpoint is theirs.
+"""Backbones by name: who builds them, where a stage ends, how their input is normalized, which checkpoint is theirs.
 
 A tap is a stage number or the name of a node of the network's graph. Stages and block indices: methods.md follows the
 published UniAD code; in timm's numbering of an EfficientNet, stage s ends with `blocks.{0, 1, 2, 4, 6}[s - 1]`.

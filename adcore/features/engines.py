@@ -104,7 +104,7 @@ def _by_openvino(network: fx.GraphModule, nodes: Sequence[str], images: Tensor) 
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
     different = tuple(dict.fromkeys(nodes))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")      # traces are deprecated in favour of torch.export, which fixes the batch's size
+        warnings.simplefilter("ignore")      # traces are deprecated in favor of torch.export, which fixes the batch's size
         traced = torch.jit.trace(_Listed(network, different).eval(), images, check_trace=False)
     # openvino.convert_model does the same and reports to its makers' usage statistics.
     decoder = TorchScriptPythonDecoder(traced)

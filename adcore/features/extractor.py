@@ -1,6 +1,6 @@
 """Frozen features: a pretrained network cut at its taps.
 
-    images (B, 3, H, W) in [0, 1] -> normalise -> network -> one map (B, C, h, w) a tap
+    images (B, 3, H, W) in [0, 1] -> normalize -> network -> one map (B, C, h, w) a tap
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FeatureExtractor(nn.Module):
     weights     'default', 'random', a file, or a name of data_manifest.csv
     seed        of random weights
     frozen      False for a backbone that is trained along (Table S5 of uniad2022)
-    statistics  mean and deviation of each colour, which are taken off first; by default those of the pretraining
+    statistics  mean and deviation of each color, which are taken off first; by default those of the pretraining
 
     Raises:
         ParameterError: unknown backbone, or a tap that it does not have.
@@ -76,9 +76,9 @@ class FeatureExtractor(nn.Module):
     def key(self) -> str:
         """What the features depend on besides the images."""
         own = (self.backbone.mean, self.backbone.std)
-        normalised = "" if self.statistics == own else f"-{self.statistics}"  # one file may be read in two ways
+        normalized = "" if self.statistics == own else f"-{self.statistics}"  # one file may be read in two ways
         engine = "" if self.engine == "torch" else f"-{self.engine}"
-        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalised}{engine}"
+        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalized}{engine}"
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """A frozen one stays in eval mode: batch statistics of the data at hand must not leak into frozen features."""

@@ -1,6 +1,6 @@
-"""The six initialisations of ResNet-50 that heckler2023 compares (supplement, Table 1): where each comes from, what it expects.
+"""The six initializations of ResNet-50 that heckler2023 compares (supplement, Table 1): where each comes from, what it expects.
 
-A checkpoint by itself does not say how its images were normalised. What is known stands here, by the checkpoint's name in
+A checkpoint by itself does not say how its images were normalized. What is known stands here, by the checkpoint's name in
 data_manifest.csv; any other takes its backbone's.
 """
 
@@ -22,7 +22,7 @@ class Pretraining:
     name        as the paper prints it
     weights     what to pass as `weights`: a name of data_manifest.csv, or 'random'
     labels      whether it was trained with ImageNet's labels
-    statistics  mean and standard deviation by which its images were normalised
+    statistics  mean and standard deviation by which its images were normalized
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""Figures that the notebooks and the report share: one look, one colour scale for what is compared, readable in grey."""
+"""Figures that the notebooks and the report share: one look, one color scale for what is compared, readable in gray."""
 
 from adcore.figures.attention import activation_pairs, boxed, heated
 from adcore.figures.charts import (
     bar_panels,
     grouped_bars,
     intervals,
-    labelled_points,
+    labeled_points,
     line_chart,
     line_panels,
     probability_histograms,
@@ -13,7 +13,7 @@ from adcore.figures.charts import (
     score_histograms,
     visible_keys,
 )
-from adcore.figures.colours import color_clouds, color_transport
+from adcore.figures.colors import color_clouds, color_transport
 from adcore.figures.fields import arrows, vector_fields
 from adcore.figures.localization import best_and_worst, localizations
 from adcore.figures.pictures import (
@@ -26,13 +26,13 @@ from adcore.figures.pictures import (
     side_by_side,
     stored_maps,
 )
-from adcore.figures.style import COLOURS, HATCHES, HEAT, LINES, MARKERS, bare, outline, record, show, use_style
+from adcore.figures.style import COLORS, HATCHES, HEAT, LINES, MARKERS, bare, outline, record, show, use_style
 from adcore.figures.views import paired_views
 from adcore.figures.wiring import wiring_diagrams
 
-__all__ = ["COLOURS", "HATCHES", "HEAT", "LINES", "MARKERS", "activation_pairs", "arrows", "bar_panels", "bare",
+__all__ = ["COLORS", "HATCHES", "HEAT", "LINES", "MARKERS", "activation_pairs", "arrows", "bar_panels", "bare",
            "best_and_worst", "boxed", "color_clouds", "color_transport", "contact_sheet", "framed", "grouped_bars",
-           "heat_maps", "heated", "intervals", "labelled_points", "largest_defects", "line_chart", "line_panels",
+           "heat_maps", "heated", "intervals", "labeled_points", "largest_defects", "line_chart", "line_panels",
            "localizations", "outline", "overlay", "paired_views", "probability_histograms", "receptive_fields",
            "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style",
            "vector_fields", "visible_keys", "wiring_diagrams"]

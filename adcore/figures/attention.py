@@ -17,20 +17,20 @@ from adcore.figures.style import bare
 
 
 def heated(image: Any, where: Any) -> np.ndarray:
-    """A map of any grid, upsampled bilinearly, in the heat colours over its image: (3, H, W), (h, w) -> (3, H, W)."""
+    """A map of any grid, upsampled bilinearly, in the heat colors over its image: (3, H, W), (h, w) -> (3, H, W)."""
     image, where = np.asarray(image), torch.as_tensor(np.asarray(where), dtype=torch.float32)
     large = F.interpolate(where[None, None], image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
     return overlay(image, large.numpy())
 
 
-def boxed(image: Any, box: Sequence[int], width: int = 2, colour: str = "#66E0FF") -> np.ndarray:
+def boxed(image: Any, box: Sequence[int], width: int = 2, color: str = "#66E0FF") -> np.ndarray:
     """A picture with a frame drawn inside a box of it: (3, H, W), (top, left, bottom, right) -> (3, H, W)."""
     picture = np.asarray(image).astype(np.float32)  # a copy
     top, left, bottom, right = (int(side) for side in box)
     frame = np.zeros(picture.shape[-2:], bool)
     frame[top:bottom, left:right] = True
     frame[top + width:bottom - width, left + width:right - width] = False
-    picture[:, frame] = np.asarray(to_rgb(colour), dtype=np.float32)[:, None]
+    picture[:, frame] = np.asarray(to_rgb(color), dtype=np.float32)[:, None]
     return picture
 
 

@@ -11,10 +11,10 @@ from matplotlib import patheffects
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adcore.figures.style import COLOURS, HATCHES, LINES, MARKERS
+from adcore.figures.style import COLORS, HATCHES, LINES, MARKERS
 
 if TYPE_CHECKING:
-    from adcore.receptive_field import ReceptiveField
+    from adcore.papers.heckler2023.receptive_field import ReceptiveField
 
 
 def score_histograms(scores: Any, title: str = "image score") -> Figure:
@@ -24,8 +24,8 @@ def score_histograms(scores: Any, title: str = "image score") -> Figure:
     for axes, category in zip(grid[0], categories, strict=True):
         part = scores[scores.category == category]
         bins = np.linspace(part.score.min(), part.score.max(), 16)
-        for label, name, colour, hatch in ((0, "normal", COLOURS[0], ""), (1, "anomalous", COLOURS[1], "////")):
-            axes.hist(part.score[part.label == label], bins=bins, color=colour, alpha=0.6, label=name, hatch=hatch,
+        for label, name, color, hatch in ((0, "normal", COLORS[0], ""), (1, "anomalous", COLORS[1], "////")):
+            axes.hist(part.score[part.label == label], bins=bins, color=color, alpha=0.6, label=name, hatch=hatch,
                       edgecolor="white", linewidth=0.5)
         axes.set(title=category.replace("_", " "), xlabel=title, yticks=[])
     grid[0, 0].set_ylabel("images")
@@ -44,7 +44,7 @@ def probability_histograms(panels: Mapping[str, np.ndarray], xlabel: str, ylabel
     for axes in grid.flat[len(panels):]:
         axes.set_visible(False)
     for i, (axes, (title, values)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
-        axes.hist(np.asarray(values).ravel(), bins=np.linspace(0, 1, 41), color=COLOURS[i % columns],
+        axes.hist(np.asarray(values).ravel(), bins=np.linspace(0, 1, 41), color=COLORS[i % columns],
                   hatch=HATCHES[i % columns], edgecolor="white", linewidth=0.3)
         axes.set(title=title, yscale="log", xlim=(0, 1))
     for axes in grid[-1]:
@@ -61,7 +61,7 @@ def visible_keys(visible: np.ndarray, grid: tuple[int, int], queries: Sequence[t
     for axes, (y, x) in zip(axes_row[0], queries, strict=True):
         keys = visible[y * w + x].reshape(h, w)
         axes.imshow(keys, cmap="gray", vmin=-0.35, vmax=1)
-        axes.plot(x, y, "x", color=COLOURS[1], markersize=8, markeredgewidth=2)
+        axes.plot(x, y, "x", color=COLORS[1], markersize=8, markeredgewidth=2)
         axes.set_title(f"query ({y}, {x}): {int(keys.sum())} keys", fontsize=8.5)
         axes.set(xticks=np.arange(-0.5, w), yticks=np.arange(-0.5, h), xticklabels=[], yticklabels=[])
         axes.tick_params(length=0)
@@ -76,7 +76,7 @@ def receptive_fields(fields: Mapping[str, ReceptiveField], analytic: Mapping[str
         axes.imshow(1 - np.sqrt(shade), cmap="gray", vmin=0, vmax=1)  # the root shows the faint rim, as in print
         top, left, bottom, right = field.box
         axes.add_patch(plt.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False,
-                                     edgecolor=COLOURS[1], linewidth=1.4))
+                                     edgecolor=COLORS[1], linewidth=1.4))
         beside = f", analytic {analytic[tap]}" if analytic and tap in analytic else ""
         axes.set_title(f"{tap}\nmeasured {field.size}{beside}", fontsize=8)
         axes.set(xticks=[], yticks=[])
@@ -88,11 +88,11 @@ def receptive_fields(fields: Mapping[str, ReceptiveField], analytic: Mapping[str
 
 def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str,
                title: str = "") -> Figure:
-    """Named (x, y) series, each with a colour, a line style and, where it is not dense, a marker of its own."""
+    """Named (x, y) series, each with a color, a line style and, where it is not dense, a marker of its own."""
     figure, axes = plt.subplots(figsize=(5.2, 3.0))
     for i, (name, (x, y)) in enumerate(series.items()):
         marker = MARKERS[i % 7] if len(x) <= 60 else ""
-        axes.plot(x, y, color=COLOURS[i % 7], linestyle=LINES[i % 7], marker=marker, markersize=4, label=name)
+        axes.plot(x, y, color=COLORS[i % 7], linestyle=LINES[i % 7], marker=marker, markersize=4, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(fontsize=7.5)
     return figure
@@ -114,7 +114,7 @@ def line_panels(panels: Mapping[str, Any], xlabel: str, ylabel: str, columns: in
         x = np.arange(len(table)) if words else np.array(table.index, float)
         for name in table.columns:
             i = names.index(name)
-            axes.plot(x, table[name].to_numpy(float), color=COLOURS[i % 7], linestyle=LINES[i % 7], marker=MARKERS[i % 7],
+            axes.plot(x, table[name].to_numpy(float), color=COLORS[i % 7], linestyle=LINES[i % 7], marker=MARKERS[i % 7],
                       markersize=4.5, label=name)
         axes.set(title=title, xlabel=xlabel, xticks=x, xticklabels=[str(value) for value in table.index])
     for axes in grid[:, 0]:
@@ -142,7 +142,7 @@ def bar_panels(panels: Mapping[str, Any], ylabel: str, columns: int = 2) -> Figu
         for i, name in enumerate(names):
             if name in table:
                 axes.bar(middles + step * (i - (len(names) - 1) / 2), table[name].to_numpy(float), 0.9 * step,
-                         color=COLOURS[i % 7], hatch=HATCHES[i % 7], edgecolor="white", linewidth=0.5, label=name)
+                         color=COLORS[i % 7], hatch=HATCHES[i % 7], edgecolor="white", linewidth=0.5, label=name)
         axes.set(title=title, xticks=middles, xticklabels=[str(group).replace("_", " ") for group in table.index])
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="x", visible=False)
@@ -158,7 +158,7 @@ def bar_panels(panels: Mapping[str, Any], ylabel: str, columns: int = 2) -> Figu
 def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
                  errors: Mapping[str, Mapping[str, float]] | None = None,
                  published: Mapping[str, Mapping[str, float]] | None = None, title: str = "") -> Figure:
-    """Groups of bars side by side, a bar a series, each series with a colour and a hatch of its own.
+    """Groups of bars side by side, a bar a series, each series with a color and a hatch of its own.
 
     table      group -> series -> value; a series that a group lacks leaves its place empty
     errors     what to draw up and down from a bar's end, found by the same two names
@@ -173,7 +173,7 @@ def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
     middles, step = np.arange(len(table)), 0.8 / max(1, len(series))
     places = {name: middles + step * (i - (len(series) - 1) / 2) for i, name in enumerate(series)}
     for i, (name, x) in enumerate(places.items()):
-        axes.bar(x, values(table, name), 0.92 * step, color=COLOURS[i % 7], hatch=HATCHES[i % 7], edgecolor="white",
+        axes.bar(x, values(table, name), 0.92 * step, color=COLORS[i % 7], hatch=HATCHES[i % 7], edgecolor="white",
                  linewidth=0.5, label=name)
         if errors:
             axes.errorbar(x, values(table, name), values(errors, name), fmt="none", ecolor="black", elinewidth=1, capsize=2)
@@ -190,12 +190,12 @@ def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
     return figure
 
 
-def labelled_points(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str, marked: Sequence[str] = ()) -> Figure:
+def labeled_points(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str, marked: Sequence[str] = ()) -> Figure:
     """Named (x, y) points on logarithmic axes, each with its name beside it; the marked ones stand out."""
     figure, axes = plt.subplots(figsize=(5.6, 3.4))
     for name, (x, y) in points.items():
         which = name in marked
-        axes.plot(x, y, marker=MARKERS[1 if which else 0], color=COLOURS[1 if which else 0], markersize=7 if which else 5,
+        axes.plot(x, y, marker=MARKERS[1 if which else 0], color=COLORS[1 if which else 0], markersize=7 if which else 5,
                   linestyle="none")
         axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8,
                       fontweight="bold" if which else "normal")
@@ -208,7 +208,7 @@ def intervals(values: Mapping[str, tuple[float, float]], xlabel: str, title: str
     """A row a name: its mean as a point and one standard deviation to either side, NaN where there is none."""
     figure, axes = plt.subplots(figsize=(5.2, 0.32 * len(values) + 0.9))
     for y, (mean, std) in enumerate(values.values()):
-        axes.errorbar(mean, y, xerr=None if std != std else std, fmt=MARKERS[0], color=COLOURS[0], capsize=3, markersize=4)
+        axes.errorbar(mean, y, xerr=None if std != std else std, fmt=MARKERS[0], color=COLORS[0], capsize=3, markersize=4)
     axes.set_yticks(range(len(values)), list(values))
     axes.invert_yaxis()
     axes.set(xlabel=xlabel, title=title)

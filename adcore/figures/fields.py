@@ -11,15 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adcore.errors import ParameterError
-from adcore.figures.style import COLOURS, LINES, MARKERS
+from adcore.figures.style import COLORS, LINES, MARKERS
 
-PALE = 2.1      # how far the grey scale goes on beyond its largest value, so that lines on it stay visible
+PALE = 2.1      # how far the gray scale goes on beyond its largest value, so that lines on it stay visible
 LONGEST = 0.12  # of an arrow, as a share of the plane's width
 
 
 def vector_fields(x: Any, y: Any, panels: Mapping[str, tuple[Any, Any, str]], boundary: Any = None,
                   marks: Mapping[str, Any] | None = None) -> Figure:
-    """A panel a field over one plane: stream lines, thicker where the field is stronger, over a quantity in shades of grey.
+    """A panel a field over one plane: stream lines, thicker where the field is stronger, over a quantity in shades of gray.
 
     x, y      (w,) and (h,) coordinates, evenly spaced and ascending
     panels    title -> vectors (h, w, 2) in the order x, y; shade (h, w); what the shade is
@@ -41,7 +41,7 @@ def vector_fields(x: Any, y: Any, panels: Mapping[str, tuple[Any, Any, str]], bo
         bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", shrink=0.85, aspect=28, label=meaning)
         bar.ax.set_xlim(low, max(high, low + 1e-12))
         strength = np.linalg.norm(vectors, axis=2)
-        axes.streamplot(x, y, vectors[..., 0], vectors[..., 1], color=COLOURS[0], density=0.8, arrowsize=0.9,
+        axes.streamplot(x, y, vectors[..., 0], vectors[..., 1], color=COLORS[0], density=0.8, arrowsize=0.9,
                         linewidth=0.35 + 1.9 * strength / max(float(strength.max()), 1e-30))
         _landmarks(axes, x, y, boundary, marks)
         axes.set(title=title, xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), aspect="equal")
@@ -54,7 +54,7 @@ def arrows(x: Any, y: Any, shade: Any, panels: Mapping[str, tuple[Any, Any, Any]
     """A panel a batch over one plane: points with the arrow that each gets, and crosses for those that get none.
 
     x, y      (w,) and (h,) coordinates, evenly spaced and ascending
-    shade     (h, w) in shades of grey below the points
+    shade     (h, w) in shades of gray below the points
     panels    title -> points (n, 2), arrows (n, 2), which points send theirs (n,) bool
     boundary  (h, w) whose zero is drawn as a dashed line
 
@@ -67,9 +67,9 @@ def arrows(x: Any, y: Any, shade: Any, panels: Mapping[str, tuple[Any, Any, Any]
     for axes, (title, (points, pushes, sends)) in zip(row[0], panels.items(), strict=True):
         points, pushes, sends = np.asarray(points), np.asarray(pushes), np.asarray(sends, bool)
         axes.pcolormesh(x, y, shade, cmap="Greys", vmin=low, vmax=low + PALE * max(high - low, 1e-12), rasterized=True)
-        axes.quiver(*points[sends].T, *pushes[sends].T, angles="xy", scale_units="xy", color=COLOURS[1], width=0.006,
+        axes.quiver(*points[sends].T, *pushes[sends].T, angles="xy", scale_units="xy", color=COLORS[1], width=0.006,
                     scale=max(longest, 1e-30) / (LONGEST * (x[-1] - x[0])), zorder=3)
-        axes.plot(*points[sends].T, MARKERS[0], color=COLOURS[0], markersize=3.5, linestyle="none", label="sends its gradient")
+        axes.plot(*points[sends].T, MARKERS[0], color=COLORS[0], markersize=3.5, linestyle="none", label="sends its gradient")
         axes.plot(*points[~sends].T, "x", color="black", markersize=4.5, linestyle="none", label="kept back")
         _landmarks(axes, x, y, boundary, None)
         axes.set(title=title, xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), aspect="equal")

@@ -46,7 +46,7 @@ def localizations(categories: Mapping[str, tuple[Sequence[Sample], Sequence[Any]
     """A row an example, three columns a category: the image, its defect in red, the map on it. Best first, failures below
     a line.
 
-    categories  name -> samples, and the (H, W) map of each at the view's size; the maps of a category share a colour scale,
+    categories  name -> samples, and the (H, W) map of each at the view's size; the maps of a category share a color scale,
                 from the median of all of them, shown or not, to the 99.5th percentile
 
     Raises:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adcore.data import Dataset, Sample, View, map_name
-from adcore.figures.style import COLOURS, HEAT, bare, outline
+from adcore.figures.style import COLORS, HEAT, bare, outline
 
 if TYPE_CHECKING:
     from adcore.experiments import ResultTable
@@ -54,7 +54,7 @@ def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]
 
     maps  method -> one (h, w) map a sample, of any size
 
-    A method's maps of one category share a colour scale, from their 1st percentile to their maximum: scaling each image
+    A method's maps of one category share a color scale, from their 1st percentile to their maximum: scaling each image
     by itself would make every normal image look defective.
     """
     rows = 2 + len(maps)
@@ -77,7 +77,7 @@ def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]
 
 
 def _category_limits(maps: Sequence[Any], samples: Sequence[Sample], category: str) -> tuple[float, float]:
-    """The colour scale that a category's maps share: from their 1st percentile to their maximum."""
+    """The color scale that a category's maps share: from their 1st percentile to their maximum."""
     kin = np.stack([np.asarray(one) for one, sample in zip(maps, samples, strict=True) if sample.category == category])
     return float(np.percentile(kin, 1)), float(kin.max())
 
@@ -93,10 +93,10 @@ def reconstructions(samples: Sequence[Sample], pictures: Mapping[str, Sequence[A
     """A row a sample, as Figs. S2 and S3 of uniad2022: the input, then what each column's title promises.
 
     pictures  title -> one picture a sample, of any size: (3, H, W) images in [0, 1] as they are, (h, w) anomaly maps in the
-              heat colours, (h, w) bool masks in black and white
+              heat colors, (h, w) bool masks in black and white
     masks     outline each sample's defect on the input and on anomaly maps
 
-    A column's maps of one category share a colour scale, as in `heat_maps`.
+    A column's maps of one category share a color scale, as in `heat_maps`.
     """
     height, width = view.shape
     columns = 1 + len(pictures)
@@ -140,7 +140,7 @@ def largest_defects(dataset: Dataset, view: View, kinds: int) -> list[Sample]:
 
 
 def overlay(image: Any, errors: Any) -> np.ndarray:
-    """An anomaly map in the heat colours, from its minimum to its maximum, blended half and half with its image, as the
+    """An anomaly map in the heat colors, from its minimum to its maximum, blended half and half with its image, as the
     assistant's pictures of uniad2022: (3, H, W) in [0, 1], (H, W) -> (3, H, W)."""
     errors = np.asarray(errors)
     low, high = errors.min(), errors.max()
@@ -168,7 +168,7 @@ def stored_maps(dataset: Dataset, tables: Mapping[str, ResultTable], columns: in
 
 
 def side_by_side(pictures: Mapping[str, Any]) -> Figure:
-    """Titled pictures in a row: (3, H, W) images in [0, 1] as they are, (H, W) maps in the heat colours with a bar."""
+    """Titled pictures in a row: (3, H, W) images in [0, 1] as they are, (H, W) maps in the heat colors with a bar."""
     figure, axes_row = plt.subplots(1, len(pictures), figsize=(3.1 * len(pictures), 2.9), squeeze=False)
     for axes, (title, picture) in zip(axes_row[0], pictures.items(), strict=True):
         picture = np.asarray(picture)
@@ -193,7 +193,7 @@ def framed(rows: Mapping[str, Sequence[tuple[Any, str, int] | None]]) -> Figure:
             if item:
                 picture, title, label = item
                 axes.imshow(np.asarray(picture), extent=(x + 0.07, x + 0.93, y + 1.18, y + 0.32), cmap="gray")
-                axes.add_patch(plt.Rectangle((x + 0.07, y + 0.32), 0.86, 0.86, fill=False, edgecolor=COLOURS[label],
+                axes.add_patch(plt.Rectangle((x + 0.07, y + 0.32), 0.86, 0.86, fill=False, edgecolor=COLORS[label],
                                              linewidth=2, linestyle="--" if label else "-"))
                 axes.text(x + 0.5, y + 0.26, title, ha="center", va="bottom", fontsize=7.5)
             x += 1.0 if item else 0.5
@@ -201,7 +201,7 @@ def framed(rows: Mapping[str, Sequence[tuple[Any, str, int] | None]]) -> Figure:
     axes.set(xlim=(0, width), ylim=(len(rows) * step, 0), aspect="equal")
     axes.set_yticks(np.arange(len(rows)) * step + 0.75, list(rows), fontsize=9, fontweight="bold")
     axes.tick_params(length=0)
-    keys = [plt.Rectangle((0, 0), 1, 1, fill=False, edgecolor=COLOURS[label], linewidth=2, linestyle="--" if label else "-",
+    keys = [plt.Rectangle((0, 0), 1, 1, fill=False, edgecolor=COLORS[label], linewidth=2, linestyle="--" if label else "-",
                           label=name) for label, name in enumerate(("normal", "anomalous"))]
     figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False)
     return figure

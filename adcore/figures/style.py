@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from adcore.files import atomic, write_json
 from adcore.paths import runs_folder
 
-# Okabe and Ito's colours, told apart by colour-blind readers; each has a line style, a marker and a hatch of its own too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colors, told apart by color-blind readers; each has a line style, a marker and a hatch of its own too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 2)), "-")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "++")
@@ -23,12 +23,12 @@ HEAT = "inferno"
 
 
 def use_style() -> None:
-    """Fonts, sizes and colours of every figure. Called by each notebook once."""
+    """Fonts, sizes and colors of every figure. Called by each notebook once."""
     plt.rcParams.update({
         "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
         "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
         "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-        "grid.linewidth": 0.6, "image.interpolation": "nearest", "axes.prop_cycle": plt.cycler(color=COLOURS)})
+        "grid.linewidth": 0.6, "image.interpolation": "nearest", "axes.prop_cycle": plt.cycler(color=COLORS)})
 
 
 def show(figure: Figure) -> None:
@@ -69,7 +69,7 @@ def bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def outline(axes: Axes, mask: np.ndarray, colour: str = "#FF2D2D") -> None:
+def outline(axes: Axes, mask: np.ndarray, color: str = "#FF2D2D") -> None:
     """Draw the border of a mask (H, W); an empty one draws nothing."""
     if mask.any():
-        axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.1)
+        axes.contour(mask.astype(float), levels=[0.5], colors=[color], linewidths=1.1)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 from adcore.errors import ParameterError
-from adcore.figures.style import COLOURS, bare
+from adcore.figures.style import COLORS, bare
 
 
 def paired_views(image: Any, views: tuple[Any, Any], boxes: tuple[Any, Any], grid: tuple[int, int],
@@ -39,25 +39,25 @@ def paired_views(image: Any, views: tuple[Any, Any], boxes: tuple[Any, Any], gri
         height, width = shown.shape[:2]
         corner = (min(x0, x1) * (width - 1) - 0.5, y0 * (height - 1) - 0.5)
         whole.add_patch(Rectangle(corner, abs(x1 - x0) * (width - 1) + 1, (y1 - y0) * (height - 1) + 1, fill=False,
-                                  linewidth=2, edgecolor=COLOURS[number]))
+                                  linewidth=2, edgecolor=COLORS[number]))
         picture = _picture(view)
         axes.imshow(picture, extent=(0, w, h, 0))
         axes.set(xticks=range(w + 1), yticks=range(h + 1))
         axes.grid(color="white", linewidth=0.4, alpha=0.6)
-        axes.set_title(f"view {number + 1}{', flipped' if x0 > x1 else ''}", fontsize=9, color=COLOURS[number])
+        axes.set_title(f"view {number + 1}{', flipped' if x0 > x1 else ''}", fontsize=9, color=COLORS[number])
         for spine in axes.spines.values():
-            spine.set(visible=True, color=COLOURS[number], linewidth=2)
+            spine.set(visible=True, color=COLORS[number], linewidth=2)
         axes.tick_params(length=0, labelbottom=False, labelleft=False)
     bare(whole)
     whole.set_title("image", fontsize=9)
     lines = []
     for number, (name, mask) in enumerate(pairs.items()):
-        colour = COLOURS[2 + number]
+        color = COLORS[2 + number]
         for i, j in np.argwhere(np.asarray(mask)):
             line = ConnectionPatch((i % w + 0.5, i // w + 0.5), (j % w + 0.5, j // w + 0.5), "data", "data", axesA=left,
-                                   axesB=right, color=colour, linewidth=1.6, arrowstyle="-", shrinkA=0, shrinkB=0, zorder=5)
+                                   axesB=right, color=color, linewidth=1.6, arrowstyle="-", shrinkA=0, shrinkB=0, zorder=5)
             figure.add_artist(line)
-        lines.append(plt.Line2D([], [], color=colour, label=f"{name} ({int(np.sum(np.asarray(mask)))})"))
+        lines.append(plt.Line2D([], [], color=color, label=f"{name} ({int(np.sum(np.asarray(mask)))})"))
     figure.legend(handles=lines, loc="lower center", ncols=len(lines), bbox_to_anchor=(0.63, -0.07), fontsize=9)
     return figure
 

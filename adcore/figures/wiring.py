@@ -12,10 +12,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import FancyBboxPatch
 
 from adcore.errors import ParameterError
-from adcore.figures.style import COLOURS, bare
+from adcore.figures.style import COLORS, bare
 
 SOURCES = {"Q": "learnable query embedding", "E": "encoder embedding", "P": "output of the previous layer"}
-PAINT = {"Q": COLOURS[0], "E": COLOURS[2], "P": COLOURS[4]}
+PAINT = {"Q": COLORS[0], "E": COLORS[2], "P": COLORS[4]}
 RESULT = "R"                                # of the first attention
 INPUTS = ("q", "k, v")                      # left and right entrance of every attention
 LOW, FIRST, SECOND, TOP = 0.0, 1.35, 2.7, 3.75   # lower edges of sources and attentions, tip of the arrow that leaves
@@ -78,7 +78,7 @@ def _draw(axes: Axes, wiring: Sequence[tuple[str, str]]) -> None:
 
 
 def _sources(axes: Axes, places: Sequence[str]) -> None:
-    """A box a source; one that serves neighbouring entrances is drawn once below both."""
+    """A box a source; one that serves neighboring entrances is drawn once below both."""
     x = 0
     while x < len(places):
         end = x
@@ -93,10 +93,10 @@ def _attention(axes: Axes, text: str, left: float, right: float, low: float) -> 
     _box(axes, text, left - HALF, right + HALF, low, "#555555", 9)
 
 
-def _box(axes: Axes, text: str, left: float, right: float, low: float, colour: str, size: float) -> None:
-    pale = tuple(0.8 + 0.2 * part for part in to_rgb(colour))
+def _box(axes: Axes, text: str, left: float, right: float, low: float, color: str, size: float) -> None:
+    pale = tuple(0.8 + 0.2 * part for part in to_rgb(color))
     axes.add_patch(FancyBboxPatch((left, low), right - left, TALL, boxstyle="round,pad=0,rounding_size=0.12",
-                                  facecolor=pale, edgecolor=colour, linewidth=1.3))
+                                  facecolor=pale, edgecolor=color, linewidth=1.3))
     axes.text((left + right) / 2, low + TALL / 2, text, ha="center", va="center", fontsize=size,
               fontweight="bold" if text in SOURCES else "normal")
 

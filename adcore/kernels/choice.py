@@ -9,7 +9,7 @@
     triton  Triton, or an error that says why not. With TRITON_INTERPRET=1 in the environment before triton is imported its
             interpreter runs the kernels on the CPU: slowly, for tests
 
-What no Triton kernel is written for (float64, dropout, more than one neighbour, ...; each kernel's `takes` says it) is
+What no Triton kernel is written for (float64, dropout, more than one neighbor, ...; each kernel's `takes` says it) is
 computed by torch under all three.
 """
 

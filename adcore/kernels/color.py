@@ -1,9 +1,9 @@
-"""Moments of an image's colours, and an affine map of colours: what colour transport does to every pixel.
+"""Moments of an image's colors, and an affine map of colors: what color transport does to every pixel.
 
     mean = 1/N sum_p x(p),   covariance = 1/N sum_p (x(p) - mean) (x(p) - mean)^T          over the N pixels p that count
-    y(p) = A (x(p) - centre) + goal
+    y(p) = A (x(p) - center) + goal
 
-Images are (B, 3, H, W): floating colours, or uint8 whose 0..255 stand for [0, 1].
+Images are (B, 3, H, W): floating colors, or uint8 whose 0..255 stand for [0, 1].
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUMMED = 1024  # whole numbers up to 2^7 in size, whose products add up exactly 
 
 
 def moments(images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (B, 3), covariance (B, 3, 3) and number of pixels (B,) of each image's colours, in one pass over the pixels.
+    """Mean (B, 3), covariance (B, 3, 3) and number of pixels (B,) of each image's colors, in one pass over the pixels.
 
     images  (B, 3, H, W) with at least a pixel; half precision and uint8 are summed in float32, or better
     mask    (B, H, W) bool: only pixels where it is True count, whatever the others hold; at least one an image
@@ -33,15 +33,15 @@ def moments(images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor,
         from adcore.kernels.triton import color
         if color.takes(images):
             if images.dtype != torch.uint8:
-                return color.moments(images, mask, _one_colour(images, mask))
+                return color.moments(images, mask, _one_color(images, mask))
             if mask is None:
                 return color.moments_uint8(images)
     if images.dtype == torch.uint8 and mask is None and images.device.type == "cpu":
         return _moments_of_bytes(images.flatten(2))
     # Sums of squares lose all digits when the spread is small beside the mean. So each image is shifted by one of its own
-    # pixels first, which costs no second pass and makes the moments of a single colour exact.
+    # pixels first, which costs no second pass and makes the moments of a single color exact.
     pixels = _wide(images).flatten(2)                                           # (B, 3, N)
-    shift = _one_colour(pixels, mask)[..., None]                                # (B, 3, 1)
+    shift = _one_color(pixels, mask)[..., None]                                # (B, 3, 1)
     off = pixels - shift
     if mask is None:
         number = torch.full((len(images),), pixels.shape[2], dtype=torch.float64, device=images.device)
@@ -58,21 +58,21 @@ def moments(images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor,
     return shift[..., 0] + mean, covariance, number
 
 
-def affine(images: Tensor, A: Tensor, centre: Tensor, goal: Tensor) -> Tensor:
-    """A (x - centre) + goal of every pixel: (B, 3, H, W) -> (B, 3, H, W) of the same dtype.
+def affine(images: Tensor, A: Tensor, center: Tensor, goal: Tensor) -> Tensor:
+    """A (x - center) + goal of every pixel: (B, 3, H, W) -> (B, 3, H, W) of the same dtype.
 
-    A (B, 3, 3), centre and goal (B, 3). uint8 is rounded to the nearest and cut to 0..255, and has no gradient; other images
+    A (B, 3, 3), center and goal (B, 3). uint8 is rounded to the nearest and cut to 0..255, and has no gradient; other images
     are not cut, and all four have one.
     """
     if use_triton(images, "color"):
         from adcore.kernels.triton import color
         if color.takes(images):
-            return (color.affine_uint8 if images.dtype == torch.uint8 else color.affine)(images, A, centre, goal)
+            return (color.affine_uint8 if images.dtype == torch.uint8 else color.affine)(images, A, center, goal)
     if images.dtype == torch.uint8 and images.device.type == "cpu":
-        return _affine_of_bytes(images.flatten(2), A.double(), centre.double(), goal.double()).view(images.shape)
+        return _affine_of_bytes(images.flatten(2), A.double(), center.double(), goal.double()).view(images.shape)
     pixels = _wide(images).flatten(2)                                           # (B, 3, N)
-    centred = pixels - centre.to(pixels.dtype)[..., None]                       # first: A may be large, and would round
-    moved = torch.baddbmm(goal[..., None].to(pixels.dtype), A.to(pixels.dtype), centred).reshape(images.shape)
+    centered = pixels - center.to(pixels.dtype)[..., None]                       # first: A may be large, and would round
+    moved = torch.baddbmm(goal[..., None].to(pixels.dtype), A.to(pixels.dtype), centered).reshape(images.shape)
     return (moved.clamp(0, 1) * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else moved.to(images.dtype)
 
 
@@ -99,10 +99,10 @@ def _moments_of_bytes(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _affine_of_bytes(pixels: Tensor, A: Tensor, centre: Tensor, goal: Tensor) -> Tensor:
-    """`affine` of (B, 3, N) uint8, all else float64: in steps of 8 bits, from the whole number next to the centre."""
-    whole = (255 * centre).round()                                              # (B, 3)
-    start = 255 * goal[..., None] - A @ (255 * centre - whole)[..., None]       # (B, 3, 1)
+def _affine_of_bytes(pixels: Tensor, A: Tensor, center: Tensor, goal: Tensor) -> Tensor:
+    """`affine` of (B, 3, N) uint8, all else float64: in steps of 8 bits, from the whole number next to the center."""
+    whole = (255 * center).round()                                              # (B, 3)
+    start = 255 * goal[..., None] - A @ (255 * center - whole)[..., None]       # (B, 3, 1)
     start = start + 0.5                           # a byte is cut off below, which rounds without a pass of its own
     whole, start, A = whole[..., None].float(), start.float(), A.float()
     moved = torch.empty(pixels.shape, dtype=torch.uint8)
@@ -117,8 +117,8 @@ def _affine_of_bytes(pixels: Tensor, A: Tensor, centre: Tensor, goal: Tensor) ->
     return moved
 
 
-def _one_colour(images: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, 3) a colour of each image, that of the first pixel which counts; no gradient."""
+def _one_color(images: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, 3) a color of each image, that of the first pixel which counts; no gradient."""
     if mask is None:
         return images.detach().flatten(2)[:, :, 0]
     first = mask.flatten(1).byte().argmax(1)[:, None, None].expand(-1, 3, 1)

@@ -101,8 +101,8 @@ class _Mixture(torch.autograd.Function):
                 block = slice(start, start + rows)
                 u = points[block]
                 if near:
-                    centred = torch.cat([u.new_ones(len(u), 1), u - middle], 1)                             # (rows, 1 + d)
-                    flat = [torch.mm(centred[:, :1 + end], matrix, out=buffer[:len(u)])
+                    centered = torch.cat([u.new_ones(len(u), 1), u - middle], 1)                             # (rows, 1 + d)
+                    flat = [torch.mm(centered[:, :1 + end], matrix, out=buffer[:len(u)])
                             for (_, end, matrix), buffer in zip(parts, buffers, strict=True)]
                 else:
                     whole = torch.bmm(u - means[:, None], factors).transpose(0, 1)                          # (rows, K, d)

@@ -22,10 +22,10 @@ from adcore.progress import progress_bar
 
 POOL = 2048     # in Triton
 CPU_POOL = 512  # in torch, which holds all distances within the pool
-CENTRES = 1024  # in one product
+CENTERS = 1024  # in one product
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 2**20, 2**24
 AHEAD = 16      # picks in Triton before the first look at them; as long as they all are good, twice as many the next time
-PICKED = -1.0  # below every squared distance, so that no centre is picked twice, not even among duplicates
+PICKED = -1.0  # below every squared distance, so that no center is picked twice, not even among duplicates
 
 
 def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int | None = None,
@@ -45,11 +45,11 @@ def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int 
     """
     n = len(points)
     if not 1 <= k <= n:
-        raise ParameterError(f"k={k} centres out of {n} points: k must be between 1 and {n}")
+        raise ParameterError(f"k={k} centers out of {n} points: k must be between 1 and {n}")
     if initial is not None and initial.shape != (n,):
         raise ParameterError(f"initial distances {tuple(initial.shape)} are not one for each of {n} points")
     norms = torch.linalg.vector_norm(points, dim=1).square_()            # (n,), without another bank of squares
-    # Squared distances; upper bounds of the true ones until refreshed; PICKED for a point that is a centre already.
+    # Squared distances; upper bounds of the true ones until refreshed; PICKED for a point that is a center already.
     bounds = torch.full_like(norms, torch.inf) if initial is None else initial.square()
     picked = [] if initial is not None else [0]
     if initial is None:
@@ -65,9 +65,9 @@ def kcenter(points: Tensor, k: int, *, initial: Tensor | None = None, pool: int 
     return torch.tensor(picked, device=points.device)
 
 
-def _squared_distances(points: Tensor, norms: Tensor, centres: Tensor, centre_norms: Tensor) -> Tensor:
+def _squared_distances(points: Tensor, norms: Tensor, centers: Tensor, center_norms: Tensor) -> Tensor:
     """(n, c) squared distances by one matrix product."""
-    return torch.mm(points, centres.T).mul_(-2).add_(norms[:, None]).add_(centre_norms).clamp_(min=0)
+    return torch.mm(points, centers.T).mul_(-2).add_(norms[:, None]).add_(center_norms).clamp_(min=0)
 
 
 def _rows(points: Tensor, width: int) -> int:
@@ -76,10 +76,10 @@ def _rows(points: Tensor, width: int) -> int:
     return max(1, share // max(1, width * points.element_size()))
 
 
-def _refresh(bounds: Tensor, points: Tensor, norms: Tensor, centres: list[int]) -> None:
-    """Lower the bounds to the squared distances to `centres`, for all points, in blocks."""
-    at = torch.tensor(centres, device=points.device)
-    for some in at.split(CENTRES):                   # their coordinates are copied, and all of them may be half the bank
+def _refresh(bounds: Tensor, points: Tensor, norms: Tensor, centers: list[int]) -> None:
+    """Lower the bounds to the squared distances to `centers`, for all points, in blocks."""
+    at = torch.tensor(centers, device=points.device)
+    for some in at.split(CENTERS):                   # their coordinates are copied, and all of them may be half the bank
         chosen, half_norms = points[some], norms[some] / 2
         rows = _rows(points, len(some))
         room = points.new_empty(min(rows, len(points)) * len(some))

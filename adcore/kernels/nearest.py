@@ -37,7 +37,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int = 1, *, chunk_bytes: int = CHU
     if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
         raise ParameterError(f"queries {tuple(queries.shape)} and bank {tuple(bank.shape)} are not (n, d) and (m, d)")
     if not 1 <= k <= m:
-        raise ParameterError(f"k={k} neighbours of a bank of {m} entries: k must be between 1 and {m}")
+        raise ParameterError(f"k={k} neighbors of a bank of {m} entries: k must be between 1 and {m}")
     indices = _indices(queries, bank, k, chunk_bytes)
     distances = torch.stack([(queries - bank[indices[:, j]]).norm(dim=1) for j in range(k)], dim=1)
     if k > 1:

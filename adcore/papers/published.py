@@ -1,8 +1,8 @@
 """Printed numbers and exhibits, read from the csv files beside this module.
 
-    papers.csv              one paper a row
-    exhibits.csv            one exhibit a row: table, figure, algorithm, equations or protocol
-    <paper>/<exhibit>.csv   one printed number a row
+    papers.csv                        one paper per row
+    exhibits.csv                      one exhibit per row: table, figure, algorithm, equations or protocol
+    <paper>/published/<exhibit>.csv   one printed number per row
 
 Numbers are kept as printed, percent as percent and misprints as misprints; `note` says what is wrong with a cell.
 Whatever the papers print as text (a layer's name, a checkpoint's source) has metric 'text'.
@@ -137,7 +137,7 @@ def _value(text: str) -> Value:
 
 
 def _file(exhibit: str) -> str:
-    return exhibit.replace(".", "/", 1) + ".csv"
+    return exhibit.replace(".", "/published/", 1) + ".csv"
 
 
 def _resource(path: str) -> Traversable:

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from adcore.experiments.record import METRICS, summarise
-from adcore.figures import COLOURS, HATCHES, use_style
+from adcore.experiments.record import METRICS, summarize
+from adcore.figures import COLORS, HATCHES, use_style
 
 
 def as_data(figure: Figure) -> str:
@@ -30,7 +30,7 @@ LEGIBLE = 12  # groups of bars
 def record_chart(frame: pd.DataFrame) -> str | None:
     """Bars: image AUROC, pixel AUROC and AUPRO of each method and category, the mean over seeds with one deviation; None
     where there are too many to read, and the table says it better."""
-    table = summarise(frame)
+    table = summarize(frame)
     if len(table) > LEGIBLE:
         return None
     labels = [f"{row['method']}\n{row['category'].replace('_', ' ')}" for _, row in table.iterrows()]
@@ -43,7 +43,7 @@ def record_chart(frame: pd.DataFrame) -> str | None:
             means = np.array([float(part[0]) for part in parts])
             spread = np.array([float(part[1]) if len(part) > 1 else 0.0 for part in parts])
             axes.bar(np.arange(len(labels)) + 0.27 * (i - 1), means, 0.25, yerr=np.where(spread > 0, spread, np.nan),
-                     color=COLOURS[i], hatch=HATCHES[i], edgecolor="white", label=title, error_kw={"linewidth": 1})
+                     color=COLORS[i], hatch=HATCHES[i], edgecolor="white", label=title, error_kw={"linewidth": 1})
         axes.set(xticks=np.arange(len(labels)), ylabel="per cent", ylim=(0, 101))
         axes.set_xticklabels(labels, fontsize=7.5)
         axes.axhline(50, color="#888", linewidth=0.8, linestyle=":")
@@ -61,7 +61,7 @@ def benchmark_chart(frame: pd.DataFrame | None) -> str | None:
         figure = Figure(figsize=(7.4, 0.8 + 0.36 * len(frame)), layout="constrained")
         axes = figure.add_subplot()
         names = [f"{row.benchmark} ({row.size})\nvs {row.peer}" for row in frame.itertuples()]  # equal names would share a bar
-        axes.barh(names, frame["ratio"], color=[COLOURS[2] if ratio >= 1 else COLOURS[1] for ratio in frame["ratio"]])
+        axes.barh(names, frame["ratio"], color=[COLORS[2] if ratio >= 1 else COLORS[1] for ratio in frame["ratio"]])
         axes.margins(y=0.5 / len(frame))
         for y, ratio in enumerate(frame["ratio"]):
             axes.text(ratio * 1.03, y, f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.2g}x", va="center", fontsize=8)
@@ -83,18 +83,18 @@ def growth_chart(frame: pd.DataFrame | None) -> str | None:
         figure = Figure(figsize=(9.6, 2.5 * rows), layout="constrained")
         panels = figure.subplots(rows, 3, squeeze=False).ravel()
         for axes, ((kernel, of), lines) in zip(panels, groups, strict=False):
-            axes.loglog(lines["size"], lines["seconds"], marker="o", color=COLOURS[0])
+            axes.loglog(lines["size"], lines["seconds"], marker="o", color=COLORS[0])
             first = lines.iloc[0]
             axes.set_title(f"{kernel}\ntime ~ {of}^{first['exponent']:.2f}, counted {first['expected']:g}", fontsize=8.5)
             axes.set_xlabel(of)
-            axes.set_ylabel("seconds", color=COLOURS[0])
+            axes.set_ylabel("seconds", color=COLORS[0])
             axes.set_xticks(lines["size"], [_short(size) for size in lines["size"]])
             axes.minorticks_off()
             held = lines[lines["peak_mb"] > 0] if "peak_mb" in lines else lines[:0]
             if not held.empty:
                 twin = axes.twinx()
-                twin.loglog(held["size"], held["peak_mb"], marker="s", linestyle="--", color=COLOURS[1])
-                twin.set_ylabel("peak MB", color=COLOURS[1])
+                twin.loglog(held["size"], held["peak_mb"], marker="s", linestyle="--", color=COLORS[1])
+                twin.set_ylabel("peak MB", color=COLORS[1])
                 twin.minorticks_off()
                 twin.grid(visible=False)
                 _at_least_a_decade(twin)
@@ -105,7 +105,7 @@ def growth_chart(frame: pd.DataFrame | None) -> str | None:
 
 
 def _at_least_a_decade(axes: Axes) -> None:
-    """Room for a labelled tick, and no slope made of what hardly changes."""
+    """Room for a labeled tick, and no slope made of what hardly changes."""
     low, high = axes.get_ylim()
     if high < 10 * low:
         middle = (low * high)**0.5

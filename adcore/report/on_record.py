@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from adcore.experiments.record import METRICS, records, summarise
+from adcore.experiments.record import METRICS, records, summarize
 from adcore.paths import repository
 
 
@@ -16,7 +16,7 @@ def headline() -> str | None:
     if not found:
         return None
     columns = ["method", "data set", "category", *METRICS.values(), "seeds", "commit"]
-    return summarise(found[0].frame)[columns].to_html(index=False, border=0)
+    return summarize(found[0].frame)[columns].to_html(index=False, border=0)
 
 
 def measured(name: str) -> pd.DataFrame | None:

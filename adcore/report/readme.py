@@ -11,7 +11,7 @@ from adcore.data import load_dataset
 from adcore.errors import AdcoreError
 from adcore.experiments import grid, run
 from adcore.experiments.profiles import data_options
-from adcore.experiments.record import METRICS, records, summarise
+from adcore.experiments.record import METRICS, records, summarize
 from adcore.files import atomic, write_text
 from adcore.models import PatchCore, UniAD
 from adcore.paths import repository
@@ -21,7 +21,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 def measured_table() -> str:
     """Markdown of what results/real_images.csv has on record."""
-    frames = [summarise(record.frame) for record in records() if record.name == "real_images"]
+    frames = [summarize(record.frame) for record in records() if record.name == "real_images"]
     columns = ["method", "data set", "category", *METRICS.values(), "seeds", "minutes", "peak GB", "commit"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for frame in frames:

@@ -1,7 +1,7 @@
 """`mini`: a small data set that needs no download, in MVTec's layout, with exact masks.
 
     brick, grass, gravel          cut from real photographs (photographs.py), strewn with defects (litter.py)
-    capsule, gear, chip, button   drawn: a surface of height, colour and gloss (one file an object), lit and
+    capsule, gear, chip, button   drawn: a surface of height, color and gloss (one file an object), lit and
                                   photographed (shading.py) with shapes and noise from shapes.py
 
     shot.py      which image, and all random numbers that go into it

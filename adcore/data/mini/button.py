@@ -1,6 +1,6 @@
 """A four-hole horn button on linen.
 
-Defects: `blocked_hole` (not drilled through), `chipped` (a piece of the rim is missing), `crack`, `thread` (a coloured
+Defects: `blocked_hole` (not drilled through), `chipped` (a piece of the rim is missing), `crack`, `thread` (a colored
 thread lies across) and `stain`.
 """
 
@@ -65,7 +65,7 @@ def draw(shot: Shot, defect: str | None, attempt: int = 0) -> Array:
     gloss = body * (0.42 + 0.05 * noise(rng, 8))
 
     surface = Surface(height, color, gloss, polish=48)
-    if defect == "blocked_hole":      # the drill left its centre mark, or nothing
+    if defect == "blocked_hole":      # the drill left its center mark, or nothing
         mark = smooth(HOLE * flaw.uniform(-0.4, 0.8), -HOLE, _holes(u, v)) * blocked
         surface.height -= 1.5 * mark
         surface.albedo *= (1 - 0.25 * mark)[..., None]
@@ -79,7 +79,7 @@ def draw(shot: Shot, defect: str | None, attempt: int = 0) -> Array:
 
 
 def _linen(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Plain weave of slubby threads: height and colour."""
+    """Plain weave of slubby threads: height and color."""
     u, v = frame((rng.uniform(-6, 6), rng.uniform(-6, 6)), rng.normal(0, 0.06))
     slub_u, slub_v = noise(rng, 9, 2, stretch=0.12), noise(rng, 9, 2, stretch=8)
     pitch = 4.2

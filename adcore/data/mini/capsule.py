@@ -1,4 +1,4 @@
-"""A two-coloured hard gelatin capsule on a paper-covered tray.
+"""A two-colored hard gelatin capsule on a paper-covered tray.
 
 Defects: `crack` in the shell, `squeeze` (the shell is pressed in), `hole`, `misprint` (faulty imprint) and
 `contamination` (powder spilled on the shell).
@@ -65,9 +65,9 @@ def draw(shot: Shot, defect: str | None, attempt: int = 0) -> Array:
 
 
 def _tray(rng: np.random.Generator) -> tuple[Array, Array]:
-    fibres = noise(rng, 4, 2, stretch=1.7) * 0.07 + noise(rng, 1.2) * 0.04
+    fibers = noise(rng, 4, 2, stretch=1.7) * 0.07 + noise(rng, 1.2) * 0.04
     tint = rgb(206, 208, 210) * rng.uniform(0.94, 1.03) * (1 + rng.normal(0, 0.01, 3)).astype(np.float32)
-    return fibres, tint * (1 + 0.03 * fibres + 0.02 * noise(rng, 60))[..., None]
+    return fibers, tint * (1 + 0.03 * fibers + 0.02 * noise(rng, 60))[..., None]
 
 
 def _shell(u: Array, v: Array) -> tuple[Array, Array]:

@@ -139,7 +139,7 @@ def _pins(surface: Surface, rng: np.random.Generator, flaw: np.random.Generator,
     side = np.where(sideways, np.where(u > 0, 0, 1), np.where(v > 0, 2, 3))
     cell = np.floor(along / PITCH + PINS / 2)
     foot, level = np.zeros_like(u), np.zeros_like(u)
-    for step in (0,) if not lean.any() else (-1, 0, 1):    # a bent pin may reach into its neighbour's cell
+    for step in (0,) if not lean.any() else (-1, 0, 1):    # a bent pin may reach into its neighbor's cell
         near = np.clip(cell + step, 0, PINS - 1)
         pin = (side * PINS + near).astype(np.intp)
         off = np.abs(along - (near - (PINS - 1) / 2) * PITCH - shift[pin] - lean[pin] * (across - BODY))

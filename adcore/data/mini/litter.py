@@ -39,7 +39,7 @@ def _cast(cover: Array, sun: float, far: float, soft: float = 1.2) -> Array:
     return np.clip(ndimage.gaussian_filter(shifted, soft) - cover, 0, 1)
 
 
-def _grey(image: Array) -> Array:
+def _gray(image: Array) -> Array:
     return image @ np.array([0.3, 0.6, 0.1], np.float32)
 
 
@@ -93,17 +93,17 @@ def paint(image: Array, rng: np.random.Generator, sun: float) -> Array:
         d = blob(rng, where, size, 0.18, rng.uniform(1, 1.4))
         mist = np.exp(-np.maximum(d + size * 0.5, 0) / (size * 0.22))
         cover = reduce(np.clip(mist + 0.35 * noise(rng, 1.3) * mist * (1 - mist) * 2, 0, 1))
-    texture = _grey(image) / max(float(_grey(image).mean()), 1e-3)
+    texture = _gray(image) / max(float(_gray(image).mean()), 1e-3)
     return mix(image, pigment * np.clip(0.55 + 0.45 * texture, 0.1, 1.6)[..., None], cover * rng.uniform(0.7, 0.96))
 
 
 def dry(image: Array, rng: np.random.Generator, sun: float) -> Array:
-    """Grass that has withered: straw-coloured, with the blades still there."""
+    """Grass that has withered: straw-colored, with the blades still there."""
     size = _radius(rng, 20, 44)
     d = blob(rng, _anywhere(rng), size, 0.4, rng.uniform(1, 1.7))
     patch = reduce(smooth(0.15, 0.9, 0.55 - d / size * 1.3 + 0.22 * noise(rng, 4, 2))) * rng.uniform(0.7, 1)
-    grey = _grey(image)
-    matted = 0.65 * grey + 0.35 * ndimage.gaussian_filter(grey, 2.5)      # dead blades lie flat and cast no shadows
+    gray = _gray(image)
+    matted = 0.65 * gray + 0.35 * ndimage.gaussian_filter(gray, 2.5)      # dead blades lie flat and cast no shadows
     straw = (rgb(226, 186, 122) / 0.30) * (matted * rng.uniform(0.85, 1.25))[..., None]
     return mix(image, straw, patch)
 
@@ -112,8 +112,8 @@ def soil(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """A bare patch of earth, crumbs and all, which blades overhang at its edge."""
     size = _radius(rng, 13, 32)
     d = blob(rng, _anywhere(rng), size, 0.35, rng.uniform(1, 1.6))
-    grey = _grey(image)
-    ragged = reduce(d) + 9 * (ndimage.gaussian_filter(grey, 0.8) - 0.14) / 0.14
+    gray = _gray(image)
+    ragged = reduce(d) + 9 * (ndimage.gaussian_filter(gray, 0.8) - 0.14) / 0.14
     bare = smooth(1.5, -3.5, ragged)
     crumbs, lumps = reduce(noise(rng, 3.2, 3)), reduce(noise(rng, 9, 2))
     earth = rgb(92, 70, 50) * (0.75 + 0.2 * crumbs + 0.14 * lumps)[..., None]
@@ -128,7 +128,7 @@ def wire(image: Array, rng: np.random.Generator, sun: float) -> Array:
     line = reduce(stroke(path, thick, taper=False))
     core = ndimage.gaussian_filter(line, thick * 0.35)
     coat = (rgb(150, 88, 52), rgb(150, 152, 156), rgb(40, 42, 46), rgb(176, 40, 38))[int(rng.integers(4))]
-    hidden = smooth(0.28, 0.5, _grey(image)) * (reduce(noise(rng, 7)) > 0.7)
+    hidden = smooth(0.28, 0.5, _gray(image)) * (reduce(noise(rng, 7)) > 0.7)
     line = line * (1 - 0.9 * hidden)
     shine = 0.25 * np.clip(_relief(core * thick * 1.5, sun) - 1.1, 0, 1)
     body = coat * (_relief(core * thick, sun) * 0.85)[..., None] + shine[..., None]
@@ -170,7 +170,7 @@ def scrap(image: Array, rng: np.random.Generator, sun: float) -> Array:
         tone = mix(np.broadcast_to(rgb(222, 220, 212), image.shape), rgb(192, 128, 66), tip)
         skin = tone * (0.85 * _relief(round_, sun) * (1 + 0.05 * reduce(noise(rng, 2))))[..., None]
         high = 3.5
-    blades = smooth(0.30, 0.46, _grey(image)) * (reduce(noise(rng, 6)) > 0.75)
+    blades = smooth(0.30, 0.46, _gray(image)) * (reduce(noise(rng, 6)) > 0.75)
     cover = cover * (1 - 0.9 * blades)
     return mix(image * (1 - 0.65 * _cast(cover, sun, high, 1.5))[..., None], skin, cover)
 
@@ -179,17 +179,17 @@ def oil(image: Array, rng: np.random.Generator, sun: float) -> Array:
     """A pool of oil has soaked in; a fresh one gleams."""
     size = _radius(rng, 16, 40)
     d = blob(rng, _anywhere(rng), size, 0.3, rng.uniform(1, 1.6))
-    grey = _grey(image)
+    gray = _gray(image)
     wet = reduce(smooth(3, -4, d + 2 * noise(rng, 5, 2))) * rng.uniform(0.6, 1)
     if rng.random() < 0.4:      # spilled lime or cement dust is the pale cousin
         dust = wet * np.clip(0.75 + 0.3 * reduce(noise(rng, 3, 2)), 0, 1)
         return mix(image, 0.72 * rgb(226, 222, 212) + 0.3 * image, dust * 0.9)
     # It fills the gaps to a smooth black mirror, out of which wet stones stand.
-    level = ndimage.gaussian_filter(grey, 1.5)
+    level = ndimage.gaussian_filter(gray, 1.5)
     pool = smooth(1.25, 0.75, level / float(level.mean()))
     sky = 0.05 + 0.22 * smooth(0.9, 1.6, reduce(noise(rng, 13)))
     mirror = sky[..., None] * np.array([0.9, 1.0, 1.15], np.float32)
-    soaked = image * np.array([0.24, 0.21, 0.19], np.float32) + 0.35 * smooth(0.30, 0.5, grey)[..., None]
+    soaked = image * np.array([0.24, 0.21, 0.19], np.float32) + 0.35 * smooth(0.30, 0.5, gray)[..., None]
     return mix(image, mix(soaked, mirror, pool), wet)
 
 

@@ -1,6 +1,6 @@
-"""Textures cut from three real photographs that scikit-image bundles, 512 x 512 and grey; the colour is ours.
+"""Textures cut from three real photographs that scikit-image bundles, 512 x 512 and gray; the color is ours.
 
-    category  skimage.data  source and licence as stated in scikit-image's docstrings
+    category  skimage.data  source and license as stated in scikit-image's docstrings
     brick     brick         cc0textures.com, Bricks25, CC0
     grass     grass         deviantart.com/linolafett, Grass-01, CC0
     gravel    gravel        cc0textures.com, Gravel04, CC0
@@ -30,10 +30,10 @@ from adcore.data.mini.shot import ANGLE, CONTRAST, EXPOSURE, LIGHT, Shot, X, Y
 
 
 class Texture(NamedTuple):
-    """How a photograph becomes a category: its colours, the size of a crop, and its defects."""
+    """How a photograph becomes a category: its colors, the size of a crop, and its defects."""
 
     photograph: Callable[[], Array]
-    stops: tuple[tuple[float, tuple[int, int, int]], ...]   # grey value -> sRGB
+    stops: tuple[tuple[float, tuple[int, int, int]], ...]   # gray value -> sRGB
     side: tuple[float, float]                               # of a crop, in pixels of the photograph
     quarter_turns: int                                      # of the photograph, so that courses lie level
     test: tuple[int, int]                                   # columns for test images, the others are for training
@@ -64,18 +64,18 @@ def columns(category: str, split: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=len(TEXTURES))
 def colored(category: str) -> Array:
-    """The whole photograph in colour, (512, 512, 3) float32 sRGB in [0, 1]."""
+    """The whole photograph in color, (512, 512, 3) float32 sRGB in [0, 1]."""
     texture = TEXTURES[category]
-    grey = texture.photograph().astype(np.float32)
+    gray = texture.photograph().astype(np.float32)
     levels, stops = zip(*texture.stops, strict=True)
-    image = np.stack([np.interp(grey, levels, channel) for channel in zip(*stops, strict=True)], 2) / 255
+    image = np.stack([np.interp(gray, levels, channel) for channel in zip(*stops, strict=True)], 2) / 255
     rng = np.random.default_rng(11)
     if category == "grass":       # drier and lusher places, and blades of differing green
-        lush = ndimage.gaussian_filter(rng.standard_normal(grey.shape), 22) * 22 * 2
-        blades = ndimage.gaussian_filter(rng.standard_normal(grey.shape), 3) * 3 * 2
+        lush = ndimage.gaussian_filter(rng.standard_normal(gray.shape), 22) * 22 * 2
+        blades = ndimage.gaussian_filter(rng.standard_normal(gray.shape), 3) * 3 * 2
         tint = 0.035 * (lush + blades)[..., None] * np.array([1.0, 0.1, -0.6])
     else:                         # every brick and every stone has a tint of its own
-        dark = grey < 128 if category == "brick" else grey > ndimage.gaussian_filter(grey, 5) - 6
+        dark = gray < 128 if category == "brick" else gray > ndimage.gaussian_filter(gray, 5) - 6
         pieces, count = ndimage.label(ndimage.binary_opening(dark, iterations=1 if category == "brick" else 2))
         warm, light = rng.normal(0, 1, (2, count + 1))
         warm[0] = light[0] = 0
@@ -135,5 +135,5 @@ def _developed(image: Array, shot: Shot, sun: float) -> Array:
     cast = (1 + rng.normal(0, 0.018, 3)).astype(np.float32)
     linear = np.clip(image * (falloff * shot.between(EXPOSURE, 0.85, 1.16))[..., None] * cast, 0, None)
     contrast = shot.between(CONTRAST, 0.92, 1.08)
-    grey = float(rgb(118, 118, 118)[0])
-    return np.clip((grey * (linear / grey) ** contrast) ** (1 / 2.2), 0, 1).astype(np.float32)
+    gray = float(rgb(118, 118, 118)[0])
+    return np.clip((gray * (linear / gray) ** contrast) ** (1 / 2.2), 0, 1).astype(np.float32)

@@ -1,6 +1,6 @@
 """From a surface to a photograph: light, highlights, mirror, shadow, occlusion, lens and sensor.
 
-    Surface (height, colour, gloss, metal) --shade--> linear light --expose--> image in [0, 1] --sensor--> uint8
+    Surface (height, color, gloss, metal) --shade--> linear light --expose--> image in [0, 1] --sensor--> uint8
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def encode(linear: Array) -> Array:
 
 
 def rgb(red: int, green: int, blue: int) -> Array:
-    """An sRGB colour in 0..255 as linear RGB, (3,) float32."""
+    """An sRGB color in 0..255 as linear RGB, (3,) float32."""
     value = np.array([red, green, blue], np.float32) / 255
     return np.where(value < 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
 

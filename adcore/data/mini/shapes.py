@@ -1,7 +1,7 @@
 """Shapes on the drawing plane: distances, coverages, noise.
 
 The plane is FINE x FINE samples, SCALE to a pixel of the finished image; lengths are in finished pixels, the origin is
-the centre, x points right and y down. A distance is negative inside its shape; a coverage is 1 inside and 0 outside.
+the center, x points right and y down. A distance is negative inside its shape; a coverage is 1 inside and 0 outside.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def smooth(low: float, high: float, value: Array) -> Array:
 
 
 def mix(a: Array | float, b: Array | float, weight: Array) -> Array:
-    """`a` where weight is 0, `b` where it is 1; a (H, W) weight serves all channels of a colour image."""
+    """`a` where weight is 0, `b` where it is 1; a (H, W) weight serves all channels of a color image."""
     if np.ndim(a) == 3 or np.ndim(b) in (1, 3):
         weight = weight[..., None]
     mixed = (b - a) * weight

@@ -4,7 +4,7 @@ An image is a function of (category, split, index) alone. Its numbers come in fo
 so that drawing a defect never moves the object below it:
 
     spread    the nuisances that a weak detector could exploit: exposure, light, position, angle, contrast
-    normal    all other natural variation: colours, grain, clutter
+    normal    all other natural variation: colors, grain, clutter
     flaw      the defect
     noise     the sensor
 """

@@ -1,4 +1,4 @@
-"""Moments of an image's colours in one pass, and affine maps of colours, in Triton.
+"""Moments of an image's colors in one pass, and affine maps of colors, in Triton.
 
     _sums    sum_p a_i(p) - s_i  and  sum_p (a_i(p) - s_i) (b_j(p) - t_j)     over the pixels p that count
     _affine  y_i(p) = m_i + sum_j A_ij (x_j(p) - c_j)
@@ -33,11 +33,11 @@ def takes(images: Tensor) -> bool:
 
 
 def moments(images: Tensor, mask: Tensor | None, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (B, 3) and covariance (B, 3, 3), float32, and number of pixels (B,), float64, of each image's colours.
+    """Mean (B, 3) and covariance (B, 3, 3), float32, and number of pixels (B,), float64, of each image's colors.
 
     images  (B, 3, H, W) float32, float16 or bfloat16, any strides
     mask    (B, H, W) bool or None: only pixels where it is True count; at least one an image
-    shift   (B, 3) a colour near the image's, taken off before squares are summed, so that they keep their digits
+    shift   (B, 3) a color near the image's, taken off before squares are summed, so that they keep their digits
 
     Differentiable once, by the images.
     """
@@ -50,7 +50,7 @@ def moments(images: Tensor, mask: Tensor | None, shift: Tensor) -> tuple[Tensor,
 
 
 def moments_uint8(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `moments`, of (B, 3, H, W) uint8 whose 0..255 stand for colours in [0, 1]; float64, from exact sums."""
+    """As `moments`, of (B, 3, H, W) uint8 whose 0..255 stand for colors in [0, 1]; float64, from exact sums."""
     count = images[0, 0].numel()
     first, second = (part / (count * 255) for part in _sum(images, images))
     mean = first                                                                    # (B, 3)
@@ -58,19 +58,19 @@ def moments_uint8(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, covariance, torch.full((len(images),), count, dtype=torch.float64, device=images.device)
 
 
-def affine(images: Tensor, A: Tensor, centre: Tensor, goal: Tensor) -> Tensor:
-    """A (x - centre) + goal for each pixel: (B, 3, H, W) -> (B, 3, H, W) of the same dtype, contiguous.
+def affine(images: Tensor, A: Tensor, center: Tensor, goal: Tensor) -> Tensor:
+    """A (x - center) + goal for each pixel: (B, 3, H, W) -> (B, 3, H, W) of the same dtype, contiguous.
 
-    A (B, 3, 3), centre and goal (B, 3), any floating dtype; computed in float32.
+    A (B, 3, 3), center and goal (B, 3), any floating dtype; computed in float32.
 
     Differentiable once, by all four.
     """
-    return _Affine.apply(images, A, centre, goal)
+    return _Affine.apply(images, A, center, goal)
 
 
-def affine_uint8(images: Tensor, A: Tensor, centre: Tensor, goal: Tensor) -> Tensor:
-    """`affine` of (B, 3, H, W) uint8 whose 0..255 stand for colours in [0, 1], rounded (halves up) and cut to 0..255."""
-    return _map(images, A, centre, goal, None)
+def affine_uint8(images: Tensor, A: Tensor, center: Tensor, goal: Tensor) -> Tensor:
+    """`affine` of (B, 3, H, W) uint8 whose 0..255 stand for colors in [0, 1], rounded (halves up) and cut to 0..255."""
+    return _map(images, A, center, goal, None)
 
 
 class _Moments(torch.autograd.Function):
@@ -93,19 +93,19 @@ class _Moments(torch.autograd.Function):
 
 class _Affine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, A: Tensor, centre: Tensor, goal: Tensor) -> Tensor:
-        ctx.save_for_backward(images, A, centre, goal)
-        return _map(images, A, centre, goal, None)
+    def forward(ctx: Any, images: Tensor, A: Tensor, center: Tensor, goal: Tensor) -> Tensor:
+        ctx.save_for_backward(images, A, center, goal)
+        return _map(images, A, center, goal, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, A, centre, goal = ctx.saved_tensors
-        nothing = torch.zeros_like(centre)
+        images, A, center, goal = ctx.saved_tensors
+        nothing = torch.zeros_like(center)
         by_images = _map(gradient, A.mT, nothing, nothing, None).to(images.dtype) if ctx.needs_input_grad[0] else None
-        first, second = _sum(gradient, images, nothing, centre)
-        by_centre = -(A.double().mT @ first[:, :, None])[:, :, 0]
-        return by_images, second.to(A.dtype), by_centre.to(centre.dtype), first.to(goal.dtype)
+        first, second = _sum(gradient, images, nothing, center)
+        by_center = -(A.double().mT @ first[:, :, None])[:, :, 0]
+        return by_images, second.to(A.dtype), by_center.to(center.dtype), first.to(goal.dtype)
 
 
 def _sum(a: Tensor, b: Tensor, s: Tensor | None = None, t: Tensor | None = None,
@@ -125,11 +125,11 @@ def _sum(a: Tensor, b: Tensor, s: Tensor | None = None, t: Tensor | None = None,
     return total[:, :3], total[:, 3:].unflatten(1, (3, 3))
 
 
-def _map(x: Tensor, A: Tensor, centre: Tensor, goal: Tensor, mask: Tensor | None) -> Tensor:
-    """A (x - centre) + goal, and 0 outside the mask."""
+def _map(x: Tensor, A: Tensor, center: Tensor, goal: Tensor, mask: Tensor | None) -> Tensor:
+    """A (x - center) + goal, and 0 outside the mask."""
     images, _, height, width = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    numbers = torch.cat([A.flatten(1), centre, goal], 1).float()                    # (B, 15)
+    numbers = torch.cat([A.flatten(1), center, goal], 1).float()                    # (B, 15)
     inside = x if mask is None else mask.contiguous().view(torch.uint8)
     parts = triton.cdiv(height * width, BLOCK)
     with on(x):

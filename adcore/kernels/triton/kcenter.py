@@ -1,10 +1,10 @@
-"""Steps of the greedy k-center, in Triton: distance to the newest centre, minimum and argmax in one pass over the points.
+"""Steps of the greedy k-center, in Triton: distance to the newest center, minimum and argmax in one pass over the points.
 
-    distance_i <- min(distance_i, |x_i - s|^2) for the newest centre s;    s <- argmax_i distance_i
+    distance_i <- min(distance_i, |x_i - s|^2) for the newest center s;    s <- argmax_i distance_i
 
 A pass leaves the largest distance of each block of points; a single program then picks among the blocks. The pick stays on
 the GPU, where the next pass finds it, so that many steps are taken without the host waiting for one. Of equal distances the
-first wins. Distances are sums of squared differences: a duplicate of a centre is at exactly 0.
+first wins. Distances are sums of squared differences: a duplicate of a center is at exactly 0.
 
 Run in Triton's interpreter only so far: it compiles for a GPU, but has neither run nor been timed on one.
 """
@@ -31,7 +31,7 @@ def steps(points: Tensor, distances: Tensor, picks: Tensor, values: Tensor, begi
     """Make picks number `begin` to `end - 1`: points' indices go to `picks`, the distances they had until then to `values`.
 
     points     (n, d), any strides
-    distances  (n,) float32, squared, to the centres so far, contiguous; brought up to date in place for all picks but the last
+    distances  (n,) float32, squared, to the centers so far, contiguous; brought up to date in place for all picks but the last
     picks      (p,) long and values (p,) float32, p >= end, contiguous; those before `begin` are as the last call left them
     picked     put in the place of a pick's distance, below all others; the value of a pick when none is left
 
@@ -54,15 +54,15 @@ def _update(points, distances, picks, tops, leaders, step, n, d, pn, pd,
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     distance = tl.load(distances + rows, mask=rows < n, other=float("-inf"))
     if step > 0:
-        centre = tl.load(picks + step - 1)
+        center = tl.load(picks + step - 1)
         away = tl.zeros((ROWS,), tl.float32)
         for begin in range(0, d, DEPTH):
             deep = begin + tl.arange(0, DEPTH)
             x = tl.load(points + rows[:, None].to(tl.int64) * pn + deep[None, :] * pd,
                         mask=(rows < n)[:, None] & (deep < d)[None, :], other=0.0).to(tl.float32)
-            s = tl.load(points + centre * pn + deep * pd, mask=deep < d, other=0.0).to(tl.float32)
+            s = tl.load(points + center * pn + deep * pd, mask=deep < d, other=0.0).to(tl.float32)
             away += tl.sum((x - s[None, :]) * (x - s[None, :]), 1)
-        distance = tl.where(rows == centre, picked, tl.minimum(distance, away))
+        distance = tl.where(rows == center, picked, tl.minimum(distance, away))
         tl.store(distances + rows, distance, mask=rows < n)
     # NaN is farthest, as in torch's argmax; unordered, it might send the search past the last point.
     distance = tl.where(distance != distance, float("inf"), distance)

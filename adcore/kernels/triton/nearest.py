@@ -22,7 +22,7 @@ ROWS, COLS, DEPTH = 128, 128, 32
 
 
 def takes(queries: Tensor, bank: Tensor, k: int) -> bool:
-    """Whether the kernel is written for these: one neighbour, no float64, at least one query."""
+    """Whether the kernel is written for these: one neighbor, no float64, at least one query."""
     return (k == 1 and len(queries) > 0 and queries.dtype in FLOATS and queries.dtype == bank.dtype
             and queries.device == bank.device)
 

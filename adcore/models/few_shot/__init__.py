@@ -1,1 +1,0 @@
-"""What ATAC-Net, DevNet and DRA are made of: detectors that see a few labelled anomalies."""

@@ -1,1 +1,0 @@
-"""Detectors that reconstruct frozen features: what UniAD and its baselines share, their blocks, and what their maps show."""

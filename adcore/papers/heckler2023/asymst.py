@@ -1,0 +1,239 @@
+"""AsymST: a normalizing flow teaches, a plain network learns; where they part, the image is anomalous.
+
+Rudolph et al., "Asymmetric Student-Teacher Networks for Industrial Anomaly Detection", WACV 2023; one of the three
+methods of heckler2023. Settings that the paper leaves open are those of its published code.
+
+    image -> frozen features x --+-> teacher: 4 couplings given the position, invertible -> z_t ~ N(0, 1)
+                                 +-> student: residual convolutions, not invertible      -> z_s
+                                     map = mean over channels of (z_t - z_s)^2
+
+    paper     code        shape          meaning
+    x         features    (B, C, h, w)   features of the tap, or of several on the first one's grid
+    c         positions   (32, h, w)     sinusoidal encoding of the cell's place
+    f_t, f_s  teacher, student
+
+Two networks of one kind generalize alike, and may agree on an anomaly too. These two cannot: outside what it was trained
+on, a bijection goes its own way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from FrEIA.framework import SequenceINN
+from FrEIA.modules import GLOWCouplingBlock, PermuteRandom
+from torch import Tensor, nn
+
+from adcore.data import Sample
+from adcore.data.transforms import Size
+from adcore.detector import Config, Prediction
+from adcore.errors import ParameterError
+from adcore.features import Tap, cached_features, concatenate
+from adcore.papers.heckler2023.flows import Shape, channel_moments, check_shape, check_spread, nll, torch_permutes
+from adcore.papers.heckler2023.frozen import FrozenTaps
+from adcore.training import seeded, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsymSTConfig(Config):
+    """Settings of AsymST; defaults are those of the published code.
+
+    epochs          of the teacher, and again of the student
+    kernels         of the teacher's subnets, one a coupling
+    standardize     bring each channel to mean 0 and variance 1 over the training images first. Not in the published code;
+                    without it a short training is spent on finding the scale
+    student_hidden  width of the student
+    positions       channels of the position encoding, a multiple of 4
+    score           of the map: 'max', or 'mean' as in the paper's experiments with depth
+    """
+
+    backbone: str = "efficientnet_b5"
+    taps: tuple[Tap, ...] = ("features.6.8.add",)
+    weights: str = "default"
+    image_size: Size = 768
+    standardize: bool = False
+    kernels: tuple[int, ...] = (3, 3, 3, 5)
+    teacher_hidden: int = 64
+    clamp: float = 1.9
+    student_hidden: int = 1024
+    student_blocks: int = 4
+    positions: int = 32
+    epochs: int = 72
+    batch_size: int = 8
+    lr: float = 2e-4
+    weight_decay: float = 1e-5
+    score: str = "max"
+    amp: bool = False
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"score": ("max", "mean")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.positions < 4 or self.positions % 4:
+            raise ParameterError(f"AsymSTConfig: positions={self.positions} is not a positive multiple of 4 (sine and cosine, "
+                                 f"for x and for y)")
+
+
+def position_encoding(channels: int, h: int, w: int) -> Tensor:
+    """Sines and cosines of a cell's column, then of its row, at wavelengths from 2 pi to 10,000 * 2 pi: (channels, h, w)."""
+    half = channels // 2
+    frequency = torch.exp(torch.arange(0, half, 2) * (-math.log(10_000) / half))                # (half / 2,)
+    encoded = torch.empty(channels, h, w)
+    for start, place in ((0, torch.arange(w)[None].expand(h, w)), (half, torch.arange(h)[:, None].expand(h, w))):
+        angle = place * frequency[:, None, None]                                                # (half / 2, h, w)
+        encoded[start:start + half:2], encoded[start + 1:start + half:2] = angle.sin(), angle.cos()
+    return encoded
+
+
+class Subnet(nn.Module):
+    """Predicts a coupling's scale and shift: two convolutions, times gains that start at zero, so that the untrained flow
+    only permutes."""
+
+    def __init__(self, channels: int, out: int, hidden: int, kernel: int) -> None:
+        super().__init__()
+        same = {"padding": kernel // 2, "padding_mode": "replicate"}
+        self.first, self.second = nn.Conv2d(channels, hidden, kernel, **same), nn.Conv2d(hidden, out, kernel, **same)  # type: ignore[arg-type]
+        self.gain = nn.Parameter(torch.zeros(1, out, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * self.second(F.relu(self.first(x)))
+
+
+class Teacher(nn.Module):
+    """f_t, a conditional Real-NVP: each step permutes the channels and changes both halves in turn."""
+
+    def __init__(self, shape: Shape, config: AsymSTConfig) -> None:
+        super().__init__()
+        clamp, hidden = config.clamp, config.teacher_hidden
+        self.flow = SequenceINN(*shape)
+        with torch_permutes():
+            for kernel in config.kernels:
+                def constructor(channels: int, out: int, kernel: int = kernel) -> nn.Module:
+                    return Subnet(channels, out, hidden, kernel)
+
+                self.flow.append(PermuteRandom)
+                self.flow.append(GLOWCouplingBlock, cond=0, cond_shape=(config.positions, *shape[1:]), clamp=clamp,
+                                 subnet_constructor=constructor, clamp_activation=lambda s: 0.636 * torch.atan(s / clamp))
+
+    def forward(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w), (B, P, h, w) -> z (B, C, h, w) and log |det dz/dx| (B,)."""
+        z, log_det = self.flow(features, [positions])
+        return z, log_det
+
+
+class Block(nn.Module):
+    """Two convolutions with batch norm and a skip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(layer for _ in range(2) for layer in (
+            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.LeakyReLU())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Student(nn.Sequential):
+    """f_s, a plain network: (B, C + P, h, w) -> (B, C, h, w)."""
+
+    def __init__(self, channels: int, config: AsymSTConfig) -> None:
+        width = config.student_hidden
+        super().__init__(nn.Conv2d(channels + config.positions, width, 3, padding=1), nn.LeakyReLU(),
+                         *(Block(width) for _ in range(config.student_blocks)),
+                         nn.Conv2d(width, channels, 3, padding=1))
+
+
+class AsymST(FrozenTaps):
+    """AsymST as a detector; one model a category.
+
+    Raises:
+        ParameterError: see `FrozenTaps`, and a tap with a single channel.
+    """
+
+    name: ClassVar[str] = "asymst"
+    Config: ClassVar[type[Any]] = AsymSTConfig
+    quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (4,), "image_size": 128,
+                                       "teacher_hidden": 16, "student_hidden": 64, "student_blocks": 2, "standardize": True,
+                                       "epochs": 24, "lr": 1e-3}
+
+    def __init__(self, config: AsymSTConfig | None = None, *, device: Any = "cpu", seed: int = 0) -> None:
+        super().__init__(config, device=device, seed=seed)
+        self.shape = (sum(channels for channels, _, _ in self.shapes), *self.shapes[0][1:])
+        check_shape(self.shape, f"tap {self.config.taps[0]} of {self.config.backbone}")
+        with seeded(seed):
+            self.teacher = Teacher(self.shape, self.config).to(self.device).eval()
+            self.student = Student(self.shape[0], self.config).to(self.device).eval()
+        self.positions = position_encoding(self.config.positions, *self.shape[1:]).to(self.device)
+        self.mean = torch.zeros(self.shape[0], 1, 1, device=self.device)
+        self.std = torch.ones(self.shape[0], 1, 1, device=self.device)
+        self.teacher_losses: list[float] = []
+        self.losses: list[float] = []
+
+    def features(self, maps: list[Tensor]) -> Tensor:
+        """x: the taps' maps on the first one's grid, (B, C, h, w)."""
+        return concatenate(maps, self.shape[1:], align_corners=False)
+
+    def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> AsymST:
+        """Train the teacher to its end, then the student to copy it. The last epochs count.
+
+        Raises:
+            DataError: features that are one constant: see `flows.check_spread`.
+        """
+        if len(self.shapes) == 1:
+            (data,) = self.cached_maps(samples, progress)                                       # (n, C, h, w)
+        else:
+            data = cached_features(samples, self.view, self.extractor, self.features, f"maps on grid {self.shape[1:]}",
+                                   half=True, device=self.device, progress=progress)
+        check_spread(data, f"taps {self.config.taps}")
+        if self.config.standardize:
+            self.mean, self.std = (m.view(-1, 1, 1).to(self.device) for m in channel_moments(data))
+        first = checkpoint.with_name(f"{checkpoint.name}-teacher") if checkpoint is not None else None
+        self.teacher_losses = self._train(self.teacher, self.teacher_loss, data, first, progress)
+        self.losses = self._train(self.student, self.student_loss, data, checkpoint, progress)
+        return self
+
+    def _train(self, module: nn.Module, loss_of: Any, data: Tensor, checkpoint: Path | None,
+               progress: bool | None) -> list[float]:
+        c = self.config
+        optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], c.lr,
+                                     weight_decay=c.weight_decay, fused=True)
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        return train(module, loss_of, data, optimizer, scheduler, epochs=c.epochs, batch_size=c.batch_size, seed=self.seed,
+                     amp=c.amp, checkpoint=checkpoint, progress=progress, desc=f"{self.name} {type(module).__name__.lower()}")
+
+    def teacher_loss(self, features: Tensor) -> Tensor:
+        """Negative log-likelihood a cell: (B, C, h, w) -> scalar."""
+        z, log_det = self.teacher(self._scaled(features), self._positions(features))
+        return nll(z, log_det).mean() / (self.shape[1] * self.shape[2])
+
+    def student_loss(self, features: Tensor) -> Tensor:
+        """Squared distance to the teacher's output, a mean over all numbers: (B, C, h, w) -> scalar."""
+        return self.distances(features).mean()
+
+    def distances(self, features: Tensor) -> Tensor:
+        """(z_t - z_s)^2, averaged over the channels: (B, C, h, w) -> (B, h, w)."""
+        positions, features = self._positions(features), self._scaled(features)
+        with torch.no_grad():
+            z, _ = self.teacher(features, positions)
+        return (z - self.student(torch.cat([features, positions], 1))).square().mean(1)
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+    def _positions(self, features: Tensor) -> Tensor:
+        return self.positions.expand(len(features), -1, -1, -1)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Prediction:
+        """The distance of student and teacher, upsampled bicubically."""
+        size = images.shape[-2:]
+        distances = self.distances(self.features(self.extractor(self.own_size(images))))        # (B, h, w)
+        maps = F.interpolate(distances[:, None], size, mode="bicubic", align_corners=False)[:, 0]
+        score = maps.amax(dim=(1, 2)) if self.config.score == "max" else maps.mean(dim=(1, 2))
+        return Prediction(score, maps)

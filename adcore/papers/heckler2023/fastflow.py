@@ -1,0 +1,146 @@
+"""FastFlow: a normalizing flow over the features of normal images; what it finds unlikely is anomalous.
+
+Yu et al., "FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows", 2021; one of the three
+methods of heckler2023. There is no official code: what the paper leaves open follows its common reimplementations.
+
+    image -> frozen features -> layer norm -> 8 steps of a flow -> z -> exp(-|z|^2 / 2C) -> map
+
+    paper     code        shape          meaning
+    y_i       x           (B, C, h, w)   features of one tap, normalized over C, h and w together
+    z_i       z           (B, C, h, w)   the same as the flow sees them, N(0, 1) if normal
+
+Each tap has a flow of its own; the map is the mean over the taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from FrEIA.framework import SequenceINN
+from FrEIA.modules import AllInOneBlock
+from torch import Tensor, nn
+
+from adcore.data import Sample
+from adcore.data.transforms import Size
+from adcore.detector import Config, Prediction
+from adcore.features import Tap
+from adcore.papers.heckler2023.flows import Shape, check_shape, check_spread, nll, torch_permutes
+from adcore.papers.heckler2023.frozen import FrozenTaps
+from adcore.training import seeded, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastFlowConfig(Config):
+    """Settings of FastFlow; defaults are those of the paper and, where it is silent, of its reimplementations.
+
+    kernels       of the subnets, step by step: 3x3 and 1x1 by turns, or '3x3' in every step (the paper's ResNet-18)
+    hidden_ratio  width of a subnet over the channels of its input
+    clamp         largest log-scale of a coupling, by tanh
+    """
+
+    backbone: str = "wide_resnet50_2"
+    taps: tuple[Tap, ...] = (1, 2, 3)
+    weights: str = "default"
+    image_size: Size = 256
+    steps: int = 8
+    kernels: str = "alternating"
+    hidden_ratio: float = 1.0
+    clamp: float = 2.0
+    epochs: int = 500
+    batch_size: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    amp: bool = False
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"kernels": ("alternating", "3x3")}
+
+
+def subnet(kernel: int, hidden_ratio: float, channels: int, out: int) -> nn.Sequential:
+    """What predicts a coupling's scale and shift from its other half: convolution, ReLU, convolution."""
+    hidden = max(1, int(hidden_ratio * channels))
+    return nn.Sequential(nn.Conv2d(channels, hidden, kernel, padding="same"), nn.ReLU(),
+                         nn.Conv2d(hidden, out, kernel, padding="same"))
+
+
+class TapFlow(nn.Module):
+    """The flow of one tap: layer norm, then affine couplings, each followed by a fixed permutation of the channels."""
+
+    def __init__(self, shape: Shape, config: FastFlowConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(shape)
+        self.flow = SequenceINN(*shape)
+        with torch_permutes():
+            for step in range(config.steps):
+                kernel = 1 if config.kernels == "alternating" and step % 2 else 3
+
+                def constructor(channels: int, out: int, kernel: int = kernel) -> nn.Module:
+                    return subnet(kernel, config.hidden_ratio, channels, out)
+
+                self.flow.append(AllInOneBlock, subnet_constructor=constructor, affine_clamping=config.clamp,
+                                 permute_soft=False)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) -> z (B, C, h, w) and log |det dz/dx| of the flow (B,), the layer norm not counted."""
+        z, log_det = self.flow(self.norm(features))
+        return z, log_det
+
+
+class FastFlow(FrozenTaps):
+    """FastFlow as a detector; one model a category.
+
+    Raises:
+        ParameterError: see `FrozenTaps`, and a tap with a single channel or a single number.
+    """
+
+    name: ClassVar[str] = "fastflow"
+    Config: ClassVar[type[Any]] = FastFlowConfig
+    quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (4,), "image_size": 128, "epochs": 30,
+                                       "batch_size": 8}
+
+    def __init__(self, config: FastFlowConfig | None = None, *, device: Any = "cpu", seed: int = 0) -> None:
+        super().__init__(config, device=device, seed=seed)
+        for tap, shape in zip(self.config.taps, self.shapes, strict=True):
+            check_shape(shape, f"tap {tap} of {self.config.backbone}")
+        with seeded(seed):
+            self.flows = nn.ModuleList([TapFlow(shape, self.config) for shape in self.shapes]).to(self.device).eval()
+        self.losses: list[float] = []
+
+    def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> FastFlow:
+        """Maximize the likelihood of normal features. The last epoch is the one that counts.
+
+        Raises:
+            DataError: features that are one constant: see `flows.check_spread`.
+        """
+        c = self.config
+        maps = self.cached_maps(samples, progress)
+        for tap, features in zip(c.taps, maps, strict=True):
+            check_spread(features, f"tap {tap}")
+        optimizer = torch.optim.Adam([p for p in self.flows.parameters() if p.requires_grad], c.lr,
+                                     weight_decay=c.weight_decay, fused=True)
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        self.losses = train(self.flows, self.loss, tuple(maps), optimizer, scheduler, epochs=c.epochs,
+                            batch_size=c.batch_size, seed=self.seed, amp=c.amp, checkpoint=checkpoint, progress=progress,
+                            desc=self.name)
+        return self
+
+    def loss(self, *maps: Tensor) -> Tensor:
+        """Negative log-likelihood, a sum over the taps and a mean over the batch: [(B, C_j, h_j, w_j)] -> scalar."""
+        return torch.stack([nll(*flow(m)).mean()
+                            for flow, m in zip(self.flows, maps, strict=True)]).sum()
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Prediction:
+        """Minus the probability of each cell, upsampled bilinearly; the score is the map's maximum."""
+        size = images.shape[-2:]
+        maps = []
+        for flow, features in zip(self.flows, self.extractor(self.own_size(images)), strict=True):
+            z, _ = flow(features)
+            probability = torch.exp(-0.5 * z.square().mean(1, keepdim=True))                    # (B, 1, h, w)
+            maps.append(F.interpolate(-probability, size, mode="bilinear", align_corners=False))
+        joined = torch.stack(maps).mean(0)[:, 0]                                                # (B, H, W)
+        return Prediction(joined.amax(dim=(1, 2)), joined)

@@ -1,0 +1,165 @@
+"""PatchCore: distance of each patch to the nearest patch of normal images.
+
+Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022; one of the three methods of heckler2023.
+
+    image -> frozen features -> patch features -> (fit) coreset bank | (predict) nearest neighbor -> map
+
+    paper     code        shape          meaning
+    phi_j     maps        (B, C, h, w)   backbone maps at the taps j
+    M         bank        (m, D)         patch features of normal images, thinned by greedy k-center
+    s*        score       (B,)           largest patch distance of the image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from adcore.data import Sample, View
+from adcore.data.transforms import Size, as_size
+from adcore.detector import Config, Prediction
+from adcore.errors import AdcoreError, ParameterError
+from adcore.features import Tap, cached_features, concatenate
+from adcore.kernels import kcenter, nearest
+from adcore.papers.heckler2023.frozen import FrozenTaps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchCoreConfig(Config):
+    """Settings of PatchCore; defaults are those of the published code's standard run.
+
+    embed_dim       a tap's C x 3 x 3 neighborhood is averaged down to that many numbers, and so are the joined taps;
+                    0 keeps one mean a channel, which for narrow backbones is the same idea in fewer numbers
+    coreset         fraction of the patches that is kept, or their number when above 1
+    max_bank_bytes  refuse to hold more than that in memory while fitting (see `PatchCore.memory`)
+    """
+
+    backbone: str = "wide_resnet50_2"
+    taps: tuple[Tap, ...] = (2, 3)
+    weights: str = "default"
+    image_size: Size = 256
+    crop: Size | None = 224
+    embed_dim: int = 1024
+    coreset: float = 0.1
+    projection: int = 128
+    starts: int = 10
+    neighbors: int = 1
+    sigma: float = 4.0
+    max_bank_bytes: int = 8 * 2**30
+
+
+def patch_features(maps: Sequence[Tensor], embed_dim: int) -> Tensor:
+    """Locally aware patch features (Sec. 3.1): [(B, C_j, h_j, w_j)] -> (B, D, h, w) on the first tap's grid.
+
+    Each cell takes in its 3x3 neighborhood. D is `embed_dim`, or the sum of the channels when that is 0.
+    """
+    grid = maps[0].shape[-2], maps[0].shape[-1]
+    if not embed_dim:
+        # Zeros beyond the border count, as in the unfolded neighborhoods below.
+        return concatenate([F.avg_pool2d(m, 3, stride=1, padding=1) for m in maps], grid, align_corners=False)
+    embedded = []
+    for m in maps:
+        patches = F.unfold(m, 3, padding=1).transpose(1, 2)                     # (B, N_j, C_j * 9)
+        pooled = F.adaptive_avg_pool1d(patches, embed_dim).transpose(1, 2)      # (B, embed_dim, N_j)
+        embedded.append(pooled.unflatten(2, m.shape[-2:]))
+    joined = concatenate(embedded, grid, align_corners=False).flatten(2).transpose(1, 2)    # (B, N, taps * embed_dim)
+    return F.adaptive_avg_pool1d(joined, embed_dim).transpose(1, 2).unflatten(2, grid)
+
+
+class PatchCore(FrozenTaps):
+    """PatchCore as a detector; one bank a category."""
+
+    name: ClassVar[str] = "patchcore"
+    Config: ClassVar[type[Any]] = PatchCoreConfig
+    quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (2, 3), "image_size": 160, "crop": None,
+                                       "embed_dim": 0, "coreset": 2000}
+
+    def __init__(self, config: PatchCoreConfig | None = None, *, device: Any = "cpu", seed: int = 0) -> None:
+        super().__init__(config, device=device, seed=seed)
+        self.bank: Tensor | None = None
+
+    @property
+    def view(self) -> View:
+        return View(as_size(self.config.image_size), self.config.crop)
+
+    def features(self, maps: list[Tensor]) -> Tensor:
+        """(B, D, h, w) patch features on the first tap's grid."""
+        return patch_features(maps, self.config.embed_dim)
+
+    def memory(self, images: int) -> dict[str, int]:
+        """Bytes that `fit` holds at its height for so many training images, known before anything is computed.
+
+        patches    all patch features
+        projected  the same, projected at random for the coreset; 0 when they are narrow enough or all are kept
+        bank       the patches that are kept
+        """
+        c, (_, h, w) = self.config, self.shapes[0]
+        patches, width = images * h * w, c.embed_dim or sum(self.extractor.channels)
+        keep = self.kept(patches)
+        projected = patches * c.projection if width > c.projection and keep < patches else 0
+        return {"patches": 4 * patches * width, "projected": 4 * projected, "bank": 4 * keep * width}
+
+    def kept(self, patches: int) -> int:
+        """How many of so many patches the bank keeps."""
+        coreset = self.config.coreset
+        return min(patches, max(1, round(coreset if coreset > 1 else coreset * patches)))
+
+    def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> PatchCore:
+        """Fill the bank (Sec. 3.2). There is no training to interrupt, so `checkpoint` is not used.
+
+        Raises:
+            ParameterError: `memory` comes to more than `max_bank_bytes`.
+        """
+        c = self.config
+        memory = self.memory(len(samples))
+        if sum(memory.values()) > c.max_bank_bytes:
+            parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
+            raise ParameterError(f"the bank of {len(samples)} images takes {sum(memory.values()) / 2**30:.1f} GiB ({parts}), "
+                                 f"over max_bank_bytes={c.max_bank_bytes / 2**30:.1f} GiB: use a smaller image, a deeper tap "
+                                 f"or fewer images, or raise the limit")
+        features = cached_features(samples, self.view, self.extractor, self.features,
+                                   f"patchcore embed {c.embed_dim}", device=self.device, progress=progress)
+        patches = features.permute(0, 2, 3, 1).flatten(0, 2).to(self.device)                    # (n, D)
+        self.bank = patches[self._coreset(patches, self.kept(len(patches)), progress)]          # (m, D)
+        return self
+
+    def _coreset(self, patches: Tensor, keep: int, progress: bool | None) -> Tensor:
+        """Indices of the kept patches: greedy k-center after a random projection, from ten random starting points."""
+        if keep == len(patches):
+            return torch.arange(keep, device=patches.device)
+        generator = torch.Generator().manual_seed(self.seed)
+        d = patches.shape[1]
+        points = patches
+        if d > self.config.projection:
+            matrix = torch.randn(d, self.config.projection, generator=generator) / self.config.projection**0.5
+            points = patches @ matrix.to(patches.device)
+        starts = points[torch.randperm(len(points), generator=generator)[: self.config.starts].to(points.device)]
+        return kcenter(points, keep, initial=torch.cdist(points, starts).mean(1), progress=progress)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Prediction:
+        """Distance to the nearest normal patch (Sec. 3.3), upsampled and smoothed; the score is the largest distance.
+
+        Raises:
+            AdcoreError: called before `fit`.
+        """
+        if self.bank is None:
+            raise AdcoreError("PatchCore has no bank yet: call fit before predict")
+        images = self._checked(images)
+        size = images.shape[-2], images.shape[-1]
+        features = self.features(self.extractor(images))                                        # (B, D, h, w)
+        b, _, h, w = features.shape
+        queries = features.permute(0, 2, 3, 1).flatten(0, 2)                                    # (B * N, D)
+        distances = nearest(queries, self.bank, self.config.neighbors)[0].mean(1).view(b, h, w)
+        maps = F.interpolate(distances[:, None], size, mode="bilinear", align_corners=False)    # (B, 1, H, W)
+        if self.config.sigma > 0:
+            kernel = 2 * min(round(4 * self.config.sigma), min(size) - 1) + 1
+            maps = gaussian_blur(maps, [kernel, kernel], [self.config.sigma, self.config.sigma])
+        return Prediction(distances.amax(dim=(1, 2)), maps[:, 0])

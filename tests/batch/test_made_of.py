@@ -1,0 +1,138 @@
+"""A run of a notebook is current by what it was made of, never by the time of a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
+
+import adcore
+from adcore.grids import load_grid
+from adcore.notebook import check_parameters, is_current, parse_assignments, run_notebook
+from adcore.source import package_digest, run_digest
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Path:
+    cells = [new_markdown_cell("Prose."), new_code_cell("seed = 0", metadata={"tags": ["parameters"]}),
+             new_code_cell("print(seed)")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "toy.ipynb")
+    return tmp_path / "toy.ipynb"
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package, copied to where a test may edit it."""
+    shutil.copytree(Path(adcore.__file__).parent, tmp_path / "adcore", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(adcore, "__file__", str(tmp_path / "adcore" / "__init__.py"))
+    return tmp_path / "adcore"
+
+
+def edit(notebook: Path, change: Callable[[Any], object]) -> None:
+    content = nbformat.read(notebook, as_version=4)
+    change(content)
+    nbformat.write(content, notebook)
+
+
+def test_a_run_is_made_of_its_notebook_s_cells_its_parameters_and_the_package(notebook):
+    digests = [run_digest(notebook, {"seed": 1}, "a"), run_digest(notebook, {"seed": 2}, "a"), run_digest(notebook, {}, "a"),
+               run_digest(notebook, {"seed": 1}, "b")]
+    changes: list[Callable[[Any], object]] = [
+        lambda content: content.cells[0].update(source="Other prose."),
+        lambda content: content.cells[2].update(source="print(seed + 1)"),
+        lambda content: content.cells.append(new_raw_cell(content.cells.pop().source)),
+        lambda content: content.cells[1].metadata.update(tags=[]),
+        lambda content: content.cells.reverse(), lambda content: content.cells.pop()]
+    for change in changes:
+        edit(notebook, change)
+        digests.append(run_digest(notebook, {"seed": 1}, "a"))
+    assert len(set(digests)) == 4 + len(changes)
+
+
+def test_what_a_notebook_gave_out_and_the_time_of_its_file_count_not(notebook):
+    before = run_digest(notebook, {"seed": 1}, "a")
+    edit(notebook, lambda content: content.cells[2].update(outputs=[new_output("stream", text="7\n")], execution_count=3))
+    edit(notebook, lambda content: content.metadata.update(language_info={"name": "python", "version": "3.99"}))
+    os.utime(notebook, (0, 0))
+    assert run_digest(notebook, {"seed": 1}, "a") == before
+
+
+def test_the_package_is_its_code_and_its_tables_without_remarks_times_and_the_report(copied):
+    before = package_digest()
+    metrics, report = copied / "metrics.py", copied / "report" / "card.py"
+    metrics.write_text(metrics.read_text() + "\n# a remark\n")
+    report.write_text(report.read_text() + "\nX = 1\n")
+    (copied / "__pycache__").mkdir()
+    (copied / "__pycache__" / "metrics.pyc").write_bytes(b"x")
+    for path in copied.rglob("*.py"):
+        os.utime(path, (0, 0))
+    assert package_digest() == before
+    seen = {before}
+    for name, more in (("metrics.py", "X = 1\n"), ("papers/exhibits.csv", "x\n"), ("features/new.py", ""), ("new.csv", "a\n")):
+        with (copied / name).open("a") as file:
+            file.write(more)
+        assert package_digest() not in seen
+        seen.add(package_digest())
+    (copied / "features" / "new.py").rename(copied / "features" / "newer.py")
+    assert package_digest() not in seen
+
+
+def executed(source: str, output: str, *_: object, **__: object) -> None:
+    shutil.copyfile(source, output)
+
+
+def test_a_record_is_current_until_something_that_it_was_made_of_changes(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr("papermill.execute_notebook", executed)
+    record, package = tmp_path / "runs" / "toy.json", package_digest()
+    assert not is_current(record, notebook, {"seed": 3}, package)
+    run_notebook(notebook, {"seed": 3}, tmp_path / "runs" / "toy.ipynb", record=record)
+    for time in (0, 4_000_000_000):                           # the clock is set back, or the files come out of a checkout
+        os.utime(notebook, (time, time))
+        assert is_current(record, notebook, {"seed": 3}, package)
+    assert not is_current(record, notebook, {"seed": 4}, package) and not is_current(record, notebook, {"seed": 3}, "other")
+    edit(notebook, lambda content: content.cells[2].update(source="print(-seed)"))
+    os.utime(notebook, (0, 0))
+    assert not is_current(record, notebook, {"seed": 3}, package)
+
+
+def test_a_package_that_changes_while_a_notebook_runs_leaves_a_record_of_the_old_one(copied, notebook, tmp_path, monkeypatch):
+    def edited(source: str, output: str, *_: object, **__: object) -> None:
+        executed(source, output)
+        (copied / "metrics.py").write_text("X = 1\n")
+
+    monkeypatch.setattr("papermill.execute_notebook", edited)
+    before, record = package_digest(), tmp_path / "runs" / "toy.json"
+    run_notebook(notebook, {}, tmp_path / "runs" / "toy.ipynb", record=record)
+    assert is_current(record, notebook, {}, before) and not is_current(record, notebook, {}, package_digest())
+
+
+OLD = b'{"notebook": "toy", "parameters": {}, "seconds": 1.0, "executed": "toy.ipynb"}'
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", OLD, b"[" * 100_000, b"\xff"])
+def test_a_record_that_is_damaged_or_of_before_there_were_digests_is_not_current(notebook, tmp_path, content):
+    (tmp_path / "toy.json").write_bytes(content)              # and beside it a notebook
+    assert not is_current(tmp_path / "toy.json", notebook, {}, "a")
+
+
+def test_a_record_without_its_executed_notebook_is_not_current(notebook, tmp_path):
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"made_of": run_digest(notebook, {}, "a"), "executed": "copy.ipynb"}))
+    assert not is_current(record, notebook, {}, "a")
+    (tmp_path / "copy.ipynb").write_text("{}")
+    assert is_current(record, notebook, {}, "a")
+
+
+@pytest.mark.parametrize("grid", ["quick", "paper"])
+def test_the_parameters_of_a_job_come_out_of_its_command_line_as_they_went_in(grid):
+    for job in load_grid(grid):
+        words = shlex.split(job.words())
+        assert check_parameters(job.path, parse_assignments([word for word in words if word != "-p"])) == job.parameters

@@ -1,0 +1,90 @@
+"""`adcore weights fetch` from a server that cuts, lies and has nothing: it goes on, shows how far it is, or says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.web import Answer, Web, honest, says, web
+
+from adcore import cli
+from adcore.data.manifest import entry
+
+__all__ = ["web"]
+CONTENT = bytes(range(251)) * 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of ADCORE_WEIGHTS; nobody waits between two attempts."""
+    monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr("adcore.data.download.time.sleep", lambda seconds: None)
+    return tmp_path / "weights"
+
+
+def serve(web: Web, monkeypatch: pytest.MonkeyPatch, *answers: Answer, content: bytes = CONTENT, checked: bool = True) -> str:
+    """Put a checkpoint on the server, its address and, as the manifest has it, the beginning of its checksum into the row."""
+    url = web.put("/resnet18.pth", content, *answers)
+    digest = f"prefix:{hashlib.sha256(CONTENT).hexdigest()[:8]}" if checked else ""
+    row = replace(entry("resnet18"), url=url, file="resnet18.pth", bytes=None, sha256=digest)
+    monkeypatch.setattr("adcore.features.weights._entry", lambda name: row)
+    return url
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(["weights", "fetch", "resnet18"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("adcore: ") and err.count("\n") == 1
+    return err.removeprefix("adcore: ").rstrip("\n")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_a_checkpoint_that_broke_off_goes_on_at_the_next_call(web, folder, monkeypatch, capsys):
+    url = serve(web, monkeypatch, honest(cut=700), *[honest(cut=0)] * 5)
+    assert complaint(capsys) == (
+        f"cannot download {url} (the connection was cut after 700 of {len(CONTENT)} bytes, 5 times in a row without progress, "
+        f"700 bytes are kept and the same command goes on from there): get it by hand and put it at {folder}/resnet18.pth")
+    assert names(folder) == ["resnet18.pth.part"]
+    assert cli.main(["weights", "fetch", "resnet18"]) == 0
+    assert capsys.readouterr().out == f"{folder}/resnet18.pth\n" and (folder / "resnet18.pth").read_bytes() == CONTENT
+    assert web.ranges("/resnet18.pth")[-1] == "bytes=700-" and names(folder) == ["resnet18.pth"]
+
+
+def test_one_whose_checksum_nobody_knows_begins_again(web, folder, monkeypatch, capsys):
+    serve(web, monkeypatch, honest(cut=700), *[honest(cut=0)] * 5, checked=False)
+    assert "bytes are kept" not in complaint(capsys)
+    assert cli.main(["weights", "fetch", "resnet18"]) == 0
+    assert web.ranges("/resnet18.pth")[-1] is None and (folder / "resnet18.pth").read_bytes() == CONTENT
+
+
+def test_a_person_sees_a_bar_with_the_file_s_name_and_a_batch_run_nothing(web, folder, monkeypatch, capsys):
+    for wish in ("1", "0"):
+        monkeypatch.setenv("ADCORE_PROGRESS", wish)
+        serve(web, monkeypatch, honest(cut=len(CONTENT) // 2))
+        assert cli.main(["weights", "fetch", "resnet18"]) == 0
+        said = capsys.readouterr().err
+        assert ("resnet18.pth: " in said and "%" in said) if wish == "1" else said == ""
+        (folder / "resnet18.pth").unlink()
+
+
+@pytest.mark.parametrize(("answer", "why"), [
+    (says(404, 0, Content_Length=0), "404 Not Found"), (says(302, Location="file:///etc/hostname"), "302 "),
+    (says(200, Content_Type="text/html", Content_Length=len(CONTENT)), "it is a web page, not a file")])
+def test_what_does_not_come_is_one_sentence_that_names_the_place_and_nothing_is_left(web, folder, monkeypatch, capsys, answer,
+                                                                                       why):
+    url = serve(web, monkeypatch, answer)
+    text = complaint(capsys)
+    assert text.startswith(f"cannot download {url} ({why}") and text.endswith(
+        f": get it by hand and put it at {folder}/resnet18.pth")
+    assert names(folder) == []
+
+
+def test_another_checkpoint_than_the_manifest_s_is_refused_and_not_kept(web, folder, monkeypatch, capsys):
+    url = serve(web, monkeypatch, content=CONTENT[::-1])
+    assert complaint(capsys).startswith(f"{url} sent a file that is not 'resnet18': expected sha256 ")
+    assert names(folder) == []

@@ -1,0 +1,40 @@
+"""Pictures of color transport, by what is drawn on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from adcore import figures
+
+pytestmark = pytest.mark.usefixtures("style")
+
+
+def test_a_row_a_method_shows_source_target_and_the_transported_images_with_their_chroma():
+    source, target = torch.rand(3, 6, 9), torch.full((3, 5, 4), 0.25)
+    orange = torch.tensor([1.2, 0.5, -0.1])[:, None, None].expand(3, 6, 9)
+    moved = {"diagonal": [source, orange], "MK": [source, target]}
+    figure = figures.color_transport(source, target, moved, ["half", "all"])
+    grid = np.array(figure.axes).reshape(2, 4)
+    assert [axes.get_title() for axes in grid[0]] == ["source", "target", "half", "all"]
+    assert [line[0].get_ylabel() for line in grid] == ["diagonal", "MK"]
+    for line, last in zip(grid, (orange, target), strict=True):
+        for axes, picture in zip(line, (source, target, source, last), strict=True):
+            assert np.array_equal(axes.images[0].get_array(), picture.permute(1, 2, 0).clamp(0, 1).numpy())
+    assert grid[0, 3].get_xlabel() == "chroma 1.300", "of the image before it was clipped"
+    assert [axes.get_xlabel() for axes in grid[:, 1]] == ["chroma 0.000"] * 2
+
+
+def test_a_cloud_holds_pixels_of_its_image_in_their_colors_and_all_cubes_share_their_limits():
+    image, gray = torch.rand(3, 20, 10, dtype=torch.float64), torch.linspace(-0.2, 0.8, 12).double().expand(3, 3, 12)
+    figure = figures.color_clouds({"source": image, "target": gray}, points=50)
+    assert [axes.get_title() for axes in figure.axes] == ["source", "target"]
+    for axes, picture, count in zip(figure.axes, (image, gray), (50, 36), strict=True):
+        assert (axes.get_xlim(), axes.get_ylim(), axes.get_zlim()) == (figure.axes[0].get_xlim(),) * 3
+        scatter = axes.collections[0]
+        points = np.stack(scatter._offsets3d, axis=1)
+        assert points.shape == (count, 3) and {tuple(p) for p in points} <= {tuple(p) for p in picture.flatten(1).T.tolist()}
+        assert np.allclose(scatter._facecolors[:, :3], points.clip(0, 1))
+        assert [list(line) for line in axes.lines[0].get_data_3d()] == [[0, 1]] * 3, "the line from black to white"
+    assert figure.axes[0].get_xlim()[0] <= -0.2 + 1e-9

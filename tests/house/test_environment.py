@@ -1,0 +1,126 @@
+"""One list of dependencies, one list of versions, and front doors that only point at them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+APART = ("bench", "slurm", "kubernetes")  # extras that `all` leaves out
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def pins() -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def requirements(*extras: str) -> Iterator[Requirement]:
+    """The project's own and those of the extras, an extra of extras resolved."""
+    for line in [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]:
+        requirement = Requirement(line)
+        if requirement.name == PROJECT["name"]:
+            yield from (r for extra in requirement.extras for r in map(Requirement, EXTRAS[extra]))
+        else:
+            yield requirement
+
+
+def environment() -> list[Any]:
+    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+
+
+def test_conda_installs_python_and_tools_and_leaves_everything_else_to_this_package():
+    *conda, pip = environment()
+    assert {re.split(r"[=<>]", line)[0] for line in conda} == {"python", "pip", "make", "git"}
+    assert pip == {"pip": ["--constraint constraints.txt", "--editable .[all]"]}
+
+
+def test_conda_takes_a_python_that_the_package_supports():
+    (line,) = [line for line in environment() if str(line).startswith("python")]
+    version = line.partition("=")[2]
+    assert version in PYTHONS and Requirement(f"python{PROJECT['requires-python']}").specifier.contains(f"{version}.0")
+
+
+def test_python_3_10_to_3_13_are_supported_and_nothing_else():
+    supported = Requirement(f"python{PROJECT['requires-python']}").specifier
+    assert [f"3.{minor}" for minor in range(7, 17) if supported.contains(f"3.{minor}.5")] == list(PYTHONS)
+
+
+def test_every_constraint_is_one_name_with_one_exact_version():
+    for line in pins():
+        requirement = Requirement(line)
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; .+)?", line), line
+        assert requirement.url is None and not requirement.extras and len(list(requirement.specifier)) == 1
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_each_supported_python_gets_one_version_of_every_dependency_and_it_is_one_we_accept(python):
+    where = {"python_version": python, "python_full_version": f"{python}.5", "sys_platform": "linux",
+             "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix",
+             "implementation_name": "cpython", "platform_python_implementation": "CPython"}
+    pinned: dict[str, list[str]] = {}
+    for requirement in map(Requirement, pins()):
+        if requirement.marker is None or requirement.marker.evaluate(where):
+            pinned.setdefault(requirement.name, []).append(next(iter(requirement.specifier)).version)
+    assert not {name: versions for name, versions in pinned.items() if len(versions) > 1}
+    for requirement in requirements("all", *APART):
+        if requirement.marker is None or requirement.marker.evaluate(where):
+            (version,) = pinned[requirement.name.lower()]
+            assert requirement.specifier.contains(Version(version), prereleases=True), requirement
+
+
+def test_the_extra_all_holds_every_other_but_the_peers_to_measure_against_and_what_only_a_cluster_needs():
+    (everything,) = map(Requirement, EXTRAS["all"])
+    assert everything.extras == set(EXTRAS) - {"all", *APART}
+
+
+def test_every_extra_that_a_text_names_exists():
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("*.yml"), ROOT / "Makefile", *ROOT.glob("adcore/**/*.py"),
+             *ROOT.glob("notebooks/**/*.ipynb"), *ROOT.glob("workflow/**/*.y*ml"), *ROOT.glob("workflow/**/*.md")]
+    named = {(path.name, extra.strip()) for path in texts
+             for group in re.findall(r"(?:adcore|['\" ]\.)\[([a-z, ]+)\]", path.read_text(encoding="utf-8"))
+             for extra in group.split(",")}
+    assert {extra for _, extra in named} >= {"all", "elpv"}, "the search finds nothing"
+    assert not [one for one in named if one[1] not in EXTRAS]
+
+
+def test_make_help_names_every_target():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
+    targets = set(re.findall(r"^([a-z-]+):(?!=)", text, re.MULTILINE))
+    assert set(phony.split()) == targets
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    words = ["make", "--no-print-directory", "help"]  # this test may itself run below a make, which prints folders
+    printed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in printed.splitlines()} == targets
+    assert all(len(line.split()) > 1 for line in printed.splitlines())
+
+
+def test_make_refuses_the_pythons_that_the_package_refuses():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (low, high) = re.findall(r"\((\d, \d+)\) <= sys\.version_info\[:2\] <= \((\d, \d+)\)", text)[0]
+    assert (low.replace(", ", "."), high.replace(", ", ".")) == (PYTHONS[0], PYTHONS[-1])
+
+
+def test_importing_the_package_and_asking_for_help_needs_no_torch():
+    """So that `adcore doctor` can say that torch is missing."""
+    code = "import sys, adcore.cli, adcore.doctor, adcore.notebook, adcore.grids; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

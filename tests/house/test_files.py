@@ -1,0 +1,200 @@
+"""Files written whole or not at all, and the folders where they go."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from adcore import paths
+from adcore.errors import DataError, StoreError, did_you_mean
+from adcore.files import atomic, digest_file, digest_text, write_json, write_text
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """Whatever a test sets, the next one has the old one."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """The kernel refuses to let a file grow: what a full disk does, but without one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_new_file_appears_with_the_block_s_content_and_the_folders_on_its_way(tmp_path):
+    with atomic(tmp_path / "a" / "b" / "x.txt") as temporary:
+        temporary.write_text("new")
+        assert temporary.suffix == ".txt" and not (tmp_path / "a" / "b" / "x.txt").exists()
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["x.txt"]
+    assert (tmp_path / "a" / "b" / "x.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, DataError, OSError])
+def test_the_old_file_survives_a_block_that_fails(tmp_path, error):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with pytest.raises((error, StoreError)), atomic(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        raise error("no")
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("x.txt", "old")]
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    code = ("import sys, time\nfrom adcore.files import atomic\n"
+            "with atomic(sys.argv[1]) as temporary:\n"
+            "    temporary.write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)\n")
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGKILL)
+    assert path.read_text() == "old"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with no_file_above(100), pytest.raises(StoreError, match=rf"^cannot write {path}: File too large; free the folder"):
+        write_text(path, "x" * 1000)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=rf"^cannot write {path}: No space left on device; free the folder") as caught:
+        write_text(path, "new")
+    assert "\n" not in str(caught.value) and [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x.txt", "old")]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    for path in (Path("/proc/adcore/x.json"), Path("/proc/x.json"), tmp_path / "file" / "x.json",
+                 tmp_path / "file" / "deeper" / "x.json", tmp_path / "folder"):
+        with pytest.raises(StoreError, match=rf"^cannot write {path}: [A-Z].+; free the folder or name another one"):
+            write_json(path, {})
+    monkeypatch.chdir("/proc")
+    with pytest.raises(StoreError, match=r"^cannot write x\.json"):
+        write_json("x.json", {})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_an_error_about_another_file_is_not_blamed_on_this_one(tmp_path):
+    missing = tmp_path / "images" / "x.png"
+    with pytest.raises(FileNotFoundError) as caught, atomic(tmp_path / "out" / "x.txt"):
+        Image.open(missing)
+    assert Path(str(caught.value.filename)) == missing and list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_of_any_new_file(tmp_path, umask, mask):
+    os.umask(mask)
+    (tmp_path / "plain").write_text("")
+    write_text(tmp_path / "ours", "")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert os.umask(mask) == mask
+
+
+def test_threads_that_write_one_file_leave_one_whole_text_and_the_umask(tmp_path, umask):
+    path, texts = tmp_path / "x.txt", [letter * 50_000 for letter in "abcd"]
+    write_text(path, texts[0])
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def write(text: str) -> None:
+        for _ in range(25):
+            write_text(path, text)
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(path.read_text())
+            time.sleep(0.001)
+
+    reader, writers = threading.Thread(target=read), [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert seen <= set(texts) and path.read_text() in texts
+    assert [one.name for one in tmp_path.iterdir()] == ["x.txt"]
+    assert os.umask(0o022) == 0o022
+
+
+def test_json_is_sorted_and_refuses_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"b": [1, 2.5], "a": "ä"})
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"a": "ä", "b": [1, 2.5]} and text.index('"a"') < text.index('"b"') and text.endswith("}\n")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "y.json", {"value": float("nan")})
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@given(st.binary(max_size=3000))
+def test_digests_are_hashlib_s(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "digested"
+    file.write_bytes(content)
+    assert digest_file(file) == hashlib.sha256(content).hexdigest()
+    assert digest_file(file, "md5") == hashlib.md5(content).hexdigest()
+
+
+def test_a_file_larger_than_a_block_is_digested_whole(tmp_path):
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "large").write_bytes(content)
+    assert digest_file(tmp_path / "large") == hashlib.sha256(content).hexdigest()
+    assert digest_text("abc", 8) == "ba7816bf"  # FIPS 180-2, appendix B.1
+
+
+def test_a_near_name_is_offered_and_a_far_one_is_not():
+    assert did_you_mean("sed", ["seeds", "profile", "seed"]) == " (did you mean 'seed'?)"
+    assert did_you_mean("xyz", ["seed", "profile"]) == "" == did_you_mean("seed", [])
+
+
+def test_each_folder_can_be_moved_by_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADCORE_DATA", f"{tmp_path / 'a'}{os.pathsep}{os.pathsep}~/b")
+    monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path / "w"))
+    monkeypatch.setenv("ADCORE_CACHE", str(tmp_path / "c"))
+    monkeypatch.setenv("ADCORE_RUNS", str(tmp_path / "r"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "t"))
+    assert paths.data_folders()[:2] == [tmp_path / "a", Path.home() / "b"]
+    assert paths.weight_folders()[0] == tmp_path / "w" and paths.weight_folders()[-1] == tmp_path / "t/hub/checkpoints"
+    assert paths.cache_folder() == tmp_path / "c"
+    assert paths.runs_folder() == tmp_path / "r" and paths.runs_folder(tmp_path / "o") == tmp_path / "o"
+
+
+def test_without_variables_the_user_s_own_folders_are_meant(tmp_path, monkeypatch):
+    for variable in ("ADCORE_DATA", "ADCORE_WEIGHTS", "ADCORE_CACHE", "ADCORE_RUNS", "TORCH_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(paths.platformdirs, "user_data_dir", lambda name: str(tmp_path / name))
+    assert paths.data_folders() == [tmp_path / "adcore" / "data"]
+    assert paths.weight_folders() == [tmp_path / "adcore" / "weights", Path.home() / ".cache/torch/hub/checkpoints"]
+    assert paths.cache_folder().name == "adcore"
+    assert paths.runs_folder() == Path(__file__).resolve().parents[2] / "runs"
+    monkeypatch.setattr(paths, "repository", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    assert paths.runs_folder() == tmp_path / "runs"

@@ -1,0 +1,175 @@
+"""Localization by the density of patches, against patches cut by hand and scikit-learn's Gaussian."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pytest import approx
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+from torch import nn
+
+from adcore.data import View, read_images
+from adcore.data.split import draw
+from adcore.errors import AdcoreError, DataError, ParameterError
+from adcore.models import GDE, METHODS, GDEConfig
+from adcore.papers.ds2 import alignment, patch_density
+from adcore.papers.ds2.patch_density import PatchDensity, PatchDensityConfig
+from adcore.papers.ds2.upsampling import receptive_upsample
+
+SMALL = {"image_size": 40, "patch": 16, "stride": 8}
+
+
+class Simple(PatchDensity):
+    """Patches by one convolution that a seed draws."""
+
+    name = "simple"
+    Config = PatchDensityConfig
+
+    def __init__(self, config=None, *, device="cpu", seed=0):
+        super().__init__(config, device=device, seed=seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.network = nn.Conv2d(3, 6, 5, 2).eval()
+
+    @property
+    def encoder(self):
+        return self.network
+
+
+def simple(**changes) -> Simple:
+    return Simple(PatchDensityConfig(**{**SMALL, **changes}))
+
+
+def cut(detector: PatchDensity, images: torch.Tensor) -> np.ndarray:
+    """(n, N, D) by a loop over patches."""
+    features = []
+    for image in images:
+        for top in range(0, image.shape[1] - 15, 8):
+            for left in range(0, image.shape[2] - 15, 8):
+                patch = image[None, :, top:top + 16, left:left + 16]
+                with torch.no_grad():
+                    features.append(F.normalize(detector.encoder(patch).mean((2, 3)), dim=1)[0])
+    return torch.stack(features).double().numpy().reshape(len(images), -1, features[0].numel())
+
+
+def test_defaults_are_those_of_the_published_evaluation():
+    c = PatchDensityConfig()
+    assert (c.image_size, c.patch, c.stride) == (256, 32, 4)
+    assert GDE.Config is GDEConfig and simple(image_size=256, patch=32, stride=4).grid == (57, 57)
+    assert [alignment.published_images(name) for name in ("screw", "magnetic_tile", "ksdd2")] == [350, 1000, 1000]
+
+
+@pytest.mark.parametrize("layout", ["aligned", "pooled"])
+def test_a_patch_is_as_far_as_scikit_learn_has_it_and_spread_over_its_pixels(tiny, layout):
+    detector = simple(layout=layout, dims=3).fit(tiny.train)
+    (train,), (test,) = (list(read_images(samples, View(40))) for samples in (tiny.train, tiny.test[:3]))
+    normal, found = cut(detector, train), cut(detector, test)
+    if layout == "pooled":
+        normal, found = normal.reshape(1, -1, 6), found.reshape(1, -1, 6)
+    else:
+        normal, found = normal.transpose(1, 0, 2), found.transpose(1, 0, 2)
+    distances = []
+    for here, there in zip(normal, found, strict=True):
+        reduced = PCA(3).fit(here)
+        density = LedoitWolf().fit(reduced.transform(here))
+        distances.append(np.sqrt(density.mahalanobis(reduced.transform(there))))
+    expected = np.stack(distances, 1).reshape(3, 4, 4) if layout == "aligned" else distances[0].reshape(3, 4, 4)
+    assert detector.distances(test).numpy() == approx(expected, rel=2e-3)
+    prediction = detector.predict(test)
+    assert prediction.score.numpy() == approx(expected.reshape(3, -1).max(1), rel=2e-3)
+    assert prediction.map.numpy() == approx(receptive_upsample(torch.from_numpy(expected), 16, 8).numpy(), rel=2e-3)
+
+
+def test_images_of_any_size_get_maps_of_their_own_size(tiny):
+    detector = simple(image_size=(40, 56)).fit(tiny.train)
+    assert detector.grid == (4, 6)
+    prediction = detector.predict(torch.rand(2, 3, 31, 77))
+    assert prediction.map.shape == (2, 31, 77) and bool(torch.isfinite(prediction.map).all())
+
+
+def test_the_layout_goes_by_the_category_unless_told(tiny, monkeypatch):
+    assert simple().lies_still("bottle") and simple().lies_still("screw") and not simple().lies_still("carpet")
+    assert not simple().lies_still("magnetic_tile") and not simple().lies_still("screw_bag")
+    assert METHODS["cutpaste"].aligned == METHODS["ds2"].aligned - {"hazelnut", "screw"}
+    assert len(simple().fit(tiny.train).density.mean) == 1                              # 'cloth' is nobody's object
+    assert len(simple(layout="aligned").fit(tiny.train).density.mean) == 16
+    monkeypatch.setattr(Simple, "aligned", frozenset({"cloth"}))
+    assert len(simple().fit(tiny.train).density.mean) == 16
+
+
+def test_the_density_is_of_as_many_images_as_asked_for(tiny):
+    few, all_of_them, more = (simple(layout="aligned", density_images=n).fit(tiny.train) for n in (3, 6, 100))
+    by_hand = simple(layout="aligned").fit(draw(tiny.train, 3)[0])
+    assert torch.equal(few.density.mean, by_hand.density.mean)
+    assert torch.equal(all_of_them.density.mean, more.density.mean) and not torch.equal(few.density.mean, more.density.mean)
+
+
+def test_too_many_features_for_memory_are_encoded_twice_with_the_same_result(tiny, monkeypatch):
+    whole = simple().fit(tiny.train)
+    encoded, read = [], patch_density.read_images
+    monkeypatch.setattr(patch_density, "read_images",
+                        lambda samples, *rest: encoded.append(len(samples)) or read(samples, *rest))
+    monkeypatch.setattr(patch_density, "IN_MEMORY", 100)
+    parts = simple().fit(tiny.train)
+    assert encoded == [1, 6, 6]
+    assert torch.allclose(whole.density.variances, parts.density.variances, rtol=1e-5)
+    encoded.clear()
+    simple(layout="aligned").fit(tiny.train)                                            # needs all at once
+    assert encoded == [1, 6]
+
+
+def test_sameness_is_one_where_the_encoder_says_one_thing_of_all(tiny):
+    detector = simple().fit(tiny.train)
+    (train,) = read_images(tiny.train, View(40))
+    assert detector.diagnose(tiny.test)["sameness"] == approx(np.linalg.norm(cut(detector, train).mean((0, 1))), rel=1e-5)
+    assert detector.diagnose(tiny.test)["sameness"] < 0.99995
+    with torch.no_grad():
+        detector.encoder.weight.zero_()
+    assert detector.fit(tiny.train).diagnose(tiny.test)["sameness"] == approx(1, abs=1e-6)
+    assert simple().diagnose(tiny.test) == {}
+
+
+def test_official_masks_keep_only_pixels_that_are_masked_all_over():
+    mask = np.zeros((8, 8), bool)
+    mask[1:6, 2:8] = True
+    whole = View(4, whole_masks=True).mask(mask)
+    shares = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((4, 4), Image.Resampling.BILINEAR))
+    assert whole.numpy().tolist() == (shares >= 0.9999).tolist() and 0 < whole.sum() < View(4).mask(mask).sum()
+    assert simple(official_masks=True).view == View((40, 40), whole_masks=True)
+    assert repr(View(4)) != repr(View(4, whole_masks=True))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"stride": 7}, "do not end where images of 40x40 do"), ({"patch": 64}, "patches of 64x64 pixels"),
+    ({"dims": -1}, "dims must be at least 0"), ({"layout": "turned"}, "layout is one of published, aligned, pooled")])
+def test_settings_that_cannot_be_get_one_sentence(changes, message):
+    with pytest.raises(ParameterError, match=message):
+        simple(**changes)
+
+
+def test_bad_input_gets_one_sentence(tiny):
+    with pytest.raises(AdcoreError, match="has no density yet"):
+        simple().predict(torch.rand(1, 3, 40, 40))
+    with pytest.raises(DataError, match="of one category, not of none"):
+        simple().fit([])
+    with pytest.raises(ParameterError, match="lower dims or give more images"):
+        simple(layout="aligned", dims=6).fit(tiny.train)
+    with pytest.raises(ParameterError, match="NaN"):
+        simple().fit(tiny.train).predict(torch.full((1, 3, 40, 40), float("nan")))
+
+
+def test_gde_takes_the_average_of_a_backbone_s_map_at_each_patch(tiny):
+    detector = GDE(GDEConfig(backbone="resnet18", weights="random", image_size=48, stride=16), seed=3).fit(tiny.train)
+    (images,) = read_images(tiny.train[:2], View(48))
+    by_hand = F.normalize(detector.encoder.extractor(images[:1, :, 16:48, :32])[0].mean((2, 3)), dim=1)
+    assert torch.allclose(detector.patch_features(images)[0, 2], by_hand[0], atol=1e-5)
+    assert detector.weights_digest == "random-3" and detector.patch_features(images).shape == (2, 4, 512)
+
+
+def test_gde_refuses_patches_smaller_than_a_tap_s_stride():
+    with pytest.raises(ParameterError, match="smaller than the stride 32"):
+        GDE(GDEConfig(backbone="resnet18", weights="random", image_size=32, patch=16, stride=4))

@@ -1,0 +1,232 @@
+"""Encoders that are pretrained once and kept: DS2 and CutPaste as detectors."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from support.tiny import result, write_tiny
+
+from adcore.data import View, read_images
+from adcore.data.mvtec import load_mvtec
+from adcore.detector import Detector
+from adcore.errors import AdcoreError, DataError, StoreError
+from adcore.experiments import grid, run
+from adcore.experiments.comparison import matching
+from adcore.experiments.runner import fitted
+from adcore.experiments.store import Store
+from adcore.experiments.table import ResultTable
+from adcore.features import FeatureExtractor
+from adcore.models import METHODS
+from adcore.papers.ds2 import cutpaste, ds2, pretrained
+from adcore.papers.ds2.dense_pretraining import DS2PretrainingConfig, pretrain
+from adcore.papers.ds2.views import standardized
+
+SMALL = {"image_size": 48, "stride": 16, "pretraining_size": 40}
+OWN = {"ds2": {"view_size": 32, "hidden": 8, "dim": 8, "epochs": 2, "batch_size": 4, "warmup_epochs": 1, "lr": 16.0},
+       "cutpaste": {"side": 32, "epochs": 2, "steps": 2, "batch_size": 4}}
+KINDS = tuple(OWN)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A data set of two categories, whose folder ADCORE_DATA names."""
+    root = write_tiny(tmp_path_factory.mktemp("data") / "two", categories=("cloth", "felt"))
+    return load_mvtec(root, "two")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch, two):
+    monkeypatch.setenv("ADCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ADCORE_DATA", str(two.train[0].path.parents[4]))
+    return tmp_path / "cache" / "encoders"
+
+
+def detector(kind: str, seed: int = 0, **changes: object) -> Detector:
+    return METHODS[kind](METHODS[kind].Config(**{**SMALL, **OWN[kind], **changes}), seed=seed)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """How many images each training saw."""
+    seen: list[int] = []
+    for module, name in ((ds2, "pretrain"), (cutpaste, "pretrain_cutpaste")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda config, images, real=real, **rest: seen.append(len(images)) or real(
+            config, images, **rest))
+    return seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_detects_and_its_encoder_is_trained_once_for_all_categories(two, kind, trainings):
+    for category in two.categories:
+        one = detector(kind)
+        one.pretrain(two.train)
+        part = two.only(category)
+        prediction = one.fit(part.train).predict(torch.cat(list(read_images(part.test, one.view))))
+        assert prediction.map.shape == (6, 48, 48) and bool(torch.isfinite(prediction.map).all())
+        own = one.diagnose(part.test)
+        assert own["pretraining_loss"] == one.losses[-1] and 0 < own["sameness"] <= 1
+    assert trainings == [12]
+    assert len(one.losses) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_of_the_localization_share_an_encoder_and_whatever_decides_its_weights_does_not(two, kind, trainings):
+    digests = []
+    for change in ({}, {"stride": 8}, {"layout": "aligned"}, {"official_preprocessing": True}, {"epochs": 1}, {"seed": 1},
+                   {"pretraining_size": 48}):
+        one = detector(kind, **change)
+        one.pretrain(two.train)
+        digests.append(one.weights_digest)
+    other = detector(kind)
+    other.pretrain(two.train[:8])
+    assert trainings == [12] * 4 + [8] and len(set(digests[:4])) == 1
+    assert len({*digests, other.weights_digest}) == 5
+
+
+def test_ds2_trains_as_pretrain_does_on_the_images_as_bytes(two):
+    one = detector("ds2", seed=4)
+    one.pretrain(two.train)
+    images = torch.cat([(batch * 255).round().byte() for batch in read_images(two.train, View(40))])
+    by_hand = pretrain(DS2PretrainingConfig(**OWN["ds2"]), images, seed=4, progress=False)
+    for name, value in by_hand.encoder.state_dict().items():
+        assert torch.equal(one.encoder.encoder.state_dict()[name], value), name
+    assert one.losses == by_hand.losses
+
+
+def test_an_encoder_s_file_is_a_resnet_18_that_others_can_load(two, own_cache):
+    one = detector("ds2")
+    one.pretrain(two.train)
+    (path,) = own_cache.glob("*.pth")
+    images = torch.rand(2, 3, 64, 64)
+    extractor = FeatureExtractor("resnet18", (4,), str(path))
+    assert torch.allclose(extractor(images)[0], one.encoder(standardized(images)), atol=1e-5)
+    assert extractor.digest == one.weights_digest != ""
+
+
+def test_other_code_trains_another_encoder(two, own_cache, monkeypatch):
+    for digest in ("a", "b"):
+        monkeypatch.setattr(pretrained, "paper_digest", lambda paper, digest=digest: digest)
+        detector("ds2").pretrain(two.train)
+    assert len(list(own_cache.glob("*.pth"))) == 2
+
+
+def test_the_code_that_counts_is_the_papers_own(two, monkeypatch):
+    seen: list[str] = []
+    monkeypatch.setattr(pretrained, "paper_digest", lambda paper: seen.append(paper) or "a")
+    detector("ds2").pretrain(two.train)
+    assert set(seen) == {"ds2"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_pretraining_goes_on_to_the_same_weights(two, kind, own_cache, monkeypatch):
+    whole = detector(kind)
+    whole.pretrain(two.train)
+    shutil.rmtree(own_cache)
+    from adcore import training
+    epoch, calls = training._epoch, []
+
+    def power_cut(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return epoch(*arguments, **named)
+
+    monkeypatch.setattr(training, "_epoch", power_cut)
+    save = training._save
+    monkeypatch.setattr(training.time, "monotonic", iter(range(0, 10**6, 100)).__next__)   # each epoch is saved
+    with pytest.raises(KeyboardInterrupt):
+        detector(kind).pretrain(two.train)
+    assert not list(own_cache.glob("*.pth")) and len(list(own_cache.glob("*.training"))) == 1
+    monkeypatch.setattr(training, "_epoch", epoch)
+    monkeypatch.setattr(training, "_save", save)
+    again = detector(kind)
+    again.pretrain(two.train)
+    for name, value in whole.encoder.state_dict().items():
+        assert torch.equal(again.encoder.state_dict()[name], value), name
+    assert not list(own_cache.glob("*.training"))
+
+
+def test_a_training_that_stops_early_leaves_its_state_to_the_longer_one(two, own_cache, monkeypatch):
+    from adcore import training
+    epoch, ran = training._epoch, []
+    monkeypatch.setattr(training, "_epoch", lambda *arguments: ran.append(1) or epoch(*arguments))
+    uninterrupted = detector("ds2", epochs=3)
+    uninterrupted.pretrain(two.train)
+    shutil.rmtree(own_cache)
+    ran.clear()
+    for stop, expected in ((2, 2), (1, 1), (0, 1)):                      # the second needs a training of its own
+        one = detector("ds2", epochs=3, stop_after=stop)
+        one.pretrain(two.train)
+        assert len(ran) == expected, stop
+        ran.clear()
+    for name, value in uninterrupted.encoder.state_dict().items():
+        assert torch.equal(one.encoder.state_dict()[name], value), name
+
+
+def test_two_at_once_train_it_once(two, trainings):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda one: one.pretrain(two.train), [detector("cutpaste") for _ in range(2)]))  # and raises
+    assert trainings == [12]
+
+
+def test_official_preprocessing_is_bgr_that_is_not_standardized():
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(detector("ds2", official_preprocessing=True).prepared(images), images[:, [2, 1, 0]])
+    assert torch.equal(detector("ds2").prepared(images), standardized(images))
+
+
+@pytest.mark.parametrize(("pretraining", "expected"), [("dataset", 12), ("category", 6), ("two:felt", 6), ("two", 12)])
+def test_an_experiment_pretrains_on_the_images_that_its_setting_names(pretraining, expected, trainings, tmp_path):
+    experiments = grid("cutpaste", dataset="two", categories=["cloth"], pretraining=pretraining, **SMALL, **OWN["cutpaste"])
+    table = run(experiments, out=tmp_path / "runs")
+    assert trainings == [expected]
+    assert table.value("pixel_auroc") == table.value("pixel_auroc") and table.results[0].provenance["weights"]
+    if pretraining == "two:felt":
+        assert {sample.category for sample in experiments[0].pretraining_images()} == {"felt"}
+
+
+def test_a_fitted_one_is_pretrained_on_the_same_images(trainings, tmp_path):
+    (one,) = grid("cutpaste", dataset="two", categories=["felt"], **SMALL, **OWN["cutpaste"])
+    kept = fitted(one, out=tmp_path / "runs", device="cpu")
+    table = run([one], out=tmp_path / "runs", device="cpu")
+    assert trainings == [12] and kept.weights_digest == table.results[0].provenance["weights"]
+
+
+def test_methods_without_pretraining_are_given_no_images():
+    (one,) = grid("patchcore", dataset="two", categories=["felt"])
+    assert one.pretraining_images() == ()
+
+
+def test_bad_input_gets_one_sentence(two, tmp_path):
+    with pytest.raises(DataError, match="on normal images, and there is none"):
+        detector("ds2").pretrain([])
+    with pytest.raises(DataError, match=r"and blob/000.png is anomalous"):
+        detector("ds2").pretrain([*two.train, next(sample for sample in two.test if sample.label)])
+    with pytest.raises(AdcoreError, match="call pretrain before fit"):
+        _ = detector("ds2").encoder
+    broken = write_tiny(tmp_path / "broken")
+    (broken / "cloth" / "train" / "good" / "001.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"001.png cannot be read as an image"):
+        detector("ds2").pretrain(load_mvtec(broken, "broken").train)
+    assert not list((tmp_path / "cache" / "encoders").glob("*.pth"))
+
+
+def test_printed_means_are_over_the_objects_or_the_textures_of_mvtec_ad(tmp_path):
+    values = {("bottle", "pixel_auroc"): 0.9, ("screw", "pixel_auroc"): 0.8, ("carpet", "pixel_auroc"): 0.5}
+    table = ResultTable([result({cell: value}, method="ds2", category=cell[0], scales=("c4", "c5"))
+                         for cell, value in values.items()], Store(tmp_path))
+    found = {group: matching(table.frame, {"method": "ds2", "scales": "c4c5", "group": group}, "pixel_auroc").value.mean()
+             for group in ("object", "texture", "all")}
+    assert found == pytest.approx({"object": 0.85, "texture": 0.5, "all": 2.2 / 3})
+    assert matching(table.frame, {"scales": "c5"}, "pixel_auroc").empty
+
+
+def test_a_cache_that_cannot_be_written_is_named(two, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file, where a folder should be")
+    monkeypatch.setenv("ADCORE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(StoreError, match=r"cannot write .*cache.encoders.*ADCORE_CACHE"):
+        detector("ds2").pretrain(two.train)

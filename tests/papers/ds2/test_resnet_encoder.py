@@ -1,0 +1,70 @@
+"""The encoder of DS2: maps of its scales, its first weights, and torchvision's own network behind it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pytest import approx
+from torch import nn
+from torchvision.models import resnet18
+
+from adcore.errors import ParameterError
+from adcore.papers.ds2.resnet_encoder import CHANNELS, OneMap, ResNetEncoder
+from adcore.training import seeded
+
+
+def test_at_224_pixels_maps_have_strides_4_to_32():
+    with seeded(0), torch.no_grad():
+        maps = ResNetEncoder(("c5", "c4", "c3", "c2"))(torch.randn(2, 3, 224, 224))
+    assert {name: tuple(x.shape) for name, x in maps.items()} == {
+        "c2": (2, 64, 56, 56), "c3": (2, 128, 28, 28), "c4": (2, 256, 14, 14), "c5": (2, 512, 7, 7)}
+    assert list(maps) == list(CHANNELS) and [x.shape[1] for x in maps.values()] == list(CHANNELS.values())
+
+
+def test_a_map_is_the_same_whatever_others_are_asked_for():
+    images, found = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), []
+    for scales in (("c4",), ("c3", "c4", "c5")):
+        with seeded(1):
+            found.append(ResNetEncoder(scales)(images))
+    assert set(found[0]) == {"c4"} and torch.equal(found[0]["c4"], found[1]["c4"])
+
+
+def test_one_map_can_be_taken_and_shares_the_encoder_s_weights():
+    encoder = ResNetEncoder(("c4", "c5")).eval()
+    one, images = OneMap(encoder), torch.randn(2, 3, 32, 32)
+    assert torch.equal(one(images), encoder(images)["c5"]) and torch.equal(OneMap(encoder, "c4")(images), encoder(images)["c4"])
+    assert one.encoder is encoder and not one.encoder.training
+
+
+def test_pooled_it_is_torchvision_s_network_before_its_classifier():
+    with seeded(2):
+        encoder, whole = ResNetEncoder(), resnet18(weights=None)
+    for p in encoder.parameters():
+        nn.init.normal_(p, std=0.05)
+    whole.fc = nn.Identity()
+    whole.load_state_dict(encoder.state_dict())
+    images = torch.randn(2, 3, 70, 50)
+    assert torch.equal(encoder(images)["c5"].mean((2, 3)), whole(images))
+
+
+def test_weights_are_drawn_by_the_fan_out_and_blocks_end_in_a_norm_of_weights_0():
+    with seeded(0):
+        encoder = ResNetEncoder()
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Conv2d):
+            deviation = math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels))
+            assert float(module.weight.detach().std()) == approx(deviation, rel=0.06), name
+            assert float(module.weight.detach().mean()) == approx(0, abs=0.05 * deviation), name
+            assert module.bias is None
+        elif isinstance(module, nn.BatchNorm2d):
+            last = name.endswith("bn2")                                 # of a block of two convolutions
+            assert (module.weight == (0 if last else 1)).all() and not module.bias.any(), name
+    assert sum(name.endswith("bn2") for name, _ in encoder.named_modules()) == 8
+
+
+@pytest.mark.parametrize("scales", [(), ("c1",), ("c4", "c4"), ("c5", "fc")])
+def test_scales_that_do_not_exist_are_refused(scales):
+    with pytest.raises(ParameterError, match="c2, c3, c4, c5"):
+        ResNetEncoder(scales)
