@@ -32,7 +32,7 @@ KINDS = [*(Experiment("uniad", settings=(("jitter", a), ("nma", b))) for a, b in
 def write_store(root: Path, count: int) -> None:
     """Write `count` results without scores and maps, and without waiting for the disk."""
     origin = {"versions": versions(), "commit": "", "device": "cpu", "machine": "made up", "seconds": 1.0, "peak_bytes": 10**9,
-              "fit_seconds": 0.9, "test_seconds": 0.1, "weights": "0" * 16, "data": "0" * 16, "train_images": 40,
+              "fit_seconds": 0.9, "test_seconds": 0.1, "weights_digest": "0" * 16, "data": "0" * 16, "train_images": 40,
               "test_images": 30, "processes": 1, "finished": "2020-01-01T00:00:00Z"}
     for i in range(count):
         experiment = replace(KINDS[i % len(KINDS)], seed=i)

@@ -21,7 +21,8 @@ from adcore.files import write_text
 from adcore.paths import repository
 
 COLUMNS = ["method", "dataset", "category", "profile", "settings", "seed", "metric", "value", "seconds", "peak_bytes", "device",
-           "machine", "commit", "data", "weights", "finished", "key"]
+           "machine", "commit", "data", "weights_digest", "finished",
+           "key"]
 
 KNOWN = ["method", "dataset", "category", "profile", "seed", "metric", "key"]  # in every row
 NUMBERS = ["seed", "value", "seconds", "peak_bytes"]
@@ -150,7 +151,7 @@ def recorded(name: str, **only: str) -> ResultTable:
         measures = tuple({"category": row["category"], "metric": row["metric"], "value": row["value"]}
                          for row in part.to_dict("records"))
         origin = {column: first[column] for column in ("seconds", "peak_bytes", "device", "machine", "commit", "data",
-                                                       "weights", "finished")}
+                                                       "weights_digest", "finished")}
         results.append(Result(experiment, measures, origin))
     return ResultTable(results, Store())
 

@@ -16,7 +16,7 @@ import torch
 
 from adcore.data import Dataset, Sample, map_name, read_images, read_masks
 from adcore.detector import Detector
-from adcore.distributed import barrier, first, from_first, world_size
+from adcore.distributed import barrier, is_rank_zero, run_on_rank_zero, world_size
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.provenance import Meter, fingerprint, origin
 from adcore.experiments.store import Result, Store
@@ -56,10 +56,10 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
 
 
 def _result(experiment: Experiment, store: Store, device: torch.device, progress: bool | None) -> Result:
-    known = from_first(partial(_known, experiment, store))
+    known = run_on_rank_zero(partial(_known, experiment, store))
     if known is None:
         with _alone(store.folder(experiment), experiment):
-            known = from_first(partial(_known, experiment, store))  # another process may have made it in the meantime
+            known = run_on_rank_zero(partial(_known, experiment, store))  # another process may have made it in the meantime
             return run_one(experiment, store, device, progress) if known is None else known
     return known
 
@@ -77,7 +77,7 @@ def _alone(path: Path, experiment: Experiment) -> Iterator[None]:
         print(f"adcore: another process is at '{experiment.title}': waiting for it", file=sys.stderr)
 
     lock = path.with_name(f"{path.name}.lock")
-    with one_at_a_time(lock, waiting) if first() else contextlib.nullcontext():
+    with one_at_a_time(lock, waiting) if is_rank_zero() else contextlib.nullcontext():
         barrier()
         yield
 
@@ -93,7 +93,7 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     checkpoint = store.folder(experiment) / "checkpoint"
     with Meter(device) as fitting:
         detector = _fit(experiment, dataset, device, checkpoint, progress)
-    return from_first(partial(_tested, detector, experiment, dataset, store, start, fitting, world_size(), progress))
+    return run_on_rank_zero(partial(_tested, detector, experiment, dataset, store, start, fitting, world_size(), progress))
 
 
 def _tested(detector: Detector, experiment: Experiment, dataset: Dataset, store: Store, start: dict[str, Any],
@@ -103,7 +103,7 @@ def _tested(detector: Detector, experiment: Experiment, dataset: Dataset, store:
         scores, maps, measures = evaluate(detector, dataset, progress)
     made = {**start, "seconds": round(fitting.seconds + testing.seconds, 2), "fit_seconds": round(fitting.seconds, 2),
             "test_seconds": round(testing.seconds, 2), "peak_bytes": max(fitting.peak_bytes, testing.peak_bytes),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "weights": detector.weights_digest,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "weights_digest": detector.weights_digest,
             "data": images_digest([*dataset.train, *dataset.test]), "train_images": len(dataset.train),
             "test_images": len(dataset.test), "processes": processes}
     result = Result(experiment, tuple(measures), made)

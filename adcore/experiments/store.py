@@ -31,7 +31,7 @@ from adcore.files import atomic, digest_file, digest_text, write_text
 from adcore.paths import runs_folder
 
 BESIDE = ("scores.csv", "maps.npz")  # result.json holds their digests; params.yaml is for people alone
-ORIGIN = ("seconds", "peak_bytes", "device", "machine", "commit", "data", "weights", "finished")
+ORIGIN = ("seconds", "peak_bytes", "device", "machine", "commit", "data", "weights_digest", "finished")
 PER_RESULT = {"seed", "key", *ORIGIN, "category", "metric", "value"}  # columns that differ between results of one kind
 
 
@@ -59,18 +59,15 @@ class Result:
         return self.provenance.get("code") is None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row a number: the experiment's fields and its whole config, then the number and its provenance.
+        """One flat row per number: the experiment's fields and its whole config, then the number and its provenance.
 
-        `weights` is the digest of what was loaded; the word by which it was asked for is `pretraining`.
+        `weights` is the setting that names the pretrained weights, `weights_digest` the digest of the file that was loaded.
         """
         e, p = self.experiment, self.provenance
         known = {"method": e.method, "dataset": e.dataset, "profile": e.profile, "seed": e.seed, "key": e.key,
                  "settings": " ".join(f"{name}={value}" for name, value in e.settings)}
         origin = {name: p.get(name) for name in ORIGIN}
-        config = {name: value for name, value in e.config().values().items() if name not in origin}
-        if "weights" in e.config().values():
-            config["pretraining"] = e.config().weights
-        return [{**config, **known, **measure, **origin} for measure in self.measures]
+        return [{**e.config().values(), **known, **measure, **origin} for measure in self.measures]
 
 
 class Store:

@@ -32,7 +32,7 @@ class ResultTable:
         self.stale = [result.experiment.title for result in results if not (result.from_record or result.made_by_this_code)]
 
     def where(self, **settings: Any) -> ResultTable:
-        """The table of those results whose fields are these: `where(image_size=128, pretraining="default")`.
+        """The table of those results whose fields are these: `where(image_size=128, weights="default")`.
 
         Raises:
             ParameterError: no such field, or no such result.

@@ -193,7 +193,7 @@ def test_hours_are_called_gpu_hours_only_when_a_gpu_was_measured(tmp_path):
 def test_what_results_has_on_record_counts_with_its_file_and_its_machine(tmp_path, monkeypatch):
     row = {"method": "uniad", "dataset": "mtd", "category": "all", "profile": "paper", "settings": "epochs=3", "seed": 0,
            "metric": "image_auroc", "value": 0.5, "seconds": 7200.0, "peak_bytes": 1, "device": "cpu",
-           "machine": "AMD EPYC, 2 cores", "commit": "", "data": "", "weights": "", "finished": "", "key": "k"}
+           "machine": "AMD EPYC, 2 cores", "commit": "", "data": "", "weights_digest": "", "finished": "", "key": "k"}
     frame = pd.DataFrame([row, {**row, "metric": "image_ap"}, {**row, "key": "l", "method": "gone"}])[COLUMNS]
     monkeypatch.setattr(estimate, "records", lambda: [SimpleNamespace(name="some", frame=frame)])
     path = notebook(tmp_path, "run(grid(UniAD, dataset='mtd', profile='paper', epochs=3))")

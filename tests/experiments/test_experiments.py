@@ -235,7 +235,7 @@ def test_provenance_says_what_made_a_result_from_what_and_on_what(fits, monkeypa
     assert origin["commit"] == provenance.commit() and origin["code"] == provenance.fingerprint("patchcore")
     assert origin["device"] == "cpu" and origin["machine"]
     assert origin["data"] == images_digest([*data.train, *data.test])
-    assert origin["weights"] == experiment.detector().weights_digest != ""
+    assert origin["weights_digest"] == experiment.detector().weights_digest != ""
     assert (origin["train_images"], origin["test_images"]) == (4, 6)
     assert origin["seconds"] == approx(origin["fit_seconds"] + origin["test_seconds"], abs=0.02) and origin["seconds"] > 0
     assert 10**7 < origin["peak_bytes"] < 10**11 and origin["finished"].endswith("Z")
@@ -323,7 +323,7 @@ def test_load_results_is_one_tidy_table_with_a_row_a_number(fits):
     frame = load_results()
     assert len(frame) == 2 * 2 * 5 and not frame.duplicated(["power", "category", "metric"]).any()
     assert {"method", "dataset", "category", "seed", "profile", "power", "metric", "value", "commit", "seconds", "key",
-            "peak_bytes", "device", "weights", "data"} <= set(frame.columns)
+            "peak_bytes", "device", "weights_digest", "data"} <= set(frame.columns)
     assert frame["value"].between(0, 1).all() and set(frame["image_size"]) == {16}
 
 

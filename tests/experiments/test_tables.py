@@ -100,8 +100,8 @@ def test_where_keeps_the_results_with_those_settings_and_nothing_else(ablation):
 
 def test_a_table_tells_the_weights_asked_for_from_the_digest_of_those_loaded():
     table = table_of(result({("a", "image_auroc"): 0.2}, weights="random"), result({("a", "image_auroc"): 0.9}))
-    assert list(table.frame.pretraining) == ["random", "default"]
-    assert table.where(pretraining="default").value("image_auroc") == 0.9
+    assert list(table.frame.weights) == ["random", "default"]
+    assert table.where(weights="default").value("image_auroc") == 0.9
 
 
 def cells(*rows: dict[str, Any]) -> pd.DataFrame:

@@ -52,7 +52,7 @@ def write_records(folder: Path) -> None:
         for metric, value in zip(("image_auroc", "pixel_auroc", "aupro"), values, strict=True):
             rows.append({"method": method, "dataset": "mtd", "category": "tile", "profile": "quick", "settings": "",
                          "seed": seed, "metric": metric, "value": value, "seconds": 10.0 * (seed + 1), "peak_bytes": 2e9,
-                         "device": "cpu", "machine": "a chip", "commit": "abc", "data": "d", "weights": "w", "finished": "t",
+                         "device": "cpu", "machine": "a chip", "commit": "abc", "data": "d", "weights_digest": "w", "finished": "t",
                          "key": f"{method}{seed}"})
     (folder / "results").mkdir(parents=True)
     pd.DataFrame(rows)[recording.COLUMNS].to_csv(folder / "results" / "real_images.csv", index=False)

@@ -184,7 +184,7 @@ def test_an_experiment_pretrains_on_the_images_that_its_setting_names(pretrainin
     experiments = grid("cutpaste", dataset="two", categories=["cloth"], pretraining=pretraining, **SMALL, **OWN["cutpaste"])
     table = run(experiments, out=tmp_path / "runs")
     assert trainings == [expected]
-    assert table.value("pixel_auroc") == table.value("pixel_auroc") and table.results[0].provenance["weights"]
+    assert table.value("pixel_auroc") == table.value("pixel_auroc") and table.results[0].provenance["weights_digest"]
     if pretraining == "two:felt":
         assert {sample.category for sample in experiments[0].pretraining_images()} == {"felt"}
 
@@ -193,7 +193,7 @@ def test_a_fitted_one_is_pretrained_on_the_same_images(trainings, tmp_path):
     (one,) = grid("cutpaste", dataset="two", categories=["felt"], **SMALL, **OWN["cutpaste"])
     kept = fitted(one, out=tmp_path / "runs", device="cpu")
     table = run([one], out=tmp_path / "runs", device="cpu")
-    assert trainings == [12] and kept.weights_digest == table.results[0].provenance["weights"]
+    assert trainings == [12] and kept.weights_digest == table.results[0].provenance["weights_digest"]
 
 
 def test_methods_without_pretraining_are_given_no_images():
