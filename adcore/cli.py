@@ -213,15 +213,15 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    from adcore.distributed import first, joined
+    from adcore.distributed import is_rank_zero, process_group
     from adcore.experiments import grid, run
     from adcore.notebook import parse_assignments
     settings = {name: tuple(value) if isinstance(value, list) else value
                 for name, value in parse_assignments(arguments.settings).items()}
-    with joined():
+    with process_group():
         table = run(grid(arguments.method, dataset=arguments.dataset, categories=arguments.categories, seeds=arguments.seeds,
                          profile=arguments.profile, **settings), device=arguments.device)
-        if not first():
+        if not is_rank_zero():
             return
     print(table)
     for metric in dict.fromkeys(table.frame.metric):

@@ -1,7 +1,7 @@
 """Training on several processes: who takes part, whose share of a batch is whose, and what all must agree on.
 
     torchrun --nproc-per-node 8 -m adcore measure uniad --dataset mvtec_ad --profile paper
-    torchrun --nproc-per-node 8 script.py            a script of one's own, with all its work inside `with joined():`
+    torchrun --nproc-per-node 8 script.py            a script of one's own, with all its work inside `with process_group():`
 
     global batch --> share of process 0 --> loss * weight --> backward --+
        |                                                                 +--> sum of the gradients --> the same step everywhere
@@ -44,7 +44,7 @@ def launched() -> bool:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Take part for a block, in a process that torchrun started; a process alone, or that takes part already, just goes on.
 
     Each process has a CUDA device of its own, which 'cuda' and 'auto' then mean, and sums go by NCCL; where there are fewer
@@ -74,7 +74,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() and not _apart.get() else 0
 
 
-def first() -> bool:
+def is_rank_zero() -> bool:
     """True in the process that writes files and talks to people, also where it works apart."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
@@ -95,7 +95,7 @@ def barrier() -> None:
         dist.all_reduce(torch.zeros(1))
 
 
-def alike(number: float) -> bool:
+def same_on_all_ranks(number: float) -> bool:
     """True on every process when all of them have the same number."""
     extremes = torch.tensor([number, -number], dtype=torch.float64)
     if world_size() > 1:
@@ -103,12 +103,12 @@ def alike(number: float) -> bool:
     return bool(extremes[0] == -extremes[1])
 
 
-def from_first(make: Callable[[], Made]) -> Made:
+def run_on_rank_zero(make: Callable[[], Made]) -> Made:
     """What the first process makes, on every process: it alone does the work, the others wait. Takes what can be pickled."""
     if world_size() == 1:
         return make()
     made: list[Any] = [None]
-    if first():
+    if is_rank_zero():
         with apart():
             made = [make()]
     dist.broadcast_object_list(made, src=0)
@@ -116,14 +116,14 @@ def from_first(make: Callable[[], Made]) -> Made:
 
 
 @contextlib.contextmanager
-def after_first() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """A block that the first process does before all others, who find on disk what it left there."""
-    if not first():
+    if not is_rank_zero():
         barrier()
     try:
         yield
     finally:
-        if first():
+        if is_rank_zero():
             barrier()
 
 
@@ -187,7 +187,7 @@ def whole(count: int) -> Share:
     return share
 
 
-def gathered(values: Tensor) -> Tensor:
+def all_gather(values: Tensor) -> Tensor:
     """Everyone's rows in the order of the batch, with gradient: (stop - start, ...) -> (count, ...)."""
     share = whole(len(values))
     if share.all:

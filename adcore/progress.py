@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from adcore.distributed import first
+from adcore.distributed import is_rank_zero
 
 
 def interactive() -> bool:
@@ -25,5 +25,5 @@ def interactive() -> bool:
 
 def progress_bar(*, enabled: bool | None = None, **options: Any) -> Any:
     """A tqdm bar; `enabled=None` shows it only when interactive. Of several processes one has a bar."""
-    options = {"leave": False, **options, "disable": not first() or not (interactive() if enabled is None else enabled)}
+    options = {"leave": False, **options, "disable": not is_rank_zero() or not (interactive() if enabled is None else enabled)}
     return tqdm(**options)

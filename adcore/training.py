@@ -7,6 +7,7 @@ import functools
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -83,67 +84,74 @@ def _widened(value: Any) -> Any:
 
 Batches = Callable[[], Iterator[tuple[Tensor, ...]]]
 Cut = Callable[[distributed.Share], tuple[Tensor, ...]]  # a share of a batch -> its tensors
-SHARES = ("none", "own draws", "whole draws")
+SAVE_EVERY = 30.0  # seconds between two checkpoints of one training
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one training is named, shown and saved.
+
+    checkpoint  file to resume from, and to save to every `SAVE_EVERY` seconds and at the end; None saves nothing
+    progress    show a progress bar; None shows it only in a terminal or a notebook
+    desc        name of the training, in the progress bar and in error messages
+    """
+
+    checkpoint: Path | None = None
+    progress: bool | None = None
+    desc: str = "training"
+
+
+DEFAULT_RUN = Run()
 
 
 @kept_memory()
 def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tuple[Tensor, ...] | Batches,
-          optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, *, epochs: int,
-          batch_size: int = 0, seed: int, clip_norm: float | None = None, amp: bool = False, checkpoint: Path | None = None,
-          each_step: bool = False, share: str = "none", save_every: float = 30.0, progress: bool | None = None,
-          desc: str = "training") -> list[float]:
+          optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler | None = None, *, epochs: int,
+          batch_size: int = 0, seed: int, clip_norm: float | None = None, amp: bool = False, each_step: bool = False,
+          data_parallel: bool = False, run: Run = DEFAULT_RUN) -> list[float]:
     """Train on shuffled batches of a tensor, typically cached features, or of several that belong together; or on batches
     that a function draws.
 
     loss_of     batch (B, ...) on the module's device -> scalar; of several tensors, a batch of each
     data        (n, ...), may be memory-mapped and in half precision; batches of numbers come as float32, of bool as bool.
                 Or a function that yields the batches of an epoch as they are, drawn from torch's random state
-    scheduler   stepped once an epoch, or after every batch with `each_step`
+    scheduler   stepped once an epoch, or after every batch with `each_step`; None keeps the learning rate
     amp         bfloat16 autocast
-    share       what several processes (`adcore.distributed`) do with a batch: 'none', each trains on all of it, as one alone
-                would; with 'own draws' and 'whole draws' each computes the loss of its share
-    checkpoint  where the state is saved (at most every `save_every` seconds and at the end) and resumed from
+    data_parallel  split each batch over the processes (`adcore.distributed`); else every process trains on all of it
 
     Interrupted and uninterrupted runs end with equal weights: shuffling, dropout and noise of an epoch depend on the
     seed and the epoch alone, with own draws on the process and the number of processes, too. Returns the mean loss of each
     epoch.
 
-    Shares end with the weights of one process on the same batches, to float tolerance, when the loss is a mean over images
-    (a batch norm, `distributed.gathered` and `distributed.summed` may look at all of them), and
-      own draws    nothing is drawn in the loss. What is drawn, such as dropout, comes from a stream of the process's own:
-                   as good, but other numbers. Batches that a function draws in between are others then, too
-      whole draws  the loss draws on the CPU alone, for the whole batch, and takes its share (`distributed.whole`)
-
     Raises:
         AdcoreError: the loss is not finite, or processes see different checkpoints.
         ParameterError: tensors of different lengths, no data, or a batch norm that cannot be shared.
     """
-    if share not in SHARES:
-        raise ParameterError(f"share is one of {', '.join(SHARES)}, not {share!r}")
+    checkpoint, desc = run.checkpoint, run.desc
     device = next(module.parameters()).device
     batches = _drawn(data) if callable(data) else _shuffled(data, batch_size, device, desc)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.is_file():
         losses = _restore(checkpoint, module, optimizer, scheduler, device)
-    if not distributed.alike(len(losses)):
+    if not distributed.same_on_all_ranks(len(losses)):
         raise AdcoreError(f"{desc}: not all processes see checkpoint {checkpoint}: put it where all of them can read it")
     saved = time.monotonic()
     module.train()
-    with (contextlib.nullcontext() if share != "none" else distributed.apart(), distributed.synced_norms(module),
-          progress_bar(total=epochs, initial=len(losses), desc=desc, unit="epoch", enabled=progress) as bar):
+    with (contextlib.nullcontext() if data_parallel else distributed.apart(), distributed.synced_norms(module),
+          progress_bar(total=epochs, initial=len(losses), desc=desc, unit="epoch", enabled=run.progress) as bar):
         for epoch in range(len(losses), epochs):
             with seeded(epoch_seed(seed, epoch)):
-                own = _OwnDraws(epoch_seed(seed, epoch)) if share == "own draws" and distributed.world_size() > 1 else None
+                own = _OwnDraws(epoch_seed(seed, epoch)) if data_parallel and distributed.world_size() > 1 else None
                 losses.append(_epoch(module, loss_of, batches, optimizer, scheduler if each_step else None, clip_norm, amp,
                                      own, device))
             if not torch.isfinite(torch.tensor(losses[-1])):
                 raise AdcoreError(f"{desc}: the loss became {losses[-1]} in epoch {epoch + 1}: lower the learning rate")
-            if not each_step:
+            if scheduler is not None and not each_step:
                 scheduler.step()
             bar.set_postfix(loss=f"{losses[-1]:.4g}", refresh=False)
             bar.update()
-            due = time.monotonic() - saved > save_every or epoch + 1 == epochs
-            if checkpoint is not None and due and distributed.first():
+            due = time.monotonic() - saved > SAVE_EVERY or epoch + 1 == epochs
+            if checkpoint is not None and due and distributed.is_rank_zero():
                 _save(checkpoint, module, optimizer, scheduler, losses)
                 saved = time.monotonic()
     distributed.barrier()  # so that all find the last checkpoint
@@ -228,21 +236,22 @@ def _as_numbers(batch: Tensor) -> Tensor:
 
 
 def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer,
-          scheduler: torch.optim.lr_scheduler.LRScheduler, losses: list[float]) -> None:
-    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
-             "losses": losses}
+          scheduler: torch.optim.lr_scheduler.LRScheduler | None, losses: list[float]) -> None:
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(),
+             "scheduler": None if scheduler is None else scheduler.state_dict(), "losses": losses}
     with atomic(path) as temporary:
         torch.save(state, temporary)
 
 
 def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer,
-             scheduler: torch.optim.lr_scheduler.LRScheduler, device: torch.device) -> list[float]:
+             scheduler: torch.optim.lr_scheduler.LRScheduler | None, device: torch.device) -> list[float]:
     try:
         _check_sums(path)
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
+        if scheduler is not None:
+            scheduler.load_state_dict(state["scheduler"])
         return [float(loss) for loss in state["losses"]]
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -33,7 +33,7 @@ from adcore.papers.uniad2022.losses import mse
 from adcore.papers.uniad2022.reconstruction import jitter_features
 from adcore.papers.uniad2022.transformer import Attention, FeedForward
 from adcore.papers.uniad2022.uniad import UniADConfig, UniADNetwork
-from adcore.training import seeded, train
+from adcore.training import Run, seeded, train
 
 
 class Plain(nn.Module):
@@ -106,7 +106,7 @@ def training_cost(path: Path, config: UniADConfig, channels: int, grid: tuple[in
             return mse(tokens, network(jitter_features(tokens, config.jitter_scale)))
         start = time.perf_counter()
         train(network, loss, data, optimizer, scheduler, epochs=epochs, batch_size=8, seed=0, clip_norm=config.clip_norm,
-              progress=False)
+              run=Run(progress=False))
         seconds = time.perf_counter() - start
         origin = f'"{machine()}",{torch.__version__},{commit()}'
         lines.append(f"{images},{epochs},{seconds:.2f},{seconds / images / epochs:.4f},{origin}")

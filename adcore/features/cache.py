@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adcore.data.sample import Sample
 from adcore.data.transforms import View, read_images
-from adcore.distributed import after_first
+from adcore.distributed import rank_zero_first
 from adcore.errors import DataError
 from adcore.features.extractor import FeatureExtractor
 from adcore.files import atomic, digest_file, digest_text, write_json
@@ -66,7 +66,7 @@ def cached_features(samples: Sequence[Sample], view: View, extractor: FeatureExt
         raise DataError("no image to take features of")
     folder = folder or cache_folder() / "features"
     path = folder / f"{key}.npy"
-    with after_first():
+    with rank_zero_first():
         if not _readable(path):
             _compute(path, samples, view, extractor, assemble, half, batch_size, device, progress)
             write_json(folder / f"{key}.json", {"features": extractor.key, "view": repr(view), "what": name,

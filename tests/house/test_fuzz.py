@@ -40,7 +40,7 @@ from adcore.features.weights import read_checkpoint
 from adcore.grids import load_grid
 from adcore.models import METHODS
 from adcore.papers import published
-from adcore.training import train
+from adcore.training import Run, train
 
 PUBLISHED = importlib.import_module("adcore.papers.published")  # the package has a function of that name
 EXAMPLES = int(os.environ.get("ADCORE_FUZZ", 150))
@@ -236,8 +236,8 @@ def trained(path: Path, epochs: int) -> list[float]:
     module = nn.Linear(2, 1)
     optimizer = torch.optim.AdamW(module.parameters(), 0.1)
     return train(module, lambda batch: module(batch).square().mean(), torch.ones(4, 2), optimizer,
-                 torch.optim.lr_scheduler.StepLR(optimizer, 2), epochs=epochs, batch_size=4, seed=0, checkpoint=path,
-                 progress=False)
+                 torch.optim.lr_scheduler.StepLR(optimizer, 2), epochs=epochs, batch_size=4, seed=0,
+                 run=Run(checkpoint=path, progress=False))
 
 
 def begun() -> bytes:

@@ -9,7 +9,6 @@ Half of the kills wait for the evaluation of an experiment, the others fall anyw
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 import random
@@ -133,7 +132,7 @@ def main() -> None:
     os.environ |= {"ADCORE_DATA": str(root / "data"), "ADCORE_PROGRESS": "0"}
     write_tiny(root / "data" / "tiny")
     # A checkpoint an epoch, as after the 30 s of a real one.
-    inspect.unwrap(training.train).__kwdefaults__["save_every"] = 0.0
+    training.SAVE_EVERY = 0.0
     for module in (frozen, reconstruction):                   # built once, before any child
         module.FeatureExtractor = shared_extractor  # type: ignore[misc]
     provenance.commit(), provenance.versions()

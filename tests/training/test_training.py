@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adcore import training
 from adcore.errors import AdcoreError, ParameterError
 from adcore.papers.uniad2022.losses import mse, mse_map
-from adcore.training import epoch_seed, full_precision, resolve_device, seeded, train
+from adcore.training import Run, epoch_seed, full_precision, resolve_device, seeded, train
 
 DATA = torch.randn(10, 4, generator=torch.Generator().manual_seed(5))
 
@@ -29,8 +29,13 @@ def network() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 4))
 
 
-def run(module: nn.Module, *, epochs: int = 6, stop_in: int | None = None, seed: int = 1, checkpoint: Path | None = None,
-        save_every: float = -1.0) -> list[float]:
+@pytest.fixture(autouse=True)
+def save_every_epoch(monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
+
+
+def run(module: nn.Module, *, epochs: int = 6, stop_in: int | None = None, seed: int = 1,
+        checkpoint: Path | None = None) -> list[float]:
     """Train to rebuild noisy data; `stop_in` interrupts in that epoch, counted from this call's first."""
     calls = itertools.count()
 
@@ -41,7 +46,7 @@ def run(module: nn.Module, *, epochs: int = 6, stop_in: int | None = None, seed:
 
     optimizer = torch.optim.AdamW(module.parameters(), 0.05)
     return train(module, loss_of, DATA, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3), epochs=epochs, batch_size=4,
-                 seed=seed, clip_norm=1.0, checkpoint=checkpoint, save_every=save_every)
+                 seed=seed, clip_norm=1.0, run=Run(checkpoint=checkpoint))
 
 
 @pytest.mark.parametrize("stop_in", [1, 3, 5])
@@ -65,11 +70,12 @@ def test_a_finished_training_resumes_to_its_own_end_without_another_step(tmp_pat
     assert not second.training
 
 
-def test_the_checkpoint_waits_for_its_interval_but_not_at_the_end(tmp_path):
+def test_the_checkpoint_waits_for_its_interval_but_not_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY", 3600.0)
     with pytest.raises(PowerCutError):
-        run(network(), stop_in=3, checkpoint=tmp_path / "checkpoint", save_every=3600)
+        run(network(), stop_in=3, checkpoint=tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
-    run(network(), checkpoint=tmp_path / "checkpoint", save_every=3600)
+    run(network(), checkpoint=tmp_path / "checkpoint")
     assert (tmp_path / "checkpoint").is_file()
 
 
@@ -176,7 +182,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_one_sentence(tmp_path,
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     with pytest.raises(AdcoreError, match=r"^toy: the loss became (nan|inf) in epoch 1: lower the learning rate$"):
         train(module, lambda batch: module(batch).sum() * bad, DATA, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 9),
-              epochs=2, batch_size=4, seed=0, checkpoint=tmp_path / "checkpoint", save_every=-1, desc="toy")
+              epochs=2, batch_size=4, seed=0, run=Run(checkpoint=tmp_path / "checkpoint", desc="toy"))
     assert not (tmp_path / "checkpoint").exists()
 
 

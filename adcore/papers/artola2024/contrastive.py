@@ -39,7 +39,7 @@ from adcore.papers.artola2024.color import ColorMoments, color_moments, pool
 from adcore.papers.artola2024.losses import Outliers, misclassified, negative_loss, passing, positive_loss
 from adcore.papers.artola2024.negatives import UNCHANGED, Negatives, find_negatives, random_crops, recolored
 from adcore.papers.artola2024.tuned import Tuned
-from adcore.training import train
+from adcore.training import Run, train
 
 RECORDS = ("positive", "negative", "gradient", "passing", "outside")
 DIAGNOSED = 32
@@ -179,9 +179,8 @@ class Contrastive(Detector):
         optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], c.lr)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
-        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-        self.losses = train(self.network, self.loss, images, optimizer, scheduler, epochs=c.epochs, batch_size=c.batch_size,
-                            seed=self.seed, checkpoint=checkpoint, progress=progress, desc=self.name)
+        self.losses = train(self.network, self.loss, images, optimizer, epochs=c.epochs, batch_size=c.batch_size,
+                            seed=self.seed, run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
         return self
 
     @torch.no_grad()

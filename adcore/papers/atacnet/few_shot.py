@@ -25,7 +25,7 @@ from adcore.data.transforms import CONTRAST, RESAMPLE, Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features import FeatureExtractor, Tap, train_only
-from adcore.training import train
+from adcore.training import Run, train
 
 # What atacnet prints as ImageNet's are CLIP's.
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -193,7 +193,8 @@ class FewShot(Detector):
         optimizer = torch.optim.Adam(learned, c.lr, weight_decay=c.weight_decay)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, c.lr_every, 0.1)
         self.losses = train(self.network, self.loss, self.batches, optimizer, scheduler, epochs=c.epochs, seed=self.seed,
-                            clip_norm=c.clip_norm, amp=c.amp, checkpoint=checkpoint, progress=progress, desc=self.name)
+                            clip_norm=c.clip_norm, amp=c.amp,
+                            run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
         return self
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:

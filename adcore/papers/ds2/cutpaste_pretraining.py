@@ -24,7 +24,7 @@ from adcore.errors import ParameterError
 from adcore.papers.ds2.cutpaste_patches import JITTER, SIDE, three_ways
 from adcore.papers.ds2.resnet_encoder import CHANNELS, ResNetEncoder
 from adcore.papers.ds2.views import standardized
-from adcore.training import resolve_device, seeded, train
+from adcore.training import Run, resolve_device, seeded, train
 
 WAYS = ("normal", "CutPaste", "scar")
 
@@ -118,5 +118,5 @@ def pretrain_cutpaste(config: CutPastePretrainingConfig, images: Tensor, *, chec
     optimizer = torch.optim.SGD(network.parameters(), c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs * c.steps, eta_min=c.lr_end)
     network.losses = train(network, network.loss, batches, optimizer, scheduler, epochs=c.epochs, each_step=True, seed=seed,
-                           amp=c.amp, share="own draws", checkpoint=checkpoint, progress=progress, desc="cutpaste")
+                           amp=c.amp, data_parallel=True, run=Run(checkpoint=checkpoint, progress=progress, desc="cutpaste"))
     return network

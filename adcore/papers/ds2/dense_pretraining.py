@@ -37,7 +37,7 @@ from adcore.papers.ds2.pixel_propagation import Projector, Propagation, scale_lo
 from adcore.papers.ds2.positive_pairs import PAIRS, positive_pairs
 from adcore.papers.ds2.resnet_encoder import CHANNELS, ResNetEncoder, check_scales
 from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, augmented
-from adcore.training import resolve_device, seeded, train
+from adcore.training import Run, resolve_device, seeded, train
 
 DIRECTIONS = ((0, 1), (1, 0))  # query's view and key's
 
@@ -180,7 +180,7 @@ def pretrain(config: DS2PretrainingConfig, images: Tensor, *, checkpoint: Path |
     """Pretrain on normal images of all categories: (n, 3, H, W) uint8 -> the networks, in eval mode.
 
     Views are cut from the images as they are given: give them larger than a view, or small crops come out blurred. Several
-    processes (`adcore.distributed`) share each batch, and end with the weights of one, to float tolerance.
+    processes (`adcore.distributed`) split each batch between them.
 
     checkpoint  from which an interrupted training goes on to the same weights; also one with a smaller `stop_after`
 
@@ -216,7 +216,7 @@ def pretrain(config: DS2PretrainingConfig, images: Tensor, *, checkpoint: Path |
     scheduler = step_schedule(optimizer, warmup=c.warmup_epochs, decay_epochs=c.decay_epochs)
     epochs = c.stop_after or c.epochs
     networks.losses = train(networks, loss_of, batches, optimizer, scheduler, epochs=epochs, seed=seed, amp=c.amp,
-                            share="whole draws", checkpoint=checkpoint, progress=progress, desc="ds2")
+                            data_parallel=True, run=Run(checkpoint=checkpoint, progress=progress, desc="ds2"))
     if len(networks.losses) > epochs:
         raise AdcoreError(f"checkpoint {checkpoint} holds {len(networks.losses)} epochs, more than the {epochs} asked for: "
                           f"take another file")

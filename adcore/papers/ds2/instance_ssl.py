@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adcore.distributed import gathered, whole
+from adcore.distributed import all_gather
 from adcore.papers.ds2.instance_losses import byol_loss, info_nce, rotation_loss, simclr_loss
 from adcore.papers.ds2.momentum import follow, target_of
 from adcore.papers.ds2.pixel_propagation import Projector
@@ -98,7 +98,7 @@ class MoCoV2(Branch):
         loss = info_nce(q1, k2, self.queue) + info_nce(q2, k1, self.queue)
         if self.training:
             # The newest come first, and the oldest fall off the end. A new tensor: the loss still holds the old one.
-            self.queue = torch.cat([gathered(k1), gathered(k2), self.queue])[:len(self.queue)]
+            self.queue = torch.cat([all_gather(k1), all_gather(k2), self.queue])[:len(self.queue)]
         return loss
 
 
@@ -118,8 +118,7 @@ class RotNet(Branch):
         return self._of(views[0], query[0], encode) + self._of(views[1], query[1], encode)
 
     def _of(self, view: Tensor, seen: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        share = whole(len(view))
-        quarters = share.own(torch.randint(4, (share.count,)))
+        quarters = torch.randint(4, (len(view),))
         rotated = standardized(recolored(turned(unstandardized(view), quarters), self.changed))
         both = torch.cat([self.reduce(seen).flatten(1), self.reduce(encode(rotated)).flatten(1)], 1)
         return rotation_loss(self.head(both), quarters.to(view.device))
@@ -136,7 +135,7 @@ class DistAug(Branch):
 
     def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
         z1, z2 = (F.normalize(self.head(x.mean((2, 3))).float(), dim=1) for x in query)
-        return simclr_loss(gathered(z1), gathered(z2))
+        return simclr_loss(all_gather(z1), all_gather(z2))
 
 
 BRANCHES = ("none", "byol", "mocov2", "rotnet", "distaug")  # the names of Table 1 (b)

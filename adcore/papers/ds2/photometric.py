@@ -79,19 +79,18 @@ def solarize(images: Tensor, threshold: float = 128 / 255) -> Tensor:
     return torch.where(images >= threshold, 1 - images, images)
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor, reach: float = 4.0, widest: float | None = None) -> Tensor:
+def gaussian_blur(images: Tensor, sigma: Tensor, reach: float = 4.0) -> Tensor:
     """Each image blurred by a Gaussian of its own: (B, C, H, W), (B,) in pixels -> (B, C, H, W).
 
     Beyond the border the border's own pixels go on, as in Pillow, so that images may be smaller than the window. All share
     the widest image's window.
 
-    reach   where the window ends, in deviations
-    widest  the largest deviation, where these images are not all that share a window
+    reach  where the window ends, in deviations
     """
     b, c, h, w = images.shape
     if b == 0:
         return images
-    half = max(1, math.ceil(reach * (float(sigma.max()) if widest is None else widest)))
+    half = max(1, math.ceil(reach * float(sigma.max())))
     offset = torch.arange(-half, half + 1, device=images.device, dtype=images.dtype)
     window = (-0.5 * (offset / sigma[:, None].to(images)) ** 2).exp()
     window = (window / window.sum(1, keepdim=True)).repeat_interleave(c, 0)                # (B * C, 2 * half + 1)

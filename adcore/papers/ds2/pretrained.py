@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from adcore.data import Sample, View, read_images
 from adcore.detector import Config
-from adcore.distributed import barrier, first, from_first
+from adcore.distributed import barrier, is_rank_zero, run_on_rank_zero
 from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features import images_digest
 from adcore.features.checkpoints import translate
@@ -98,8 +98,8 @@ class Pretrained(PatchDensity):
             raise DataError(f"{type(self).__name__} is pretrained on normal images" + (
                 f", and {anomalous.name} is anomalous" if anomalous else ", and there is none"))
         path = cache_folder() / "encoders" / f"{self._key(samples)}.pth"
-        with one_at_a_time(path.with_suffix(".lock")) if first() else contextlib.nullcontext():
-            if from_first(lambda: not path.is_file()):
+        with one_at_a_time(path.with_suffix(".lock")) if is_rank_zero() else contextlib.nullcontext():
+            if run_on_rank_zero(lambda: not path.is_file()):
                 self._make(path, samples, progress)
             barrier()
         encoder = ResNetEncoder(("c5",))
@@ -138,7 +138,7 @@ class Pretrained(PatchDensity):
         if early and _epochs_in(training) > early:
             training = path.with_suffix(".training")
         encoder, losses = self._train(images, training, progress)
-        if not first():
+        if not is_rank_zero():
             return
         write_json(path.with_suffix(".json"), {"method": self.name, "settings": self._settings(), "seed": self.seed,
                                                "images": len(samples), "losses": losses})

@@ -9,8 +9,7 @@ He et al. (DS2), supplement Sec. 2 and Table 1 (c); settings that it leaves out 
 
 Crop and resize are one product with a matrix a side, so that a batch is made at once. Pixels are averaged where a crop
 shrinks, as Pillow's bilinear filter does and torchvision's with antialias. Everything is drawn from torch's random state on
-the CPU, so that a seed draws the same on any device; and for the whole batch, of which several processes then make a share
-each, so that they make the same views as one.
+the CPU, so that a seed draws the same on any device.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adcore.distributed import whole
 from adcore.features.backbones import IMAGENET
 from adcore.papers.ds2 import photometric
 from adcore.training import full_precision
@@ -83,8 +81,7 @@ def augmented(images: Tensor, recipe: Recipe, size: int = 224) -> tuple[Tensor, 
     """A view of each image and its box: (B, 3, H, W), uint8 or in [0, 1] -> (B, 3, size, size) standardized, (B, 4)."""
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     h, w = images.shape[-2:]
-    share = whole(len(images))
-    crops = Crops(*map(share.own, random_crops(share.count, h, w, recipe)))
+    crops = random_crops(len(images), h, w, recipe)
     views = recolored(resized(images, crops, size), recipe)
     return standardized(views), crops.boxes(h, w).to(images.device)
 
@@ -93,9 +90,9 @@ def augmented(images: Tensor, recipe: Recipe, size: int = 224) -> tuple[Tensor, 
 def recolored(views: Tensor, recipe: Recipe) -> Tensor:
     """What of a recipe follows the flip: (B, 3, H, W) in [0, 1] -> (B, 3, H, W) in [0, 1]."""
     views = _sometimes(views, recipe.jitter, lambda count: _jitter(count, recipe.jitter_range))
-    views = _sometimes(views, recipe.grayscale, lambda _: lambda x, _: photometric.grayscale(x).expand_as(x))
+    views = _sometimes(views, recipe.grayscale, lambda _: lambda x: photometric.grayscale(x).expand_as(x))
     views = _sometimes(views, recipe.blur, lambda count: _blur(count, recipe.radius))
-    return _sometimes(views, recipe.solarize, lambda _: lambda x, _: photometric.solarize(x))
+    return _sometimes(views, recipe.solarize, lambda _: photometric.solarize)
 
 
 def standardized(images: Tensor) -> Tensor:
@@ -151,22 +148,21 @@ def jittered(images: Tensor, ranges: tuple[float, float, float, float]) -> Tenso
 
     ranges  the first three are factors in [max(0, 1 - r), 1 + r], hue is turned by [-r, r] of its circle
     """
-    return _jitter(len(images), ranges)(images, torch.ones(len(images), dtype=torch.bool))
+    return _jitter(len(images), ranges)(images)
 
 
-# What is drawn for some images of a batch, ready to be done to those that (n,) bool chooses of them.
-Change = Callable[[Tensor, Tensor], Tensor]
+Change = Callable[[Tensor], Tensor]  # an augmentation with its random numbers drawn: (n, 3, H, W) -> (n, 3, H, W)
 
 
 def _jitter(count: int, ranges: tuple[float, float, float, float]) -> Change:
     order = torch.rand(count, 4).argsort(1)
     strength = torch.stack([_even(count, max(0.0, 1 - r), 1 + r) for r in ranges[:3]] + [_even(count, -ranges[3], ranges[3])])
-    return lambda images, mine: photometric.color_jitter(images, order[mine], strength[:, mine])
+    return lambda images: photometric.color_jitter(images, order, strength)
 
 
 def _blur(count: int, radius: tuple[float, float]) -> Change:
     sigma = _even(count, *radius)
-    return lambda images, mine: photometric.gaussian_blur(images, sigma[mine].to(images), widest=float(sigma.max()))
+    return lambda images: photometric.gaussian_blur(images, sigma)
 
 
 def _resampling(start: Tensor, length: Tensor, n: int, size: int) -> Tensor:
@@ -189,11 +185,8 @@ def _even(shape: int | tuple[int, ...], low: float, high: float) -> Tensor:
 
 def _sometimes(images: Tensor, probability: float, draw: Callable[[int], Change]) -> Tensor:
     """The change made to images drawn with this probability: (B, 3, H, W) -> (B, 3, H, W)."""
-    share = whole(len(images))
-    chosen = (torch.rand(share.count) < probability).nonzero()[:, 0]
+    chosen = (torch.rand(len(images)) < probability).nonzero()[:, 0]
     if not len(chosen):
         return images
-    change = draw(len(chosen))
-    mine = (chosen >= share.start) & (chosen < share.stop)
-    here = (chosen[mine] - share.start).to(images.device)
-    return images.index_copy(0, here, change(images[here], mine)) if len(here) else images
+    change, chosen = draw(len(chosen)), chosen.to(images.device)
+    return images.index_copy(0, chosen, change(images[chosen]))

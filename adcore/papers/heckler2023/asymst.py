@@ -37,7 +37,7 @@ from adcore.errors import ParameterError
 from adcore.features import Tap, cached_features, concatenate
 from adcore.papers.heckler2023.flows import Shape, channel_moments, check_shape, check_spread, nll, torch_permutes
 from adcore.papers.heckler2023.frozen import FrozenTaps
-from adcore.training import seeded, train
+from adcore.training import Run, seeded, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +203,9 @@ class AsymST(FrozenTaps):
         c = self.config
         optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], c.lr,
                                      weight_decay=c.weight_decay, fused=True)
-        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-        return train(module, loss_of, data, optimizer, scheduler, epochs=c.epochs, batch_size=c.batch_size, seed=self.seed,
-                     amp=c.amp, checkpoint=checkpoint, progress=progress, desc=f"{self.name} {type(module).__name__.lower()}")
+        run = Run(checkpoint=checkpoint, progress=progress, desc=f"{self.name} {type(module).__name__.lower()}")
+        return train(module, loss_of, data, optimizer, epochs=c.epochs, batch_size=c.batch_size, seed=self.seed, amp=c.amp,
+                     run=run)
 
     def teacher_loss(self, features: Tensor) -> Tensor:
         """Negative log-likelihood a cell: (B, C, h, w) -> scalar."""

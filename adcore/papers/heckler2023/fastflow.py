@@ -31,7 +31,7 @@ from adcore.detector import Config, Prediction
 from adcore.features import Tap
 from adcore.papers.heckler2023.flows import Shape, check_shape, check_spread, nll, torch_permutes
 from adcore.papers.heckler2023.frozen import FrozenTaps
-from adcore.training import seeded, train
+from adcore.training import Run, seeded, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +122,8 @@ class FastFlow(FrozenTaps):
             check_spread(features, f"tap {tap}")
         optimizer = torch.optim.Adam([p for p in self.flows.parameters() if p.requires_grad], c.lr,
                                      weight_decay=c.weight_decay, fused=True)
-        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-        self.losses = train(self.flows, self.loss, tuple(maps), optimizer, scheduler, epochs=c.epochs,
-                            batch_size=c.batch_size, seed=self.seed, amp=c.amp, checkpoint=checkpoint, progress=progress,
-                            desc=self.name)
+        self.losses = train(self.flows, self.loss, tuple(maps), optimizer, epochs=c.epochs, batch_size=c.batch_size,
+                            seed=self.seed, amp=c.amp, run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
         return self
 
     def loss(self, *maps: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from adcore.errors import ParameterError
 from adcore.features import images_digest
 from adcore.features.backbones import IMAGENET
 from adcore.files import digest_text
-from adcore.training import resolve_device, seeded, train
+from adcore.training import Run, resolve_device, seeded, train
 
 if TYPE_CHECKING:
     from adcore.papers.uniad2022.reconstruction import Reconstruction
@@ -153,8 +153,8 @@ def train_decoder(features: Tensor, images: Tensor, config: FeatureDecoderConfig
     optimizer = torch.optim.AdamW(decoder.parameters(), c.lr, weight_decay=c.weight_decay)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, c.lr_drop)
     decoder.losses = train(decoder, loss_of, (features, images), optimizer, scheduler, epochs=c.epochs,
-                           batch_size=c.batch_size, seed=seed, clip_norm=c.clip_norm, checkpoint=checkpoint,
-                           progress=progress, desc="feature decoder")
+                           batch_size=c.batch_size, seed=seed, clip_norm=c.clip_norm,
+                           run=Run(checkpoint=checkpoint, progress=progress, desc="feature decoder"))
     return decoder
 
 

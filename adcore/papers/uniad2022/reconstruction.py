@@ -32,7 +32,7 @@ from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, Tap, cached_features, concatenate
 from adcore.papers.uniad2022.losses import LOSSES
 from adcore.papers.uniad2022.shortcut import relative_error, shortcut_measures
-from adcore.training import seeded, train
+from adcore.training import Run, seeded, train
 
 STRIDE = 16  # every tap is brought to the grid of stride 16, 14x14 at 224
 DIAGNOSED = 32
@@ -134,8 +134,8 @@ class Reconstruction(Detector):
         optimizer = torch.optim.AdamW(module.parameters(), c.lr, weight_decay=c.weight_decay, fused=True)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, c.lr_drop)
         self.losses = train(module, loss_of, data, optimizer, scheduler, epochs=c.epochs, batch_size=c.batch_size,
-                            seed=self.seed, clip_norm=c.clip_norm, amp=c.amp, share="own draws", checkpoint=checkpoint,
-                            progress=progress, desc=self.name)
+                            seed=self.seed, clip_norm=c.clip_norm, amp=c.amp, data_parallel=True,
+                            run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
         return self
 
     def loss(self, features: Tensor) -> Tensor:

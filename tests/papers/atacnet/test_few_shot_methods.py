@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from pytest import approx
 from torch import Tensor
 
+from adcore import training
 from adcore.data import read_images
 from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features.stages import stage_parameters
 from adcore.models import METHODS
-from adcore.papers.atacnet import few_shot
 from adcore.papers.atacnet.atacnet import STEPS
 from adcore.papers.atacnet.few_shot import FewShot, rotated
-from adcore.training import seeded, train
+from adcore.training import seeded
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (3,), "image_size": 64, "epochs": 1, "steps": 2, "batch_size": 6, "lr": 1e-3}
 OWN = {"devnet": {}, "dra": {"hidden": 8, "references": 2},
@@ -82,7 +82,7 @@ def test_predicting_before_fitting_is_refused(name):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_stopped_in_its_second_epoch_ends_with_the_weights_of_one_that_was_not(few, kind, monkeypatch, tmp_path):
-    monkeypatch.setattr(few_shot, "train", functools.partial(train, save_every=-1.0))
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
     whole = detector(kind, epochs=2, steps=1).fit(few)
     stopped, calls = detector(kind, epochs=2, steps=1), itertools.count()
     loss = stopped.loss

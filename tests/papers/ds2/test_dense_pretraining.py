@@ -151,7 +151,7 @@ def test_an_interrupted_pretraining_ends_with_the_weights_of_an_uninterrupted_on
         return loss(module, images)
 
     # Every epoch is saved, however short.
-    monkeypatch.setattr(dense_pretraining, "train", lambda *a, **k: training.train(*a, **k, save_every=-1.0))
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
     with monkeypatch.context() as patch, pytest.raises(PowerCutError):
         patch.setattr(DS2Pretraining, "loss", cut)
         pretrain(tiny(), IMAGES, seed=3, checkpoint=tmp_path / "checkpoint")
