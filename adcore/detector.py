@@ -1,7 +1,7 @@
-"""What every method is to the rest of the collection: it fits on normal images and scores new ones.
+"""The interface of every method: a detector learns from training images and scores new ones.
 
-    fit(samples)             learn from what the method is allowed to see
-    predict(images)          (B, 3, H, W) in [0, 1] -> score (B,) and map (B, H, W), larger is more anomalous
+    fit(samples)     train on the images that the method may see
+    predict(images)  (B, 3, H, W) in [0, 1] -> score (B,) and map (B, H, W); larger is more anomalous
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 from adcore.data import Dataset, Sample, View
 from adcore.errors import ParameterError
 
-SIZES = ("image_size", "crop")  # a side in pixels, a pair (H, W), or None for no crop
+SIZES = ("image_size", "crop")  # settings that take a side in pixels, a pair (H, W), or None for no crop
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Scores and maps of a batch.
 
-    score  (B,) float, one number an image
-    map    (B, H, W) float at the size of the images given, or None for a method that scores images only
+    score  (B,) float, one number per image
+    map    (B, H, W) float, as large as the images; None for a method without maps
     """
 
     score: Tensor
@@ -38,31 +38,29 @@ class Prediction:
 class Config:
     """Settings of a method. Defaults are the paper's own.
 
-    choices  setting -> the words it takes, for those that take words
+    choices  setting -> its allowed values, for each setting that takes one of a few words
     """
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __post_init__(self) -> None:
         for name, words in self.choices.items():
-            if getattr(self, name) not in words:
-                raise ParameterError(f"{type(self).__qualname__}: {name} is one of {', '.join(words)}, not "
-                                     f"{getattr(self, name)!r}")
+            if (value := getattr(self, name)) not in words:
+                raise ParameterError(f"{type(self).__qualname__}: {name} is one of {', '.join(words)}, not {value!r}")
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Any:
-        """A config from plain values, checked by name and type.
+        """A config made from plain values, such as those of a JSON file, whose names and types are checked.
 
         Raises:
-            ParameterError: a name that the method does not have (the message lists those it has), or a value of another
-                type than the default's.
+            ParameterError: a name that the method does not have, or a value of another type than the default.
         """
         known = {f.name: f.default for f in fields(cls)}
         plain = {}
         for name, value in values.items():
             if name not in known:
                 raise ParameterError(f"{cls.__qualname__} has no setting '{name}'; it has {', '.join(sorted(known))}")
-            # One way to write each value, because experiments are named by it: 20 is 20.0 where numbers are floats.
+            # Experiments are named by their settings, so that each value has one spelling: 20 becomes 20.0 for a float.
             if isinstance(known[name], float) and type(value) is int:
                 value = float(value)
             value = tuple(value) if isinstance(value, list) else value
@@ -73,19 +71,19 @@ class Config:
         return cls(**plain)
 
     def values(self) -> dict[str, Any]:
-        """Plain values, as stored with a result."""
+        """All settings, as a result stores them."""
         return asdict(self)
 
 
 class Detector(ABC):
-    """A method. Subclasses hold the method and nothing else: loops, seeds and stores live in `training`, `experiments`.
+    """Base class of all methods. A subclass holds its method only; `adcore.training` and `adcore.experiments` hold the rest.
 
-    name       as in experiments and published tables ('uniad')
-    paper      whose exhibits it serves
-    pooled     True when one model serves all categories of a data set
-    pretrains  True when it learns from images of many categories first, see `pretrain`; its config then has `pretraining`
-    version    raised when a change makes the same settings give other numbers
-    quick      settings of the quick profile, where they differ from the paper's
+    name       name in experiments and published tables, such as 'uniad'
+    paper      name of the paper whose exhibits use the method
+    pooled     True if one model is trained on all categories of a data set together
+    pretrains  True if `pretrain` must run before `fit`; the config then has a setting `pretraining`
+    version    increased when a change of the code changes the numbers of the same settings
+    quick      settings of the quick profile that differ from the paper's
     """
 
     name: ClassVar[str]
@@ -103,47 +101,52 @@ class Detector(ABC):
 
     @classmethod
     def protocol(cls, dataset: Dataset, config: Any, seed: int) -> Dataset:
-        """What of a data set the method trains and is tested on: all of it as it is, by default."""
+        """The part of a data set that the method trains and is tested on; all of it by default."""
         return dataset
 
     @property
     @abstractmethod
     def view(self) -> View:
-        """How images and masks are resized for this method."""
+        """The size to which images and masks are resized for this method."""
 
     @property
     def weights_digest(self) -> str:
-        """Which pretrained weights the numbers came from; '' for a method that uses none."""
+        """Digest of the pretrained weights in use; '' for a method without pretrained weights."""
         return ""
 
     def pretrain(self, samples: Sequence[Sample], *, progress: bool | None = None) -> None:  # noqa: B027, to be left out
-        """Learn from normal images of many categories, before `fit` looks at those of one; most methods do not."""
+        """Train on normal images of many categories before `fit`. Does nothing by default."""
 
     @abstractmethod
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Detector:
-        """Learn from training samples.
+        """Train on the samples and return the detector.
 
-        checkpoint  file from which an interrupted fit goes on, and to which it saves; None keeps nothing
+        checkpoint  file to which the training saves its state, and from which an interrupted one resumes; None saves nothing
         """
 
     @abstractmethod
     def predict(self, images: Tensor) -> Prediction:
-        """Score images of any height and width: (B, 3, H, W) in [0, 1], maps come back at H, W."""
+        """Scores and maps of images of any size: (B, 3, H, W) in [0, 1]; maps are (B, H, W)."""
 
     def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """What a method measures of itself on the test images of one category, beside the metrics; nothing by default."""
+        """Measures of a method's own on the test images of one category, beside the metrics; none by default."""
         return {}
 
     def own_size(self, images: Tensor) -> Tensor:
-        """Images checked and brought to the size of the view: (B, 3, H, W) in [0, 1] -> (B, 3, *view).
+        """Check images and resize them to the size of the view: (B, 3, H, W) in [0, 1] -> (B, 3, *view).
+
+        Raises:
+            ParameterError: see `checked_images`.
+        """
+        images, own = self.checked_images(images), self.view.shape
+        return images if images.shape[-2:] == own else F.interpolate(images, own, mode="bilinear", antialias=True)
+
+    def checked_images(self, images: Tensor) -> Tensor:
+        """Check images and move them to the detector's device: (B, 3, H, W) in [0, 1], same shape.
 
         Raises:
             ParameterError: another shape or dtype, or a pixel that is not finite.
         """
-        images, own = self._checked(images), self.view.shape
-        return images if images.shape[-2:] == own else F.interpolate(images, own, mode="bilinear", antialias=True)
-
-    def _checked(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ParameterError(f"images must be (B, 3, H, W) floats in [0, 1], not {images.dtype} {tuple(images.shape)}")
         if not bool(torch.isfinite(images).all()):

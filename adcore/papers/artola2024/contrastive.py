@@ -290,7 +290,7 @@ class Contrastive(Detector):
             if negatives is None:
                 drawn.append(self._misclassified(self.negatives(images, held_out=True, generator=generator), False))
         if negatives is not None:
-            drawn = [self._misclassified(images, False) for images in self._checked(negatives).split(16)]
+            drawn = [self._misclassified(images, False) for images in self.checked_images(negatives).split(16)]
         return torch.cat(positive).cpu().numpy(), torch.cat(drawn).cpu().numpy()
 
     def _misclassified(self, images: Tensor, positive: bool) -> Tensor:

@@ -57,4 +57,4 @@ class Brightness(Detector):
         """
         if self.mean is None:
             raise AdcoreError("Brightness has no mean yet: call fit before predict")
-        return Prediction((self._checked(images).mean(dim=(1, 2, 3)) - self.mean).abs())
+        return Prediction((self.checked_images(images).mean(dim=(1, 2, 3)) - self.mean).abs())

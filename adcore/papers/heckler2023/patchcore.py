@@ -152,7 +152,7 @@ class PatchCore(FrozenTaps):
         """
         if self.bank is None:
             raise AdcoreError("PatchCore has no bank yet: call fit before predict")
-        images = self._checked(images)
+        images = self.checked_images(images)
         size = images.shape[-2], images.shape[-1]
         features = self.features(self.extractor(images))                                        # (B, D, h, w)
         b, _, h, w = features.shape

@@ -173,7 +173,7 @@ class Reconstruction(Detector):
     @torch.no_grad()
     def rebuild(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features before and after, for looking at: (B, 3, H, W) at the view's size -> f_org, f_rec, both (B, C, h, w)."""
-        tokens = self.tokens(self._checked(images))
+        tokens = self.tokens(self.checked_images(images))
         before, after = (t.transpose(1, 2).unflatten(2, self.grid) for t in (tokens, self.network(tokens)))
         return before, after
 
