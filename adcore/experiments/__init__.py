@@ -9,8 +9,9 @@ from adcore.experiments.experiment import Experiment, as_tuples, grid
 from adcore.experiments.ordering import Claim, check_claims, rank_correlation
 from adcore.experiments.record import on_record, recorded
 from adcore.experiments.runner import evaluate, fitted, predict_all, run
-from adcore.experiments.store import Result, Store, load_results
+from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
+from adcore.experiments.tidy import load_results
 
 __all__ = ["Claim", "Comparison", "Experiment", "Result", "ResultTable", "Store", "as_tuples", "check_claims",
            "compare_results", "compare_values", "evaluate", "fitted", "grid", "load_results", "on_record", "predict_all",

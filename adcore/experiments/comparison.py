@@ -13,38 +13,27 @@ verdict is 'not run': it does not reproduce anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from adcore.errors import ParameterError
 from adcore.experiments.profiles import method_named
 from adcore.experiments.provenance import commit
+from adcore.figures.tables import comparison_html
 from adcore.files import write_json
 from adcore.papers import exhibits, published
 from adcore.papers.ds2.alignment import OBJECTS, TEXTURES
 
 if TYPE_CHECKING:
-    from adcore.experiments.store import Result
+    from adcore.experiments.table import ResultTable
 
 VERDICTS = ("reproduced", "higher", "lower", "other", "not run")
 GROUPS = {"object": OBJECTS, "texture": TEXTURES}  # of MVTec AD, over which DS2 prints means
 SHOWN = ["row", "column", "metric", "unit", "published", "measured", "std", "seeds", "verdict", "why"]
-
-
-class Measured(Protocol):
-    """What is held against published numbers; a `ResultTable` has it."""
-
-    frame: pd.DataFrame
-
-    @property
-    def results(self) -> Sequence[Result]: ...
-    def doubts(self) -> str: ...
-    def settings_line(self) -> str: ...
 
 
 def tolerance(std: float, unit: str, printed: str) -> float:
@@ -94,27 +83,6 @@ class Comparison:
         return f"{self.exhibit} ({self.context})\n{self.frame[SHOWN].to_string(index=False)}"
 
 
-def _number(value: Any, digits: str = "") -> str:
-    if value is None or value != value:
-        return ""
-    return str(value) if isinstance(value, str) else digits or f"{value:,.6g}"
-
-
-def comparison_html(frame: pd.DataFrame) -> str:
-    """The cells as an HTML table; the verdict is a word, not only a color."""
-    colors = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b", "not run": "#777"}
-    lines = []
-    for row in frame.to_dict("records"):
-        spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""
-        why = f"<br><small>{escape(row['why'])}</small>" if row["why"] else ""
-        cells = [row["row"], row["column"], row["metric"], f"{_number(row['published'])} {row['unit']}".strip(),
-                 f"{_number(row['measured'])}{spread}", _number(row["seeds"])]
-        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-                     + f"<td style='color:{colors[row['verdict']]}'><b>{row['verdict']}</b>{why}</td></tr>")
-    head = "".join(f"<th>{name}</th>" for name in ("row", "column", "metric", "published", "measured", "seeds", "verdict"))
-    return f"<table class='adcore-comparison'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
 def compare_values(exhibit: str, values: Mapping[tuple[str, str], float | int | str], *, reasons: Mapping[
         tuple[str, str], str] | None = None, context: str = "computed, no data needed", root: Path | None = None) -> Comparison:
     """Compare an exhibit that needs no training: (row, column) -> what we computed.
@@ -154,7 +122,7 @@ def compare_values(exhibit: str, values: Mapping[tuple[str, str], float | int | 
     return comparison
 
 
-def compare_results(exhibit: str, table: Measured, computed: Mapping[tuple[str, str], float] | None = None) -> Comparison:
+def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[str, str], float] | None = None) -> Comparison:
     """Join measured results to an exhibit's cells by the fields in their `match`.
 
     computed  (row, column) -> what needs no training, such as a parameter count, and is held against its cell as it is
@@ -214,7 +182,7 @@ def _categories(exhibit: str) -> set[str]:
     return {match["category"] for match in published(exhibit)["match"] if "category" in match} - {"all"}
 
 
-def _not_comparable(exhibit: Any, table: Measured) -> str:
+def _not_comparable(exhibit: Any, table: ResultTable) -> str:
     """Why these results may not be called a reproduction; '' when they may."""
     profiles = set(table.frame.profile)
     if profiles != {"paper"}:

@@ -49,7 +49,7 @@ class Experiment:
     @property
     def key(self) -> str:
         """16 hexadecimal digits, equal on every machine."""
-        return digest_text(json.dumps(self.identity(), sort_keys=True))
+        return key_of(self.identity())
 
     @property
     def title(self) -> str:
@@ -80,6 +80,11 @@ class Experiment:
     def detector(self, device: Any = "cpu") -> Detector:
         """The method, ready to fit."""
         return method_named(self.method)(self.config(), device=device, seed=self.seed)
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """The key of the experiment with this `Experiment.identity`."""
+    return digest_text(json.dumps(identity, sort_keys=True))
 
 
 def grid(method: type[Detector] | str, *, dataset: str = "mini", categories: Sequence[str] | str | None = None,

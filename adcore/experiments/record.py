@@ -15,8 +15,9 @@ import pandas as pd
 from adcore.errors import StoreError
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.profiles import method_named
-from adcore.experiments.store import Result, Store, load_results
+from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
+from adcore.experiments.tidy import load_results
 from adcore.files import write_text
 from adcore.paths import repository
 

@@ -1,21 +1,25 @@
-"""The results store: a folder that any number of processes may write to.
+"""The results store: a folder that any number of processes may write to at the same time.
 
     runs/<method>/<key>/result.json   what was measured, and where it came from
                         params.yaml   the experiment, readable
                         scores.csv    score and label of every test image
                         maps.npz      anomaly maps of a few test images, for figures
                         checkpoint    the state of a training that is not finished
-                        *.corrupt-1   a file that was found damaged and set aside
+                        *.corrupt-1   a damaged file that was set aside
 
-result.json carries a digest of itself and of the files beside it. One written before there were digests is taken as it is when
-it is well formed: nobody can tell whether a number in it has changed.
+result.json carries a digest of itself and of the files beside it. One without a digest, from an older version, is read when it
+is well formed: changed numbers in it cannot be detected.
+
+Each result also carries the fingerprint of the code that made it (`code`): a digest of its paper's folder below adcore/papers
+and of the shared code listed in `adcore.source.SHARED`. Comments, docstrings and a paper's `experiments.py` do not count. A
+result with another fingerprint was made by other code: the quick profile runs it again, the paper profile keeps it and says so.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,21 +29,20 @@ import pandas as pd
 import yaml
 
 from adcore.errors import ParameterError, StoreError
-from adcore.experiments.experiment import Experiment
+from adcore.experiments.experiment import Experiment, as_tuples, key_of
 from adcore.experiments.provenance import fingerprint
 from adcore.files import atomic, digest_file, digest_text, write_text
 from adcore.paths import runs_folder
 
-BESIDE = ("scores.csv", "maps.npz")  # result.json holds their digests; params.yaml is for people alone
+BESIDE = ("scores.csv", "maps.npz")  # result.json holds their digests; params.yaml is only for people
 ORIGIN = ("seconds", "peak_bytes", "device", "machine", "commit", "data", "weights_digest", "finished")
-PER_RESULT = {"seed", "key", *ORIGIN, "category", "metric", "value"}  # columns that differ between results of one kind
 
 
 @dataclass(frozen=True)
 class Result:
     """What an experiment measured.
 
-    measures    one dictionary a number: category, metric, value (a fraction, not per cent)
+    measures    one dictionary per number: category, metric, value (a fraction, not per cent)
     provenance  versions, commit, device, seconds, peak_bytes, data, weights, ...
     """
 
@@ -49,13 +52,13 @@ class Result:
 
     @property
     def made_by_this_code(self) -> bool:
-        """True when the code on which the numbers rest is today's."""
+        """True when the code that made the numbers is the code that is here now, see `adcore.source.paper_digest`."""
         return bool(self.provenance.get("code") == fingerprint(self.experiment.method))
 
     @property
     def from_record(self) -> bool:
-        """True for a result of results/*.csv, which keeps its commit and no fingerprint: nobody can say whether the code on
-        which the numbers rest has changed since."""
+        """True for a result of results/*.csv. It keeps its commit and no fingerprint, so that code changes since then cannot
+        be detected."""
         return self.provenance.get("code") is None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -77,17 +80,16 @@ class Store:
         self.root = runs_folder(root)
 
     def folder(self, experiment: Experiment) -> Path:
-        """Where an experiment's files lie."""
+        """The folder of an experiment's files."""
         return self.root / experiment.method / experiment.key
 
     def load(self, experiment: Experiment) -> Result | None:
         """The result of an experiment, or None when there is none.
 
-        When one of its files is damaged, that file and result.json are set aside as *.corrupt-N, and said so on stderr: the
-        experiment will run again.
+        A damaged file and its result.json are set aside as *.corrupt-N, with a message on stderr: the experiment runs again.
 
         Raises:
-            StoreError: the file is there and the system does not let it be read.
+            StoreError: the file exists and the system refuses to read it.
         """
         folder = self.folder(experiment)
         path = folder / "result.json"
@@ -102,7 +104,7 @@ class Store:
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror or error}; see to its permissions or its disk") from error
         except _DamagedError as error:
-            # result.json goes first: without it nothing counts, whatever happens before the other file has gone.
+            # result.json is moved first: without it there is no result, even if this process is killed in between.
             moved = [_set_aside(one) for one in dict.fromkeys((folder / "result.json", path))]
             what = "set it aside" if all(moved) else "it cannot be set aside"
             print(f"adcore: {error}; {what}, '{experiment.title}' runs again", file=sys.stderr)
@@ -110,7 +112,7 @@ class Store:
         return result
 
     def save(self, result: Result, scores: pd.DataFrame, maps: dict[str, np.ndarray]) -> None:
-        """Write all files of a result, result.json last: it is what makes the result count.
+        """Write all files of a result, result.json last: a folder without it holds no result.
 
         Raises:
             StoreError: the folder cannot be written or is full.
@@ -124,26 +126,26 @@ class Store:
         write_text(folder / "result.json", sealed({**body_of(result), "files": digests}))
 
     def results(self) -> Iterator[Result]:
-        """Every result that can be read and that is still that of its experiment, in the order of its path."""
+        """Every readable result whose key is still its experiment's, in the order of the paths."""
         for _, result in self.by_key():
             yield result
 
     def by_key(self) -> Iterator[tuple[str, Result]]:
-        """The results, each behind its experiment's key."""
-        keys: dict[tuple[str, ...], Callable[[Experiment], str]] = {}
+        """Pairs of key and result, see `results`."""
+        identities: dict[tuple[str, ...], dict[str, Any]] = {}  # a config takes long to build, and many results share one
         for folder in _folders(self.root):
             try:
                 result, _ = _read(folder / "result.json")
                 e = result.experiment
                 kind = (e.method, e.dataset, e.profile, repr(e.settings))
-                if kind not in keys:
-                    keys[kind] = _keys_like(e)
-                if keys[kind](e) != folder.name:
+                if kind not in identities:
+                    identities[kind] = e.identity()
+                if key_of({**identities[kind], "category": e.category, "seed": e.seed}) != folder.name:
                     raise ParameterError("its method or its profile has changed since")
                 yield folder.name, result
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            except ParameterError as error:  # also a method or a setting that is no more
+            except ParameterError as error:  # also a method or a setting that no longer exists
                 print(f"adcore: {folder / 'result.json'} is older than this code: {error}; left out", file=sys.stderr)
             except _DamagedError as error:
                 print(f"adcore: {error}; left out", file=sys.stderr)
@@ -161,60 +163,46 @@ class Store:
 
 
 def _plain(value: Any) -> Any:
-    """The value with tuples as lists, as JSON would give it back."""
+    """The value as it comes back from JSON: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
 def body_of(result: Result) -> dict[str, Any]:
-    """What result.json says of a result."""
+    """The content of result.json, without digests."""
     return {"experiment": _plain(asdict(result.experiment)), "measures": list(result.measures), "provenance": result.provenance}
 
 
 def sealed(body: dict[str, Any]) -> str:
-    """The body as JSON whose first entry is a digest of all that follows its line: checked without parsing anything."""
+    """The body as JSON whose first entry is a digest of all lines after it."""
     rest = json.dumps(body, indent=2, sort_keys=True, allow_nan=False).removeprefix("{\n") + "\n"
     return f'{{\n  "digest": "{digest_text(rest)}",\n{rest}'
 
 
 class _DamagedError(StoreError):
-    """What is in a file is not what was written."""
+    """A file's content is not what was written."""
 
 
 def _folders(root: Path) -> list[Path]:
-    """The folders of a store that may hold a result, in the order of their path."""
+    """The folders of a store that may hold a result, in the order of their paths."""
     methods = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    return [path for method in methods for path in sorted(method.iterdir(), key=_name)]
-
-
-def _name(path: Path) -> str:
-    return path.name
-
-
-def _keys_like(experiment: Experiment) -> Callable[[Experiment], str]:
-    """`Experiment.key` for those that differ from this one in category and seed alone: a config is slow to put together and to
-    write as JSON, and a hundred thousand results have few."""
-    gaps = "category of no experiment", "seed of no experiment"
-    text = json.dumps({**experiment.identity(), "category": gaps[0], "seed": gaps[1]}, sort_keys=True)
-    before, rest = text.split(f'"{gaps[0]}"')
-    between, after = rest.split(f'"{gaps[1]}"')
-    return lambda other: digest_text(f"{before}{json.dumps(other.category)}{between}{json.dumps(other.seed)}{after}")
+    return [path for method in methods for path in sorted(method.iterdir())]
 
 
 def _read(path: Path) -> tuple[Result, dict[str, str]]:
-    """A result, and the digests of the files beside it. Raises OSError when the system does not give the file."""
+    """A result, and the digests of the files beside it. Raises OSError when the system refuses to read the file."""
     content = path.read_bytes()
     try:
         text = content.decode()
         body = json.loads(text)
         digest, files = body.pop("digest", None), body.get("files", {})
         fields = body["experiment"]
-        settings = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in fields["settings"])
+        settings = tuple(as_tuples(dict(fields["settings"])).items())
         result = Result(Experiment(**{**fields, "settings": settings}), tuple(body["measures"]), body["provenance"])
         if digest is None:
             _well_formed(result)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamagedError(f"{path} is damaged ({error.__class__.__name__})") from error
-    # The digest was one of the parsed body before it was one of the text.
+    # Older versions took the digest of the parsed body, newer ones take that of the text.
     if digest is not None and digest != digest_text(text.split("\n", 2)[-1]) and digest != _digest(body):
         raise _DamagedError(f"{path} is damaged (its digest does not fit)")
     return result, files
@@ -241,7 +229,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _set_aside(path: Path) -> bool:
-    """Give a damaged file a name that no reader looks for; True when it is gone, by this process or by another."""
+    """Rename a damaged file to *.corrupt-N; True when it is gone, moved by this process or by another."""
     number = 1
     while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
         number += 1
@@ -252,40 +240,3 @@ def _set_aside(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def load_results(out: str | Path | None = None) -> pd.DataFrame:
-    """Every number in the store as one tidy table, one row a number: the rows of `Result.rows`."""
-    return tidy(Store(out).by_key())
-
-
-def tidy(results: Iterable[tuple[str, Result]]) -> pd.DataFrame:
-    """The rows of results as one table, put together column by column, in a tenth of the time that their rows would take.
-
-    results  pairs of an experiment's key and its result
-    """
-    kinds: dict[tuple[str, ...], int] = {}
-    columns: dict[str, None] = {}
-    configs: list[dict[str, Any]] = []                             # one a kind of experiment
-    origins: list[tuple[Any, ...]] = []                            # one a result
-    kind_of: list[int] = []
-    counts: list[int] = []
-    measures: list[tuple[Any, ...]] = []                           # one a number
-    for key, result in results:
-        e, p = result.experiment, result.provenance
-        kind = (e.method, e.dataset, e.profile, repr(e.settings))
-        if kind not in kinds:
-            kinds[kind] = len(configs)
-            first = result.rows()[0] if result.measures else {}
-            columns |= dict.fromkeys(first)
-            configs.append({name: value for name, value in first.items() if name not in PER_RESULT})
-        origins.append((e.seed, key, *(p.get(name) for name in ORIGIN)))
-        kind_of.append(kinds[kind])
-        counts.append(len(result.measures))
-        measures += [(measure["category"], measure["metric"], measure["value"]) for measure in result.measures]
-    rows = np.repeat(np.arange(len(counts)), counts)
-    parts = [pd.DataFrame(configs).take(np.repeat(kind_of, counts)) if rows.size else pd.DataFrame(),
-             pd.DataFrame(origins, columns=["seed", "key", *ORIGIN]).take(rows),
-             pd.DataFrame(measures, columns=["category", "metric", "value"])]
-    table = pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
-    return table[list(columns)]

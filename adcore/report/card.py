@@ -36,7 +36,7 @@ class NotebookRun:
     error: str = ""
 
 
-def recorded(exhibit: str, root: Path) -> dict[str, Any] | None:
+def stored_comparison(exhibit: str, root: Path) -> dict[str, Any] | None:
     """What a notebook recorded of an exhibit: context, profile, rows. None when nothing or when it cannot be read."""
     path = root / "exhibits" / f"{exhibit}.json"
     try:
@@ -108,7 +108,7 @@ def count_exhibits(root: Path) -> pd.DataFrame:
         row = {"paper": paper, "exhibits": len(mine), "regenerated": 0, "quick only": 0, "numbers": 0,
                **dict.fromkeys(OF_NUMBERS, 0)}
         for exhibit in mine.index:
-            found, printed = recorded(exhibit, root), cells(exhibit)
+            found, printed = stored_comparison(exhibit, root), cells(exhibit)
             row["regenerated"] += found is not None and found["profile"] == "paper"
             row["quick only"] += found is not None and found["profile"] == "quick"
             numbers = 0 if printed is None else int((printed["metric"] != "text").sum())

@@ -11,16 +11,15 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from adcore.errors import StoreError
-from adcore.experiments.comparison import comparison_html
 from adcore.experiments.provenance import commit
-from adcore.experiments.record import records
+from adcore.experiments.record import METRICS, records, summarize
+from adcore.figures.tables import comparison_html, published_html
 from adcore.papers import exhibits, papers
 from adcore.paths import repository, runs_folder
-from adcore.report.card import NotebookRun, cells, count_exhibits, notebook_runs, recorded
+from adcore.report.card import NotebookRun, cells, count_exhibits, notebook_runs, stored_comparison
 from adcore.report.charts import benchmark_chart, growth_chart, record_chart
 from adcore.report.cluster import cluster_test
 from adcore.report.executed import to_html
-from adcore.report.on_record import headline, measured
 
 
 def write_report(folder: Path | None = None, out: str | Path | None = None) -> Path:
@@ -75,7 +74,7 @@ def _write(folder: Path, root: Path) -> None:
         page("paper.html", f"{paper}.html", paper=paper, described=described, pages=pages,
              exhibits=[_exhibit(name, row, root, folder) for name, row in exhibits().iterrows() if row.paper == paper])
     page("record.html", "record.html", tables=tables)
-    frames = {name: measured(name) for name in ("results", "whole", "growth", "kcenter_memory")}
+    frames = {name: benchmarks_on_record(name) for name in ("results", "whole", "growth", "kcenter_memory")}
     tables_of_speed = {name: None if frame is None else frame.to_html(index=False, border=0) for name, frame in frames.items()}
     page("benchmarks.html", "benchmarks.html", chart=benchmark_chart(frames["results"]),
          growth_chart=growth_chart(frames["growth"]), **tables_of_speed)
@@ -94,7 +93,7 @@ def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:
 
 def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
     """What a paper's page shows of one exhibit."""
-    found, printed = recorded(name, root), cells(name)
+    found, printed = stored_comparison(name, root), cells(name)
     damaged = found is None and (root / "exhibits" / f"{name}.json").is_file()
     picture = root / "exhibits" / f"{name}.png"
     if picture.is_file():
@@ -108,7 +107,7 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
     else:
         state, context = ("planned" if row.state == "planned" else "not run yet"), ""
         if printed is not None:
-            table = _published_html(printed)
+            table = published_html(printed)
     return {"id": name, "number": row.number, "title": row.title, "caption": row.caption, "notebook": row.notebook,
             "needs": ", ".join(filter(None, [row.needs_data.replace(";", ", "), row.needs_weights.replace(";", ", ")])),
             "note": row.note, "state": state, "table": table, "context": context,
@@ -117,10 +116,16 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
             "picture": f"exhibits/{picture.name}" if picture.is_file() else None}
 
 
-def _published_html(printed: pd.DataFrame) -> str:
-    """Published cells that nothing has been measured against yet: rows by columns, as printed."""
-    shown = printed.assign(cell=[text if pd.isna(std) else f"{text} ± {std:g}"
-                                 for text, std in zip(printed["text"], printed["std"], strict=True)])
-    wide = shown.pivot_table(index="row", columns="column", values="cell", aggfunc=" / ".join, sort=False).fillna("")
-    wide.index.name = wide.columns.name = None
-    return wide.to_html(border=0, classes="adcore-published")
+def headline() -> str | None:
+    """The real images' table for the front page, or None when nothing is on record."""
+    found = [record for record in records() if record.name == "real_images"]
+    if not found:
+        return None
+    columns = ["method", "data set", "category", *METRICS.values(), "seeds", "commit"]
+    return summarize(found[0].frame)[columns].to_html(index=False, border=0)
+
+
+def benchmarks_on_record(name: str) -> pd.DataFrame | None:
+    """A csv of benchmarks/, such as 'results', or None when nothing was measured."""
+    path = (repository() or Path.cwd()) / "benchmarks" / f"{name}.csv"
+    return pd.read_csv(path) if path.is_file() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ import pytest
 import torch
 from support.tiny import write_tiny
 
-from adcore import files, training
+from adcore import training
 from adcore.data import View
 from adcore.data.mvtec import load_mvtec
 from adcore.detector import Config, Detector, Prediction
@@ -171,7 +172,7 @@ def test_a_folder_without_locks_works_as_if_nobody_else_were_there(gated, monkey
     def unknown(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(files.fcntl, "flock", unknown)
+    monkeypatch.setattr(fcntl, "flock", unknown)
     (gated / "go").touch()
     with children(2, run_them, gated, (1.0,)) as started:
         assert all_end_well(started)
@@ -223,15 +224,15 @@ def test_the_block_is_one_process_s_at_a_time(tmp_path):
 
 
 def test_a_lock_whose_file_went_between_opening_and_locking_is_taken_anew(tmp_path, monkeypatch):
-    path, lock, locked = tmp_path / "lock", files._lock, []
+    path, flock, locked = tmp_path / "lock", fcntl.flock, []
 
-    def late(descriptor: int) -> None:
+    def late(descriptor: int, operation: int) -> None:
         if not locked:
             path.unlink()                                     # by the process that held it until now
         locked.append(descriptor)
-        lock(descriptor)
+        flock(descriptor, operation)
 
-    monkeypatch.setattr(files, "_lock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with one_at_a_time(path):
         assert path.exists() and len(locked) == 2
 

@@ -16,7 +16,8 @@ from support.tiny import result
 
 from adcore.errors import ParameterError
 from adcore.experiments import ResultTable, Store, compare_values, comparison
-from adcore.experiments.comparison import SHOWN, VERDICTS, compare_results, comparison_html, tolerance, verdict
+from adcore.experiments.comparison import SHOWN, VERDICTS, compare_results, tolerance, verdict
+from adcore.figures.tables import comparison_html
 from adcore.papers import published
 from adcore.report.card import recorded
 

@@ -22,7 +22,7 @@ from adcore.errors import AdcoreError, StoreError
 from adcore.experiments import ResultTable, Store, compare_values
 from adcore.experiments import record as recording
 from adcore.papers import exhibits, papers, published
-from adcore.report import card, charts, cluster, on_record, pages, readme, score_card, write_report
+from adcore.report import card, charts, cluster, pages, readme, score_card, write_report
 from adcore.report.card import count_exhibits, notebook_runs
 from adcore.report.executed import drop_outside, with_mathml
 
@@ -52,8 +52,8 @@ def write_records(folder: Path) -> None:
         for metric, value in zip(("image_auroc", "pixel_auroc", "aupro"), values, strict=True):
             rows.append({"method": method, "dataset": "mtd", "category": "tile", "profile": "quick", "settings": "",
                          "seed": seed, "metric": metric, "value": value, "seconds": 10.0 * (seed + 1), "peak_bytes": 2e9,
-                         "device": "cpu", "machine": "a chip", "commit": "abc", "data": "d", "weights_digest": "w", "finished": "t",
-                         "key": f"{method}{seed}"})
+                         "device": "cpu", "machine": "a chip", "commit": "abc", "data": "d", "weights_digest": "w",
+                         "finished": "t", "key": f"{method}{seed}"})
     (folder / "results").mkdir(parents=True)
     pd.DataFrame(rows)[recording.COLUMNS].to_csv(folder / "results" / "real_images.csv", index=False)
     (folder / "benchmarks").mkdir()
@@ -74,7 +74,7 @@ def checkout(tmp_path_factory) -> Iterator[Path]:
     write_records(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(notebook, "notebook_folder", lambda: root / "notebooks")
-        for module in (recording, on_record, readme):
+        for module in (recording, pages, readme):
             patch.setattr(module, "repository", lambda: root)
         yield root
 
@@ -341,7 +341,7 @@ def test_a_folder_that_holds_something_else_is_not_replaced(checkout, tmp_path):
 def test_a_record_that_cannot_be_read_counts_as_none_and_is_named(checkout, tmp_path):
     (tmp_path / "runs" / "exhibits").mkdir(parents=True)
     (tmp_path / "runs" / "exhibits" / "uniad2022.table_s2.json").write_text("[1, 2")
-    assert card.recorded("uniad2022.table_s2", tmp_path / "runs") is None
+    assert card.stored_comparison("uniad2022.table_s2", tmp_path / "runs") is None
     page = (write_report(tmp_path / "report", tmp_path / "runs").parent / "uniad2022.html").read_text(encoding="utf-8")
     assert page.count("cannot be read") == 1
     assert "exhibits/uniad2022.table_s2.json cannot be read: run its notebook again" in page
@@ -376,7 +376,7 @@ def test_the_record_page_and_the_speed_page_show_their_numbers(report):
 def test_the_growth_chart_has_a_panel_a_computation_with_its_exponents(checkout, monkeypatch):
     drawn = []
     monkeypatch.setattr(charts, "as_data", lambda figure: drawn.append(figure) or "data:")
-    assert charts.growth_chart(on_record.measured("growth")) == "data:" and charts.growth_chart(None) is None
+    assert charts.growth_chart(pages.benchmarks_on_record("growth")) == "data:" and charts.growth_chart(None) is None
     panels = [axes for axes in drawn[0].axes if axes.get_title()]
     titles = ["gmm\ntime ~ points^1.25, counted 1", "nearest\ntime ~ points^0.75, counted 1"]
     assert [axes.get_title() for axes in panels] == titles

@@ -30,6 +30,7 @@ from adcore.experiments import load_results
 from adcore.experiments.provenance import commit
 from adcore.files import write_json
 from adcore.grids import load_grid
+from adcore.notebook import read_parameters
 from adcore.plan import asked
 from adcore.report.cluster import CLUSTER_TEST
 
@@ -217,7 +218,8 @@ def main() -> int:
         check_failure(root, plain)
         here, there = numbers(plain), numbers(runs)
     jobs = load_grid(str(CHECKOUT / GRID))
-    planned = {one.key for job in jobs if job.id != FAILS for one in asked(job.path, job.parameters).experiments}
+    planned = {one.key for job in jobs if job.id != FAILS
+               for one in asked(job.notebook, {**read_parameters(job.path), **job.parameters}).experiments}
     assert {key for key, _, _ in there} == planned, "the plan lists other experiments than those that were run"
     outcome = {**told, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": made_from, "slurm": slurm,
                "snakemake": version("snakemake"), "plugin": version("snakemake-executor-plugin-slurm"),

@@ -1,0 +1,38 @@
+"""Tables of printed and measured numbers as HTML, for notebooks and the report."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+
+def _number(value: Any, digits: str = "") -> str:
+    if value is None or value != value:
+        return ""
+    return str(value) if isinstance(value, str) else digits or f"{value:,.6g}"
+
+
+def comparison_html(frame: pd.DataFrame) -> str:
+    """The cells as an HTML table; the verdict is a word, not only a color."""
+    colors = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b", "not run": "#777"}
+    lines = []
+    for row in frame.to_dict("records"):
+        spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""
+        why = f"<br><small>{escape(row['why'])}</small>" if row["why"] else ""
+        cells = [row["row"], row["column"], row["metric"], f"{_number(row['published'])} {row['unit']}".strip(),
+                 f"{_number(row['measured'])}{spread}", _number(row["seeds"])]
+        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+                     + f"<td style='color:{colors[row['verdict']]}'><b>{row['verdict']}</b>{why}</td></tr>")
+    head = "".join(f"<th>{name}</th>" for name in ("row", "column", "metric", "published", "measured", "seeds", "verdict"))
+    return f"<table class='adcore-comparison'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def published_html(printed: pd.DataFrame) -> str:
+    """Published cells without a measured number beside them: rows by columns, as printed."""
+    shown = printed.assign(cell=[text if pd.isna(std) else f"{text} ± {std:g}"
+                                 for text, std in zip(printed["text"], printed["std"], strict=True)])
+    wide = shown.pivot_table(index="row", columns="column", values="cell", aggfunc=" / ".join, sort=False).fillna("")
+    wide.index.name = wide.columns.name = None
+    return wide.to_html(border=0, classes="adcore-published")
