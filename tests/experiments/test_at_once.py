@@ -33,7 +33,7 @@ from adcore.features import FeatureExtractor, cached_features
 from adcore.files import one_at_a_time
 from adcore.models import METHODS
 from adcore.papers import published
-from adcore.report.card import recorded
+from adcore.report.card import stored_comparison
 
 FORK = multiprocessing.get_context("fork")                    # eight imports of torch would take longer than all the rest
 UNIAD = {"image_size": 64, "hidden": 16, "epochs": 2, "neighbors": 3, "heads": 2, "ffn": 16}
@@ -327,7 +327,7 @@ def record_it(root: Path, number: int) -> None:
     (first, *_) = published(EXHIBIT).itertuples()
     for _ in range(10):
         compare_values(EXHIBIT, {(first.row, first.column): float(number)}, root=root)
-        (row, *_) = recorded(EXHIBIT, root)["rows"]           # None, if it ever were half written
+        (row, *_) = stored_comparison(EXHIBIT, root)["rows"]           # None, if it ever were half written
         assert row["measured"] in range(8)
 
 
@@ -353,4 +353,4 @@ def test_an_exhibit_on_a_full_or_read_only_disk_is_one_sentence_and_the_old_one_
     locked_away()
     with pytest.raises(StoreError, match=r"^cannot write .*table_s2\.json: Read-only file system; free the folder or name"):
         compare_values(EXHIBIT, {at: 2.0}, root=disk)
-    assert recorded(EXHIBIT, disk)["rows"][0]["measured"] == 1.0
+    assert stored_comparison(EXHIBIT, disk)["rows"][0]["measured"] == 1.0
