@@ -19,7 +19,7 @@ from adcore.experiments import ResultTable, Store, compare_values, comparison
 from adcore.experiments.comparison import SHOWN, VERDICTS, compare_results, tolerance, verdict
 from adcore.figures.tables import comparison_html
 from adcore.papers import published
-from adcore.report.card import recorded
+from adcore.report.card import stored_comparison
 
 NAN = math.nan
 S6 = "uniad2022.table_s6"          # one row a backbone: 'Effi-B4' is the default, printed 96.5 and 96.8
@@ -203,19 +203,19 @@ def test_a_recorded_comparison_comes_back_for_the_report_with_gaps_as_none(tmp_p
     made.record(tmp_path)
     text = (tmp_path / "exhibits" / f"{S6}.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    found = recorded(S6, tmp_path)
+    found = stored_comparison(S6, tmp_path)
     assert found["context"] == made.context and found["profile"] == made.profile
     back = pd.DataFrame(found["rows"], columns=SHOWN)
     pd.testing.assert_frame_equal(back.astype(object).where(back.notna(), None),
                                   made.frame.astype(object).where(made.frame.notna(), None), check_dtype=False)
-    assert recorded(S7, tmp_path) is None
+    assert stored_comparison(S7, tmp_path) is None
     (tmp_path / "exhibits" / f"{S7}.json").write_text("{")
-    assert recorded(S7, tmp_path) is None
+    assert stored_comparison(S7, tmp_path) is None
 
 
 def test_computed_values_are_recorded_where_asked(tmp_path):
     made = compare_values(S7, {("FLOPs(G)", "Ours"): 6.41}, context="on paper", root=tmp_path)
-    assert recorded(S7, tmp_path)["context"] == made.context and made.context.startswith("on paper · commit ")
+    assert stored_comparison(S7, tmp_path)["context"] == made.context and made.context.startswith("on paper · commit ")
 
 
 def test_published_and_measured_numbers_are_labeled_as_such():
