@@ -1,7 +1,7 @@
-"""Experiments: what to run, running it once, and its numbers beside the published ones.
+"""Experiments: what to run, how it is run once and stored, and its numbers beside the published ones.
 
-    >>> table = run(grid(UniAD, nma=[False, True], seeds=[0, 1, 2]))
-    >>> table.against("uniad2022.table_s2")
+    table = run(grid(UniAD, nma=[False, True], seeds=[0, 1, 2]))
+    table.against("uniad2022.table_s2")
 """
 
 from adcore.experiments.comparison import Comparison, compare_results, compare_values

@@ -1,4 +1,4 @@
-"""One training or evaluation that yields numbers, named by what determines them."""
+"""One training or evaluation that yields numbers. Its key is a digest of everything that determines them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from adcore.files import digest_text
 
 @dataclass(frozen=True)
 class Experiment:
-    """What to run. Two experiments with equal settings have equal keys, whatever way they were written down.
+    """What to run. Experiments with equal settings have equal keys, however the settings were written.
 
     category  one category, several joined by '+', or 'all'
-    settings  what differs from the profile's settings, sorted by name
+    settings  the settings that differ from the profile's, sorted by name
     """
 
     method: str
@@ -53,21 +53,21 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """For people: 'uniad mini all seed 0 nma=False'."""
+        """A readable name: 'uniad mini all seed 0 nma=False'."""
         settings = " ".join(f"{name}={value}" for name, value in self.settings)
         return f"{self.method} {self.dataset} {self.category} seed {self.seed} {settings}".strip()
 
     def data(self) -> Dataset:
-        """The images, split as the method's protocol has it. Raises DataError or ParameterError when they are not here."""
+        """The images, split by the method's protocol. Raises DataError or ParameterError when they are missing."""
         categories = None if self.category == "all" else self.category.split("+")
         dataset = load_dataset(self.dataset, categories, **data_options(self.dataset, self.profile))
         return method_named(self.method).protocol(dataset, self.config(), self.seed)
 
     def pretraining_images(self) -> tuple[Sample, ...]:
-        """Normal images from which the method learns before it sees the category; none for most methods.
+        """Normal images on which the method is pretrained before it is fitted; none for most methods.
 
-        Its setting `pretraining` names them: 'dataset', 'category', or another data set, 'NAME' or 'NAME:CATEGORY+CATEGORY'.
-        Raises DataError or ParameterError when they are not here.
+        The setting `pretraining` names them: 'dataset', 'category', or another data set, 'NAME' or 'NAME:CATEGORY+CATEGORY'.
+        Raises DataError or ParameterError when they are missing.
         """
         if not method_named(self.method).pretrains:
             return ()
@@ -89,12 +89,14 @@ def key_of(identity: Mapping[str, Any]) -> str:
 
 def grid(method: type[Detector] | str, *, dataset: str = "mini", categories: Sequence[str] | str | None = None,
          seeds: Iterable[int] = (0,), profile: str = "quick", **settings: Any) -> list[Experiment]:
-    """Experiments over every combination of the settings given as lists, every seed, and the categories.
+    """Experiments for every combination of the settings given as lists, every seed, and the categories.
 
-    A pooled method (one model for all categories) gives one experiment for all categories together; any other one
-    experiment a category. A setting that is itself a sequence (taps) is written as a tuple, a sweep over it as a list.
+    A pooled method (one model for all categories) gives one experiment for all categories together, any other method one
+    experiment per category. A setting that is itself a sequence (taps) is written as a tuple, a sweep over it as a list.
 
-        >>> grid(UniAD, nma=[False, True], jitter=[False, True], seeds=[0, 1])    # 8 experiments
+        >>> from adcore.models import UniAD
+        >>> len(grid(UniAD, nma=[False, True], jitter=[False, True], seeds=[0, 1]))
+        8
 
     Raises:
         ParameterError: unknown method, profile, setting, data set or category.
@@ -125,5 +127,9 @@ def _categories(dataset: str, profile: str) -> list[str]:
 
 
 def as_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that came as JSON, which has no tuples: a list becomes one, because `grid` would sweep over it."""
+    """Settings read from JSON, which has no tuples: each list becomes a tuple, because `grid` would sweep over a list.
+
+        >>> as_tuples({"taps": [2, 3], "epochs": 5})
+        {'taps': (2, 3), 'epochs': 5}
+    """
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

@@ -1,7 +1,7 @@
-"""Ordinal claims: does one setting beat another, as the paper says it does?
+"""Ordinal claims: does one setting beat another, as the paper says?
 
-A reduced run reproduces no number, yet it can agree or disagree with an order. Each claim names two cells of an exhibit; its
-gain is the first minus the second, published and measured, and measured ones are paired seed by seed.
+A smaller run reproduces no number, but it can agree or disagree with an order. Each claim names two cells of an exhibit. Its
+gain is the first minus the second, published and measured; measured gains are paired seed by seed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from adcore.papers import published
 if TYPE_CHECKING:
     from adcore.experiments.table import ResultTable
 
-Cell = tuple[str, str] | str  # (row, column), or the row where rows are what is compared
+Cell = tuple[str, str] | str  # (row, column), or the row alone where rows are compared
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`better` beats `worse`; both are rows of an exhibit, or (row, column) where a cell is a configuration."""
+    """`better` beats `worse`: two rows of an exhibit, or two (row, column) where each cell is a configuration."""
 
     text: str
     better: Cell
@@ -34,11 +34,11 @@ class Claim:
 
 def check_claims(exhibit: str, claims: Sequence[Claim], table: ResultTable,
                  metrics: Sequence[str] = ("image_auroc", "pixel_auroc")) -> pd.DataFrame:
-    """A row for each claim and metric: published gain, measured gain (mean and std over seeds, in points) and a word.
+    """One row per claim and metric: published gain, measured gain (mean and std over seeds, in points) and a word.
 
     word  'agrees' or 'disagrees' with the sign of the published gain; 'within noise' when the measured gain is smaller than
-          its standard deviation over seeds, or, with one seed, than half a point; 'printed equal' when the published cells
-          are, and there is no sign to agree with; 'not run'
+          its standard deviation over seeds or, with one seed, than half a point; 'printed equal' when the published cells
+          are equal, so that there is no sign to compare; 'not run'
 
     Raises:
         ParameterError: a cell that the exhibit does not have.
@@ -60,7 +60,7 @@ def check_claims(exhibit: str, claims: Sequence[Claim], table: ResultTable,
 
 
 def rank_correlation(exhibit: str, table: ResultTable, metric: str) -> tuple[float, int]:
-    """Spearman's correlation between published and measured cells of one metric, and over how many cells; NaN below three."""
+    """Spearman's correlation between published and measured cells of one metric, and the number of cells; NaN below three."""
     pairs = []
     for cell in published(exhibit).to_dict("records"):
         if cell["metric"] == metric and cell["match"]:

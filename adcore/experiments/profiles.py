@@ -1,4 +1,4 @@
-"""Profiles change numbers, never code paths.
+"""Profiles: the settings of a quick run and of the paper. They change numbers, never code paths.
 
     quick  embedded data, cut-down sizes: the method's `quick` settings, a part of `mini`
     paper  the paper's own settings, which are the defaults of the method's config
@@ -26,12 +26,12 @@ def method_named(name: str) -> type[Detector]:
 
 
 def profile_settings(method: type[Detector], profile: str) -> dict[str, Any]:
-    """What a profile sets away from the config's defaults. Raises ParameterError for an unknown profile."""
+    """The settings in which a profile differs from the config's defaults. Raises ParameterError for an unknown profile."""
     if profile not in PROFILES:
         raise ParameterError(f"unknown profile '{profile}': use {' or '.join(PROFILES)}")
     return dict(method.quick) if profile == "quick" else {}
 
 
 def data_options(dataset: str, profile: str) -> dict[str, Any]:
-    """How much of a data set a profile reads."""
+    """How many images of a data set a profile reads, as options of `load_dataset`."""
     return dict(QUICK_MINI) if dataset == "mini" and profile == "quick" else {}

@@ -24,7 +24,7 @@ from adcore.source import paper_digest
 
 @functools.lru_cache(maxsize=1)
 def commit() -> str:
-    """The checkout's commit, '+' behind it when files differ from it; '' outside a checkout."""
+    """The checkout's commit, followed by '+' when files below adcore/ differ from it; '' outside a checkout."""
     root = repository()
     if root is None:
         return ""
@@ -40,7 +40,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def machine(device: torch.device) -> str:
-    """The chip that computed, in words."""
+    """Name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_cpu_name()}, {os.cpu_count()} cores"
@@ -57,7 +57,7 @@ def _cpu_name() -> str:
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
-    """Versions of what decides numbers; of the features' engine too, where one is chosen for `device`, by default a CPU."""
+    """Versions of the packages that affect numbers, and of the feature engine chosen for `device` (default: a CPU)."""
     import numpy
     import sklearn
     import timm
@@ -79,7 +79,7 @@ def fingerprint(method: str) -> str:
 
 
 class Meter:
-    """Seconds and peak memory of a block; memory is this process's resident set, or the GPU's allocations.
+    """Seconds and peak memory of a block. Memory is this process's resident set on a CPU, the allocations on a GPU.
 
         with Meter(device) as meter: ...
         meter.seconds, meter.peak_bytes

@@ -1,4 +1,4 @@
-"""Numbers on record: extracts of the store as csv with provenance, in results/. Never typed by hand."""
+"""Numbers on record: parts of the store exported to results/ as csv with provenance. Never typed by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": 
 
 def export_results(dataset: str | None = None, profile: str | None = None, to: Path | None = None,
                    out: str | Path | None = None) -> str:
-    """Write the store's numbers, some or all, to a csv; without `to`, return the csv itself.
+    """Write the store's numbers, some or all, to a csv file; without `to`, return the csv text.
 
     Raises:
         StoreError: nothing to export, or the file cannot be written.
@@ -54,7 +54,7 @@ def export_results(dataset: str | None = None, profile: str | None = None, to: P
 
 @dataclass(frozen=True)
 class Record:
-    """One csv of results/: `about` says in a sentence what it is, `frame` has a row a number."""
+    """One csv of results/. `about` describes it in a sentence, `frame` has one row per number."""
 
     name: str
     about: str
@@ -62,7 +62,7 @@ class Record:
 
     @property
     def html(self) -> str:
-        """Mean and standard deviation over seeds, with the provenance of each row. Settings that all rows share stand once
+        """Mean and standard deviation over seeds, with the provenance of each row. Settings shared by all rows are written once
         below the table."""
         table = summarize(self.frame)
         parts = [re.split(r" (?=\w+=)", text) for text in table["settings"]]
@@ -74,10 +74,10 @@ class Record:
 
 
 def records(folder: Path | None = None) -> list[Record]:
-    """Every csv of results/, in the order of their names.
+    """Every csv of results/, sorted by name.
 
     Raises:
-        StoreError: a file that is no such csv.
+        StoreError: a file is not such a csv.
     """
     folder = folder or (repository() or Path.cwd()) / "results"
     found = []
@@ -90,7 +90,7 @@ def records(folder: Path | None = None) -> list[Record]:
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path, dtype={"category": str})  # '01234' is no number
+        frame = pd.read_csv(path, dtype={"category": str})  # '01234' is a name, not a number
     except ValueError as error:  # of pandas or of the decoder
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(f"{path} is no csv in UTF-8 ({reason}): export it again") from error
@@ -106,7 +106,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row for each method, data set, category and settings: metrics in per cent over seeds, seconds, memory, commit."""
+    """One row per method, data set, category and settings: metrics in percent over seeds, seconds, memory, commit."""
     rows = []
     frame = frame.assign(settings=frame["settings"].astype(object).fillna(""))
     for (method, dataset, category, settings), part in frame.groupby(["method", "dataset", "category", "settings"], sort=False):
@@ -133,10 +133,10 @@ def on_record(name: str, **only: str) -> pd.DataFrame:
 
 
 def recorded(name: str, **only: str) -> ResultTable:
-    """One csv of results/ as a table of results, to hold against published numbers: `recorded("uniad_ablations")`.
+    """One csv of results/ as a table of results, to compare with published numbers: `recorded("uniad_ablations")`.
 
-    Such results have no scores or maps. Their commit is known and the fingerprint of its code is not, so they are said to be
-    from the record, and no verdict is passed on them.
+    These results have no scores and no maps. Their commit is known, but not the fingerprint of its code, so they are marked as
+    from the record and get no verdict.
 
     Raises:
         StoreError: there is no such record.
@@ -158,7 +158,11 @@ def recorded(name: str, **only: str) -> ResultTable:
 
 
 def parse_settings(text: str) -> tuple[tuple[str, Any], ...]:
-    """`name=value name=value`, as results are stored with, back to settings."""
+    """The settings written as `name=value name=value`, as in the column `settings`.
+
+        >>> parse_settings("epochs=3 taps=(2, 3) query=none")
+        (('epochs', 3), ('taps', (2, 3)), ('query', 'none'))
+    """
     settings = []
     for part in re.split(r" (?=\w+=)", text) if text else ():
         name, _, value = part.partition("=")

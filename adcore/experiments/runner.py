@@ -1,4 +1,4 @@
-"""Experiment in, result out: fit, predict, measure, store. What is in the store already is not computed again."""
+"""Run experiments: fit, predict, measure, store. A stored result is not computed again."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from adcore.metrics import image_scores, pixel_scores
 from adcore.progress import progress_bar
 from adcore.training import resolve_device
 
-KEPT_MAPS = 12  # of each category, for figures
+KEPT_MAPS = 12  # anomaly maps stored per category, for figures
 
 
 def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, device: str = "auto",
         progress: bool | None = None) -> ResultTable:
-    """Run those experiments whose results are missing, and return the table of all of them.
+    """Run the experiments whose results are missing, and return the table of all of them.
 
-    A stored result made by other code than today's is computed again in the quick profile; in the paper profile, where
-    that may cost days, it is kept and named in the table's `stale`.
+    A stored result that was made by other code is computed again in the quick profile. In the paper profile, where that may
+    take days, it is kept and listed in the table's `stale`.
 
-    An experiment that another process is at is waited for. Processes of one run (`adcore.distributed`) train together; the
-    first evaluates and stores, and all return the table.
+    When another process runs the same experiment, this one waits for it. Under torchrun all ranks train together, rank 0
+    evaluates and stores, and every rank returns the table.
 
     Raises:
-        AdcoreError: data or weights that are missing or broken, an unknown setting, a store that cannot be written.
+        AdcoreError: data or weights are missing or broken, a setting is unknown, or the store cannot be written.
     """
     store, on = Store(out), resolve_device(device)
     experiments = list(dict.fromkeys(experiments))
@@ -59,7 +59,7 @@ def _result(experiment: Experiment, store: Store, device: torch.device, progress
     known = run_on_rank_zero(partial(_known, experiment, store))
     if known is None:
         with _alone(store.folder(experiment), experiment):
-            known = run_on_rank_zero(partial(_known, experiment, store))  # another process may have made it in the meantime
+            known = run_on_rank_zero(partial(_known, experiment, store))  # another process may have finished it in the meantime
             return run_one(experiment, store, device, progress) if known is None else known
     return known
 
@@ -71,10 +71,10 @@ def _known(experiment: Experiment, store: Store) -> Result | None:
 
 @contextlib.contextmanager
 def _alone(path: Path, experiment: Experiment) -> Iterator[None]:
-    """A block that makes what `path` names, in one run at a time. Processes of one run go in together: the first holds the
-    lock, and none looks at what is there before it does."""
+    """A block that only one run at a time enters for this path. Under torchrun, rank 0 holds the lock and the other ranks
+    enter after it."""
     def waiting() -> None:
-        print(f"adcore: another process is at '{experiment.title}': waiting for it", file=sys.stderr)
+        print(f"adcore: another process runs '{experiment.title}': waiting for it", file=sys.stderr)
 
     lock = path.with_name(f"{path.name}.lock")
     with one_at_a_time(lock, waiting) if is_rank_zero() else contextlib.nullcontext():
@@ -83,7 +83,7 @@ def _alone(path: Path, experiment: Experiment) -> Iterator[None]:
 
 
 def run_one(experiment: Experiment, store: Store, device: torch.device, progress: bool | None = None) -> Result:
-    """Run one experiment and store its result. A killed run goes on from its last checkpoint.
+    """Run one experiment and store its result. A killed run resumes from its last checkpoint.
 
     Raises:
         AdcoreError: see `run`.
@@ -108,17 +108,17 @@ def _tested(detector: Detector, experiment: Experiment, dataset: Dataset, store:
             "test_images": len(dataset.test), "processes": processes}
     result = Result(experiment, tuple(measures), made)
     store.save(result, scores, maps)
-    for path in checkpoint.parent.glob("checkpoint*"):  # a training of several parts keeps one for each
+    for path in checkpoint.parent.glob("checkpoint*"):  # one per part of a training
         path.unlink(missing_ok=True)
     return result
 
 
 def fitted(experiment: Experiment, *, out: str | Path | None = None, device: str = "auto",
            progress: bool | None = None) -> Detector:
-    """The method of an experiment, fitted, for looking into it: `run` keeps numbers, this keeps the model.
+    """The fitted method of an experiment. `run` keeps its numbers, this function keeps the model.
 
-    Its last checkpoint stays in the store under the code's fingerprint, so that asking again costs no training; what another
-    process is fitting is waited for.
+    The last checkpoint is kept in the store under the code's fingerprint, so that the next call needs no training. When another
+    process fits the same model, this one waits for it.
 
     Raises:
         AdcoreError: see `run`.
@@ -139,10 +139,10 @@ def _fit(experiment: Experiment, dataset: Dataset, device: torch.device, checkpo
 @kept_memory()
 def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
              batch_size: int = 16) -> tuple[pd.DataFrame, dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Score the test images: (a row an image, a few maps, the measures of each category).
+    """Score the test images. Returns (scores with one row per image, some maps, measures of each category).
 
-    Metrics are taken category by category at the size of the method's view, pixels of all test images of a category
-    pooled (normal images included); averaging over categories is left to the table.
+    Metrics are computed per category at the size of the method's view. Pixel metrics pool all pixels of a category's test
+    images, normal images included. The table averages over categories.
     """
     rows: list[dict[str, Any]] = []
     kept: dict[str, np.ndarray] = {}

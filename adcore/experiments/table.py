@@ -1,4 +1,4 @@
-"""Results as a table: means over categories and seeds, gains of a switch, and the published numbers beside."""
+"""Results as a table: means over categories and seeds, the gain of a switch, and the published numbers beside them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ HEADLINE = ("image_auroc", "pixel_auroc", "aupro")
 class ResultTable:
     """Results of some experiments.
 
-    frame   one tidy row a number: method, dataset, category, seed, the whole config, metric, value, provenance
-    stale   titles of the experiments whose code has changed since
-    record  titles of those read from results/, of whose code only the commit is known
+    frame   one tidy row per number: method, dataset, category, seed, the whole config, metric, value, provenance
+    stale   titles of the experiments that were run by other code
+    record  titles of those read from results/, whose code is known only by its commit
     """
 
     def __init__(self, results: Sequence[Result], store: Store) -> None:
@@ -32,7 +32,7 @@ class ResultTable:
         self.stale = [result.experiment.title for result in results if not (result.from_record or result.made_by_this_code)]
 
     def where(self, **settings: Any) -> ResultTable:
-        """The table of those results whose fields are these: `where(image_size=128, weights="default")`.
+        """The table of the results with these fields: `where(image_size=128, weights="default")`.
 
         Raises:
             ParameterError: no such field, or no such result.
@@ -50,12 +50,12 @@ class ResultTable:
         return ResultTable(kept, self.store)
 
     def scores(self) -> pd.DataFrame:
-        """Score, label and defect of every test image: the stored ones of all experiments, with their seed."""
+        """Stored score, label and defect of every test image of all experiments, with seed and method."""
         return pd.concat([self.store.scores(e).assign(seed=e.seed, method=e.method)
                           for e in (result.experiment for result in self.results)], ignore_index=True)
 
     def maps(self) -> dict[str, np.ndarray]:
-        """The anomaly maps kept of the first seed's experiments: 'category/folder/file' -> (H, W)."""
+        """The stored anomaly maps of the first seed's experiments: 'category/folder/file' -> (H, W)."""
         first = min(result.experiment.seed for result in self.results)
         found: dict[str, np.ndarray] = {}
         for result in self.results:
@@ -64,7 +64,7 @@ class ResultTable:
         return found
 
     def swept(self) -> list[str]:
-        """Settings that differ between the results, besides seed and category."""
+        """Settings that differ between the results, apart from seed and category."""
         named = {name for result in self.results for name, _ in result.experiment.settings}
         columns = ["method", "dataset", "profile", *sorted(named)]
         return [name for name in columns if self.frame[name].map(repr).nunique() > 1]
@@ -75,7 +75,7 @@ class ResultTable:
         return self.frame.groupby(groups, sort=False, dropna=False)["value"].mean().reset_index()
 
     def mean_std(self, metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
-        """Mean and standard deviation over seeds (in per cent), and how many seeds there were."""
+        """Mean and standard deviation over seeds in percent, and the number of seeds."""
         groups = self.swept() or ["method"]
         frame = self.by_seed()
         frame = frame[frame.metric.isin(metrics)]
@@ -83,7 +83,7 @@ class ResultTable:
         return table.assign(mean=table["mean"] * 100, std=table["std"] * 100).rename(columns={"count": "seeds"})
 
     def by_category(self, metric: str = "image_auroc") -> pd.DataFrame:
-        """Mean over seeds of one metric in per cent: categories down, settings across."""
+        """Mean over seeds of one metric in percent: one row per category, one column per setting."""
         frame = self.frame[self.frame.metric == metric]
         groups = self.swept() or ["method"]
         return frame.pivot_table(index="category", columns=groups, values="value", aggfunc="mean", sort=False) * 100
@@ -104,10 +104,10 @@ class ResultTable:
         return float(frame.groupby("seed")["value"].mean().mean())
 
     def gain(self, switch: str, metric: str = "image_auroc") -> float:
-        """What turning a switch on adds to a metric, everything else equal, averaged over everything else.
+        """How much a metric rises when a switch is turned on, all else equal, averaged over all else.
 
         Raises:
-            ParameterError: the results do not hold the switch both on and off.
+            ParameterError: the results do not have the switch both on and off.
         """
         frame = self.frame[self.frame.metric == metric]
         if switch not in frame or set(frame[switch]) != {True, False}:
@@ -117,9 +117,9 @@ class ResultTable:
         return float((paired[True] - paired[False]).mean())
 
     def against(self, exhibit: str, computed: Mapping[tuple[str, str], float] | None = None) -> Comparison:
-        """The published numbers of an exhibit beside these, with a verdict for each; recorded for the report.
+        """The published numbers of an exhibit beside these, with a verdict for each; stored for the report.
 
-        computed  (row, column) -> what needs no training, such as a parameter count
+        computed  (row, column) -> value that needs no training, such as a parameter count
 
         Raises:
             ParameterError: unknown exhibit.
@@ -129,12 +129,12 @@ class ResultTable:
         return comparison
 
     def summary(self) -> str:
-        """The headline numbers as text, for the message of a failed claim."""
+        """The main numbers as text, for the message of a failed claim."""
         lines = [self.settings_line(), self.mean_std().round(2).to_string()]
         return "\n".join(lines)
 
     def settings_line(self) -> str:
-        """Data set, profile, seeds, commits and doubts, for below a table."""
+        """Data set, profile, seeds, commits and doubts, written below a table."""
         first = self.frame.iloc[0]
         seeds = ", ".join(str(seed) for seed in sorted(self.frame.seed.unique()))
         commits = ", ".join(dict.fromkeys(self.frame["commit"].fillna("").replace("", "unknown")))
@@ -143,7 +143,7 @@ class ResultTable:
         return " · ".join(part for part in parts if part)
 
     def doubts(self) -> str:
-        """Which results may not be those of today's code, in words; '' when all are."""
+        """How many results may come from other code than today's, in words; '' when none."""
         counts = ((len(self.record), "from the record"), (len(self.stale), "made by older code"))
         return ", ".join(f"{count} result{'s' * (count > 1)} {words}" for count, words in counts if count)
 

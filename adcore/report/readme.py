@@ -1,4 +1,4 @@
-"""The README's table of measured numbers, rendered from results/ between two markers; a test holds the two together."""
+"""The table of results/README.md, written from the csv files beside it between two markers, and the figure of the README."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ def measured_table() -> str:
 
 
 def rendered(text: str) -> str:
-    """The README's text with its table rendered anew.
+    """The page's text with a fresh table.
 
     Raises:
         AdcoreError: the markers are not there.
     """
     if BEGIN not in text or END not in text:
-        raise AdcoreError(f"README.md has no place for the measured numbers: expected {BEGIN} and {END}")
+        raise AdcoreError(f"results/README.md has no place for the measured numbers: expected {BEGIN} and {END}")
     return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{measured_table()}\n{END}", text, flags=re.DOTALL)
 
 
 def rewrite_readme() -> None:
-    """Render the table of the checkout's README in place, and draw its figure anew.
+    """Write the table of results/README.md and draw the README's figure.
 
     Raises:
-        AdcoreError: not in a checkout, or the README has no place for the table.
+        AdcoreError: not in a checkout, or the page has no place for the table.
     """
     root = repository()
     if root is None:
         raise AdcoreError("the README is part of the checkout: run this from there")
-    write_text(root / "README.md", rendered((root / "README.md").read_text(encoding="utf-8")))
+    page = root / "results" / "README.md"
+    write_text(page, rendered(page.read_text(encoding="utf-8")))
     with atomic(root / "results" / "heat_maps.png") as temporary:
         heat_map_figure().savefig(temporary, format="png", dpi=110)
 

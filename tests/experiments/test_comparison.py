@@ -111,10 +111,10 @@ def test_nothing_is_reproduced_on_other_data_by_other_settings_by_a_part_or_by_o
 
 
 @pytest.mark.parametrize(("change", "why"), [
-    ({"profile": "quick"}, "quick profile"), ({"dataset": "mini"}, "the paper's data is mvtec_ad, this is mini"),
+    ({"profile": "quick"}, "quick profile"), ({"dataset": "mini"}, "the paper's data is mvtec_ad, these results are on mini"),
     ({"epochs": 40, "nma": False}, "settings other than the paper's: epochs, nma"),
     ({"code": "old"}, "1 result made by older code"), ({"code": ""}, "1 result from the record"),
-    ({"category": "screw"}, "one model for screw alone, the paper's is for all categories")])
+    ({"category": "screw"}, "one model for screw only, the paper's is for all categories")])
 def test_the_reason_is_named(change, why):
     assert verdict_on_b4(result({("a", "image_auroc"): 0.965}, **{"backbone": "efficientnet_b4", **change}))[1] == why
 
@@ -154,7 +154,7 @@ def test_a_model_for_a_split_that_was_not_published_spoils_the_rest():
     made = [result({(split, "image_auroc"): 0.844}, category=split, **C4) for split in ("01234", "012345679")]
     frame = compare_results(CIFAR10, table(*made)).frame
     assert set(frame["verdict"]) == {"not run"}
-    assert frame["why"].iloc[0] == "one model for 012345679 alone, the paper's is for all categories"
+    assert frame["why"].iloc[0] == "one model for 012345679 only, the paper's is for all categories"
 
 
 def test_one_result_that_may_not_be_compared_spoils_the_rest():
