@@ -24,8 +24,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 reproduce: setup  ## run every notebook (GRID=quick), write report/index.html
 	@$(BIN)/adcore reproduce --grid $(GRID) --cores $(CORES)
 
-test: setup lint  ## unit tests, then nbval on every notebook
+test: setup lint  ## unit tests, the examples in docstrings, then nbval on every notebook
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest --doctest-modules adcore --ignore adcore/kernels/triton
 	OMP_NUM_THREADS=1 ADCORE_PROGRESS=0 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	  -n 2 --dist loadfile notebooks
 

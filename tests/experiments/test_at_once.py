@@ -147,7 +147,7 @@ def test_a_killed_process_is_not_waited_for_any_longer_and_its_lock_stops_nobody
         wait_for(lambda: said(gated / "fits"))
         with children(1, lambda number: run_them(gated, (1.0,), 1)) as (second,):
             wait_for(lambda: said(gated / "said1"))
-            told = "adcore: another process is at 'gated tiny cloth seed 0 power=1.0': waiting for it"
+            told = "adcore: another process runs 'gated tiny cloth seed 0 power=1.0': waiting for it"
             assert said(gated / "said1") == [told]
             assert len(said(gated / "fits")) == 1 and lock.exists()
             os.kill(first.pid, signal.SIGKILL)

@@ -85,10 +85,10 @@ def test_the_page_is_short_and_its_notebooks_exist(paper):
 
 
 SYMBOLS = re.compile(r"^ *paper +code +shape +meaning\n((?: +\S.*\n)+)", re.MULTILINE)
+TABLES = [path for path in sorted(ROOT.rglob("*.py")) if SYMBOLS.search(path.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize("path", [path for path in sorted(ROOT.rglob("*.py")) if SYMBOLS.search(path.read_text(encoding="utf-8"))],
-                         ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_symbol_table_of_a_docstring_names_what_its_file_has(path):
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
