@@ -1,4 +1,4 @@
-"""`adcore doctor`: is everything here that the collection needs, and what to do where it is not."""
+"""`adcore doctor`: checks whether everything that adcore needs is installed, and prints what to do where it is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adcore.errors import AdcoreError
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's. `needed` is False for what only the paper profile wants."""
+    """One line of `adcore doctor`. `needed` is False for what only the paper profile needs."""
 
     name: str
     good: bool
@@ -29,7 +29,7 @@ class Check:
 
 
 def checks() -> Iterator[Check]:
-    """All checks, one after the other; none of them raises."""
+    """All checks, one after the other. None of them raises an error."""
     yield _python()
     yield from _torch()
     yield _triton()
@@ -83,7 +83,7 @@ def _writable(which: str) -> Check:
             pass
     except OSError as error:
         return Check(f"{which} folder", False, f"{folder}: {error.strerror}",
-                     f"set ADCORE_{which.upper()} to a folder of yours")
+                     f"set ADCORE_{which.upper()} to a folder that you can write")
     return Check(f"{which} folder", True, str(folder))
 
 
@@ -110,17 +110,15 @@ def _weights() -> Iterator[Check]:
 def _data() -> Iterator[Check]:
     from adcore.data import DATASETS, find_dataset
     yield Check("data mini", True, "embedded: made on first use")
-    for name in DATASETS:
-        if name == "mini":
-            continue
-        folder = find_dataset(name)
-        packages = {"elpv": "'adcore[elpv]'", "digits": "scikit-learn"}
-        fix = f"pip install {packages[name]}" if name in packages else f"adcore data fetch {name}"
-        yield Check(f"data {name}", folder is not None, str(folder) if folder else "not here", fix, needed=False)
+    for name, source in DATASETS.items():
+        if name != "mini":
+            folder = find_dataset(name)
+            fix = f"pip install {source.package}" if source.package else f"adcore data fetch {name}"
+            yield Check(f"data {name}", folder is not None, str(folder) if folder else "not here", fix, needed=False)
 
 
 def examine() -> bool:
-    """Print every check; True when nothing that the quick profile needs is amiss."""
+    """Print every check; True when everything that the quick profile needs is here."""
     good = True
     for check in checks():
         print(check)

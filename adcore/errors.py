@@ -1,25 +1,29 @@
-"""What goes wrong for a reason the user can mend: one sentence that says what, where and what to do."""
+"""Errors that the user can fix: the message is one sentence that says what is wrong, where, and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """" (did you mean 'seed'?)" when one of the known names is near, else nothing; to go behind the wrong name."""
+    """A suggestion to append to an unknown name; empty when no known name is similar.
+
+    >>> "unknown parameter 'sed'" + did_you_mean("sed", ["seed", "profile"])
+    "unknown parameter 'sed' (did you mean 'seed'?)"
+    """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 class AdcoreError(Exception):
-    """Base of every error whose message is meant for the person at the keyboard. The CLI prints it and exits with 2."""
+    """Base of every error whose message is written for the user. The CLI prints it and exits with 2."""
 
 
 class DataError(AdcoreError):
-    """A data set, image, mask or manifest row that cannot be used as it is."""
+    """A data set, image, mask or manifest row that is missing or malformed."""
 
 
 class WeightsError(AdcoreError):
-    """A checkpoint that is missing or does not fit its network."""
+    """Weights that are missing or do not fit their network."""
 
 
 class ParameterError(AdcoreError):

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files and folders that appear whole or not at all, locks between processes, digests."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ import hashlib
 import json
 import os
 import secrets
-import time
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adcore.errors import StoreError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from adcore.errors import StoreError
 
 
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends well and vanishes when it does not.
+    """A temporary path beside `path`. It is renamed to `path` when the block succeeds and removed when it raises.
 
-    A reader sees the old file or the new one, never half of one, also after a kill or a full disk.
+    A reader sees the old file or the new one, never half of one, even after a kill or on a full disk.
 
     Raises:
         StoreError: the folder cannot be written or has no room left.
@@ -34,88 +33,71 @@ def atomic(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{path.suffix}")
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask; mkstemp's 0o600 would stay
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # minus the umask; mkstemp would give 0o600
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        # An error about another file (an unreadable image, say) is not about this folder: leave it as it is.
-        about_another_file = error.filename is not None and Path(str(error.filename)).parent != path.parent
-        if about_another_file and not _inside(path, str(error.filename)):
+        # An error about another file (an unreadable image, for example) is not about this folder: it is raised unchanged.
+        culprit = path if error.filename is None else Path(str(error.filename))
+        if culprit.parent != path.parent and culprit not in path.parents:
             raise
-        reason = error.strerror or str(error)
-        raise StoreError(f"cannot write {path}: {reason}; free the folder or name another one (--out, ADCORE_RUNS, "
-                         f"ADCORE_CACHE)") from error
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; free the folder or name another one (--out, "
+                         f"ADCORE_RUNS, ADCORE_CACHE)") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
 
 
-def _inside(path: Path, culprit: str) -> bool:
-    """True when `culprit` is a folder on the way to `path`, as when making that folder failed."""
-    return Path(culprit) in path.parents
+@contextlib.contextmanager
+def one_at_a_time(path: Path | str, waiting: Callable[[], object] = lambda: None) -> Iterator[bool]:
+    """A block that one process at a time runs; the others wait. `path` is the lock file, removed at the end.
 
+    The operating system releases the lock when the process ends, so stale lock files do not block. In a folder that cannot
+    be written, or on a file system without locks, the block runs without a lock. Yields whether the lock is held.
 
-def hold(path: Path | str, flags: int) -> int:
-    """Open a file or folder, with the flags of `os.open`, for this process alone; the descriptor. The system lets go of it when
-    the process ends, however that is. A system without such locks just opens it.
-
-    Raises:
-        BlockingIOError: another process holds it.
-        OSError: it cannot be opened.
+    waiting  called once if another process holds the lock
     """
-    while True:
-        descriptor = os.open(path, flags, 0o666)
+    lock = FileLock(path, fallback_to_soft=False)
+    with contextlib.suppress(OSError):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            if fcntl is not None:
-                _lock(descriptor)
-            # Renamed by the one that held it before, it is no longer what the path names.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # noqa: PTH116
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
+            lock.acquire(blocking=False)
+        except Timeout:
+            waiting()
+            lock.acquire()
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if isinstance(error, BlockingIOError):
-            raise                               # any other comes from a network folder without locks: nobody waits there
+        yield lock.is_locked
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                Path(path).unlink()  # before the release: a process that waits for the removed file opens a new one
+            lock.release()
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path | str, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """A block that one process is in, and before which the others wait. `path` is an empty file that is there meanwhile; one
-    that a killed process left stops nobody. In a folder that cannot be written, or that knows no locks, nobody waits.
+def private_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, open to this user alone, in which `target` is made; removed at the end.
 
-    waiting  called once by those who have to wait
+    One process at a time makes `target`; the others say so on stderr and wait. Folders that killed processes left behind are
+    removed first.
+
+    Raises:
+        OSError: the folder cannot be made.
     """
-    path, descriptor = Path(path), -1
-    pause = first_pause = 0.02  # seconds
-    while descriptor < 0:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = hold(path, os.O_RDWR | os.O_CREAT)
-        except BlockingIOError:
-            if pause == first_pause:
-                waiting()
-            time.sleep(pause)
-            pause = min(1.0, 1.5 * pause)
-        except OSError:
-            break  # whether the block writes there at all is its own affair
-    try:
-        yield
-    finally:
-        if descriptor >= 0:
-            with contextlib.suppress(OSError):
-                path.unlink()  # while it is held: whoever has it open learns from `hold` that it is gone
-            os.close(descriptor)
+    def waiting() -> None:
+        print(f"adcore: another process is writing {target}: waiting for it", file=sys.stderr)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.new-"
+    with one_at_a_time(target.with_name(f".{target.name}.lock"), waiting) as locked:
+        for left in target.parent.iterdir() if locked else ():
+            if left.name.startswith(prefix) and left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -125,7 +107,11 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` to `path` atomically, as sorted, indented JSON without NaN."""
+    """Write `value` to `path` atomically, as indented JSON with sorted keys.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
@@ -139,5 +125,9 @@ def digest_file(path: Path | str, algorithm: str = "sha256") -> str:
 
 
 def digest_text(text: str, length: int = 16) -> str:
-    """The first `length` hexadecimal digits of the SHA-256 of `text`."""
+    """The first `length` hexadecimal digits of the SHA-256 of `text`.
+
+    >>> digest_text("abc", 8)
+    'ba7816bf'
+    """
     return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -1,8 +1,8 @@
-"""Where things lie: data, weights, caches, runs. Each can be moved by an environment variable.
+"""Folders of data, weights, caches and results. An environment variable changes each of them.
 
-    ADCORE_DATA      folders that hold real data sets (several joined as in PATH)
-    ADCORE_WEIGHTS   folders that hold checkpoints
-    ADCORE_CACHE     made once, may be deleted: embedded data, cached features
+    ADCORE_DATA      folders with real data sets (several joined as in PATH)
+    ADCORE_WEIGHTS   folders with weights (several joined as in PATH)
+    ADCORE_CACHE     files that can be computed again: embedded data, cached features
     ADCORE_RUNS      the results store
 """
 
@@ -15,7 +15,7 @@ import platformdirs
 
 
 def repository() -> Path | None:
-    """The checkout this package runs from, or None when it was installed elsewhere."""
+    """The checkout that this package runs from, or None when it is installed without one."""
     root = Path(__file__).resolve().parent.parent
     return root if (root / "pyproject.toml").is_file() and (root / "data_manifest.csv").is_file() else None
 
@@ -30,19 +30,19 @@ def data_folders() -> list[Path]:
 
 
 def weight_folders() -> list[Path]:
-    """Folders searched for checkpoints: ADCORE_WEIGHTS, the user's adcore folder, torch's own cache."""
+    """Folders searched for weights: those of ADCORE_WEIGHTS, `weights` in the user's adcore folder, torch's own cache."""
     torch_home = Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser()
     return [*_folders("ADCORE_WEIGHTS"), Path(platformdirs.user_data_dir("adcore")) / "weights",
             torch_home / "hub" / "checkpoints"]
 
 
 def cache_folder() -> Path:
-    """What can be made again: embedded data and cached features."""
+    """The folder of files that can be computed again: embedded data and cached features."""
     return Path(os.environ.get("ADCORE_CACHE") or platformdirs.user_cache_dir("adcore")).expanduser()
 
 
 def runs_folder(out: str | Path | None = None) -> Path:
-    """The results store: `out` if given, else ADCORE_RUNS, else `runs` in the checkout, else `runs` here."""
+    """The results store: `out` if given, else ADCORE_RUNS, else `runs` in the checkout or in the current folder."""
     chosen = out or os.environ.get("ADCORE_RUNS")
     if chosen:
         return Path(chosen).expanduser().absolute()

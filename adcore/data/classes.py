@@ -1,8 +1,7 @@
-"""Many classes against many others (You et al., NeurIPS 2022, supplement, Sec. B and C.4).
+"""Anomaly detection from a data set of ten classes (You et al., NeurIPS 2022, supplement, Sec. B and C.4).
 
-A data set of ten classes becomes one of anomaly detection: some classes are normal, together and without saying which is
-which, the others are anomalous. UniAD takes five against five, so that normal and anomalous images both come from several
-classes (many-versus-many); semantic anomaly detection takes nine against one (many-versus-one).
+Some classes together are normal, and a method does not see which image is of which class; the other classes are anomalous.
+UniAD takes five against five (many-versus-many); semantic anomaly detection takes nine against one (many-versus-one).
 """
 
 from __future__ import annotations
@@ -14,25 +13,37 @@ from adcore.data.sample import Dataset, Sample
 from adcore.data.split import draw
 from adcore.errors import DataError, ParameterError
 
-SPLITS = ("01234", "56789", "02468", "13579")  # the normal classes of UniAD's four experiments
+SPLITS = ("01234", "56789", "02468", "13579")  # normal classes of UniAD's four experiments
 
 
 def many_versus_many(name: str, train: Sequence[Sample], test: Sequence[Sample], classes: Sequence[str],
-                     normal: str) -> Dataset:
-    """One pseudo-class out of a data set of ten; image level only.
+                     normal: str | Sequence[str] | None = None) -> Dataset:
+    """A data set of one category, the normal classes together; labels for whole images only, no masks.
 
     train, test  all images, each with its class's digit as category
-    classes      what the ten digits stand for: the kinds of anomaly
-    normal       digits of the normal classes, which also name the pseudo-class: '01234'
+    classes      names of the ten classes, which become the kinds of defect
+    normal       digits of the normal classes, which also name the category; '01234' by default
 
     Training images are those of the normal classes. Test images are all normal ones, then as many anomalous ones, drawn
-    once with a fixed seed when there are more. Five against five of CIFAR-10 are all 10,000; when there are fewer
-    anomalous than normal ones (nine against one), all are kept.
+    once with a fixed seed if there are more. If there are fewer anomalous than normal ones (nine against one), all are kept.
+    Five against five of CIFAR-10 are all 10,000 test images.
+
+    >>> from pathlib import Path
+    >>> letters = [Sample(Path(f"{i}.png"), str(i % 10), 0) for i in range(20)]
+    >>> data = many_versus_many("toy", letters, letters, "abcdefghij", normal="89")
+    >>> data.categories, len(data.train), [sample.defect for sample in data.test[:4]], len(data.test)
+    (('89',), 4, ['good', 'good', 'good', 'good'], 8)
 
     Raises:
-        ParameterError: `normal` is not some different digits, or leaves no class to be anomalous.
-        DataError: no image to train on, or none of either kind to test.
+        ParameterError: `normal` is several splits, not several different digits, or leaves no class to be anomalous.
+        DataError: no image to train on, or no normal or no anomalous image to test on.
     """
+    if normal is None or not isinstance(normal, str):
+        splits = list(normal or SPLITS[:1])
+        if len(splits) > 1:
+            raise ParameterError(f"data set '{name}' cannot be split into normal classes {', '.join(splits)} at once: each "
+                                 f"split is a data set of its own, name one")
+        normal = splits[0]
     if not normal or set(normal) - set("0123456789") or len(set(normal)) < len(normal):
         raise ParameterError(f"normal classes '{normal}' of data set '{name}' are not some different digits: write them as in "
                              f"'{SPLITS[0]}'")

@@ -1,21 +1,23 @@
 """Handwritten digits (Alpaydin and Kaynak, UCI repository, 1998) as scikit-learn carries them, some against the others.
 
-1,797 gray images of 8x8 pixels in ten classes: real data for many against many that need no download, where the papers
-take CIFAR-10. There is no published split: of each class 70 % are for training, drawn once with a fixed seed. The same
-hands wrote both parts.
+1,797 gray images of 8x8 pixels in ten classes: real data without a download, for the experiments in which the papers use
+CIFAR-10. There is no published split: 70 % of each class are for training, drawn once with a fixed seed. The same people wrote
+the training and the test images.
 """
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from adcore.data.classes import SPLITS, many_versus_many
+from adcore.data.classes import many_versus_many
 from adcore.data.packed import Pack, PackedSample, open_pack
 from adcore.data.sample import Dataset
+from adcore.data.source import Source
 from adcore.data.split import draw
 from adcore.errors import DataError
 
@@ -29,12 +31,12 @@ def digits_folder() -> Path | None:
     return Path(found.origin).parent / "datasets" / "data" if found and found.origin else None
 
 
-def load_digits(root: Path, name: str = "digits", *, normal: str = SPLITS[0]) -> Dataset:
-    """The digits named by `normal` as one normal pseudo-class; image level only, see `many_versus_many`.
+def load_digits(root: Path, normal: str | Sequence[str] | None = None) -> Dataset:
+    """The digits in `normal` as one normal pseudo-class; labels for whole images only, see `many_versus_many`.
 
     Raises:
-        ParameterError: `normal` is not some different digits, or leaves none to be anomalous.
-        DataError: the file is missing or not in order.
+        ParameterError: `normal` is not several different digits, or leaves none to be anomalous.
+        DataError: the file is missing or malformed.
     """
     path = Path(root) / FILE
     classes = open_pack(path, read_digits).classes
@@ -45,14 +47,14 @@ def load_digits(root: Path, name: str = "digits", *, normal: str = SPLITS[0]) ->
         fit, held_out = draw(samples, len(samples) * 7 // 10)
         train += fit
         test += held_out
-    return many_versus_many(name, train, test, CLASSES, normal)
+    return many_versus_many("digits", train, test, CLASSES, normal)
 
 
 def read_digits(path: Path) -> Pack:
-    """Images (n, 8, 8), their 17 levels spread over 0 to 255, and classes.
+    """Images (n, 8, 8), whose 17 levels are scaled to 0 to 255, and classes.
 
     Raises:
-        DataError: the file is cut off, or not rows of 64 levels and a digit.
+        DataError: the file is cut off, or is not rows of 64 levels and a digit.
     """
     try:
         with gzip.open(path, "rt", encoding="ascii") as file:
@@ -62,3 +64,6 @@ def read_digits(path: Path) -> Pack:
     if rows.shape[1] != 65 or not np.isin(rows[:, :64], range(17)).all() or not np.isin(rows[:, 64], range(10)).all():
         raise DataError(f"{path} is not rows of 64 levels from 0 to 16 and a digit: install scikit-learn again")
     return Pack(np.round(rows[:, :64] * 255 / 16).astype(np.uint8).reshape(-1, 8, 8), rows[:, 64].astype(int))
+
+
+SOURCE = Source("digits", load_digits, package="scikit-learn", find=digits_folder)

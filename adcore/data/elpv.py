@@ -1,17 +1,19 @@
 """Solar cells in electroluminescence (Deitsch et al., Solar Energy 2019), from the PyPI package `elpv-dataset`.
 
-2,624 gray cells of 300x300 pixels with a probability of being defective (0, 1/3, 2/3, 1) and no masks. Two categories:
-`mono` and `poly` (crystalline). Probability 0 is normal, 2/3 and 1 are anomalous; the cells at 1/3, of which the
-annotators were unsure, are left out.
+2,624 gray images of 300x300 pixels, each one cell, with a probability of being defective (0, 1/3, 2/3, 1) and no masks. Two
+categories: `mono` and `poly` (crystalline). Probability 0 is normal, 2/3 and 1 are anomalous; cells of probability 1/3 are left
+out, because the annotators were unsure.
 """
 
 from __future__ import annotations
 
 import csv
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from adcore.data.sample import Dataset, Sample
+from adcore.data.source import Source
 from adcore.data.split import hold_out
 from adcore.errors import DataError
 
@@ -22,16 +24,12 @@ def elpv_folder() -> Path | None:
     return Path(found.origin).parent / "data" if found and found.origin else None
 
 
-def load_elpv(root: Path | None = None, name: str = "elpv", *, train_fraction: float = 0.8) -> Dataset:
-    """List ELPV; image level only.
+def load_elpv(root: Path, categories: Sequence[str] | None = None, *, train_fraction: float = 0.8) -> Dataset:
+    """List ELPV; labels for whole images only, no masks.
 
     Raises:
-        DataError: the package is not installed, or its list of labels is missing or malformed.
+        DataError: the list of labels is missing or malformed.
     """
-    root = root or elpv_folder()
-    if root is None:
-        raise DataError("data set 'elpv' needs the package elpv-dataset: pip install 'adcore[elpv]' "
-                        "(CC BY-NC-SA 4.0, not for commercial use)")
     labels = Path(root) / "labels.csv"
     if not labels.is_file():
         raise DataError(f"{labels} is not there: install elpv-dataset again")
@@ -45,7 +43,7 @@ def load_elpv(root: Path | None = None, name: str = "elpv", *, train_fraction: f
         test += held_out
         test += [Sample(path, category, 1, "defective" if probability == 1 else "likely_defective")
                  for path, probability, kind in cells if kind == category and probability > 0.5]
-    return Dataset(name, tuple(train), tuple(test), has_masks=False)
+    return Dataset("elpv", tuple(train), tuple(test), has_masks=False).only(categories)
 
 
 def _read_labels(labels: Path) -> list[tuple[Path, float, str]]:
@@ -58,3 +56,6 @@ def _read_labels(labels: Path) -> list[tuple[Path, float, str]]:
             except ValueError:
                 raise DataError(f"{labels}, line {number}: expected 'image probability type', found {row}") from None
     return cells
+
+
+SOURCE = Source("elpv", load_elpv, package="'adcore[elpv]'", find=elpv_folder)

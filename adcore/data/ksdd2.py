@@ -1,26 +1,28 @@
 """Surfaces of production items, KolektorSDD2 (Bozic et al., "Mixed supervision for surface-defect detection", Computers in
 Industry 2021).
 
-    train/NNNNN.png, train/NNNNN_GT.png    an image and its mask, which is black for a normal one
+    train/NNNNN.png, train/NNNNN_GT.png    an image and its mask, which is black for a normal image
     test/NNNNN.png, test/NNNNN_GT.png
 
-No folder says which images are normal: the masks do, and each is read to list the data set. Only normal images are trained on,
-as in the DS2 supplement (Sec. 4), 2,085 of them; all of `test` is tested on.
+Only the masks tell which images are normal, so each mask is read to list the data set. Methods are trained on the 2,085 normal
+images of `train` only, as in the DS2 supplement (Sec. 4), and tested on all of `test`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adcore.data.mvtec import list_images
 from adcore.data.sample import Dataset, Sample
+from adcore.data.source import Source
 from adcore.errors import DataError
 
 CATEGORY = "ksdd2"
 
 
-def load_ksdd2(root: Path, name: str = "ksdd2") -> Dataset:
+def load_ksdd2(root: Path, categories: Sequence[str] | None = None) -> Dataset:
     """List KolektorSDD2 as one category with masks.
 
     Raises:
@@ -32,11 +34,11 @@ def load_ksdd2(root: Path, name: str = "ksdd2") -> Dataset:
     if not train:
         raise DataError(f"{root / 'train'} holds no normal image: each has a mask that marks a pixel, and there is none to "
                         f"train on")
-    return Dataset(name, tuple(train), tuple(_labeled(root, "test")))
+    return Dataset("ksdd2", tuple(train), tuple(_labeled(root, "test"))).only(categories)
 
 
 def _labeled(root: Path, part: str) -> list[Sample]:
-    # A mask lies beside its image and is a .png like it: an image is what has a number for a name.
+    # A mask is a .png beside its image: the images are the files whose name is a number.
     paths = [path for path in list_images(root / part) if path.suffix.lower() == ".png" and path.stem.isdecimal()]
     if not paths:
         raise DataError(f"{root / part} holds no image NNNNN.png: put KolektorSDD2 there as published")
@@ -51,3 +53,7 @@ def _sample(path: Path, root: Path) -> Sample:
     defective = Sample(path, CATEGORY, 1, "defective", mask)
     pixels = defective.mask
     return defective if pixels is not None and pixels.any() else Sample(path, CATEGORY, 0)
+
+
+# Of 2,331 training images, 246 have a defect and are not trained on.
+SOURCE = Source("ksdd2", load_ksdd2, folders=("ksdd2", "KolektorSDD2"), counts={CATEGORY: (2085, 1004)})

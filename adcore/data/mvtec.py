@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adcore.data.sample import Dataset, Sample
+from adcore.data.source import Source
 from adcore.errors import DataError, ParameterError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -32,11 +33,13 @@ def categories_in(root: Path) -> list[str]:
 
 
 def load_mvtec(root: Path, name: str, categories: Sequence[str] | None = None) -> Dataset:
-    """List the images of a data set in MVTec layout; pixels are read later, image by image.
+    """List the images of a data set in MVTec layout. Pixels are read later, image by image.
+
+    name  of the data set, for the result and for messages
 
     Raises:
         ParameterError: an unknown category; the message lists those that are there.
-        DataError: no category at all, a category without training or test images, a defective image without mask.
+        DataError: no category, a category without training or test images, a defective image without mask.
     """
     root = Path(root)
     there = categories_in(root)
@@ -73,3 +76,13 @@ def _mask_of(path: Path, defect: str, folder: Path, root: Path) -> Path:
     if not mask.is_file():
         raise DataError(f"{path.relative_to(root)} has no mask: expected {mask.relative_to(root)}")
     return mask
+
+
+def _load_mvtec_ad(root: Path, categories: Sequence[str] | None = None) -> Dataset:
+    return load_mvtec(root, "mvtec_ad", categories)
+
+
+SOURCE = Source("mvtec_ad", _load_mvtec_ad, folders=("mvtec_ad", "mvtec_anomaly_detection", "mvtec"), counts={
+    "bottle": (209, 83), "cable": (224, 150), "capsule": (219, 132), "carpet": (280, 117), "grid": (264, 78),
+    "hazelnut": (391, 110), "leather": (245, 124), "metal_nut": (220, 115), "pill": (267, 167), "screw": (320, 160),
+    "tile": (230, 117), "toothbrush": (60, 42), "transistor": (213, 100), "wood": (247, 79), "zipper": (240, 151)})

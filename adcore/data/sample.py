@@ -109,8 +109,8 @@ def map_name(sample: Sample) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training images and test images of one or more categories. Training images are normal, but for the few labeled
-    anomalies that `few_shot.with_anomalies` adds.
+    """Training images and test images of one or more categories. Training images are normal, except for the few
+    labeled anomalies of a few-shot split (`Detector.protocol`).
 
     A method fits on what it is allowed to see, `train`; `test` is for `predict` alone.
     """
@@ -125,12 +125,14 @@ class Dataset:
         """Categories in the order of their first image."""
         return tuple(dict.fromkeys(sample.category for sample in (*self.train, *self.test)))
 
-    def only(self, categories: str | Sequence[str]) -> Dataset:
-        """The same data set with some of its categories.
+    def only(self, categories: str | Sequence[str] | None) -> Dataset:
+        """The same data set with some of its categories, with all of them for None.
 
         Raises:
             ParameterError: a category that is not there; the message lists those that are.
         """
+        if categories is None:
+            return self
         wanted = [categories] if isinstance(categories, str) else list(categories)
         for category in wanted:
             if category not in self.categories:

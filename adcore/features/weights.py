@@ -157,8 +157,8 @@ def weights_digest(path: Path | None, seed: int = 0) -> str:
 
 
 def fetch_weights(name: str) -> Path:
-    """Download a checkpoint into the first weights folder, check it, and put it in place whole. One that is there and right
-    stays; a download that broke off goes on, where a checksum is known to tell that both parts are of one file.
+    """Download a checkpoint into the first weights folder. It gets its name when it is complete and its checksum is right; a
+    file that is there and right is kept.
 
     Raises:
         WeightsError: no direct link, a failed download, or a file that is not what the manifest says.

@@ -6,14 +6,14 @@ import contextlib
 import gzip
 import io
 import os
+import resource
+import shutil
 import stat
 import struct
 import tarfile
 import tempfile
-import threading
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,8 +21,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from adcore.data.archives import copy_folder, placing, safe_parts, unpack, unwrap
+from adcore.data.archives import copy_folder, safe_parts, unpack, unwrap
 from adcore.errors import DataError
+from adcore.files import private_folder
 
 FILES = {"train/good/000.png": b"one", "train/good/001.png": b"two" * 700_000, "license.txt": b"", "a b/ü.png": b"four"}
 KINDS = ("tar", "tar.gz", "tar.bz2", "tar.xz", "zip")
@@ -67,12 +68,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def place(archive: Path, target: Path, **limits: Any) -> int:
-    with placing(target) as folder:
-        return unpack(archive, folder, **limits)
+    """Unpack as `fetch` does: in a private folder, which is renamed in the end. Returns the number of files."""
+    with private_folder(target) as folder:
+        (folder / "new").mkdir()
+        files = unpack(archive, folder / "new", **limits)
+        (folder / "new").rename(target)
+        return files
 
 
 def refused(archive: Path, **limits: Any) -> str:
-    """What is said; and that nothing is left, neither inside nor outside."""
+    """The message of the refusal, after which nothing is left, neither inside nor outside the folder."""
     target = archive.parent / "inside" / "set"
     target.parent.mkdir(exist_ok=True)
     before = sorted(archive.parent.rglob("*"))
@@ -131,7 +136,9 @@ def test_links_devices_and_pipes_in_a_zip_are_refused(tmp_path, kind, says):
     assert says in refused(zipped(tmp_path / "x.zip", ("bad", b"/etc/passwd"), kind=kind))
 
 
-OUTSIDE = [("/etc/planted", "is an absolute path"), ("../planted", "leads out"), ("a/../../planted", "leads out"),
+DEEP = "/".join(["d"] * 65)
+OUTSIDE = [(DEEP, "is a path that is too long"), ("é" * 2100, "is a path that is too long"),
+           ("/etc/planted", "is an absolute path"), ("../planted", "leads out"), ("a/../../planted", "leads out"),
            ("a/..", "leads out"), ("..", "leads out"), ("C:/planted", "is an absolute path"), ("c:planted", "is an absolute"),
            ("..\\planted", "does not belong"), ("a\\b", "does not belong"), ("a\nb", "does not belong"),
            ("//planted", "is an absolute path"), ("\x1b[2Jx", "does not belong")]
@@ -239,10 +246,28 @@ def test_what_is_no_archive_or_an_empty_one_is_refused(tmp_path, content):
     assert "from the data set's own page" in refused(tmp_path / "x")
 
 
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_full_disk_is_no_damaged_archive_and_leaves_nothing(tmp_path, kind):
+    archive = plain(tmp_path / f"x.{kind}", FILES)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # the kernel refuses larger files, as a full disk would
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            place(archive, tmp_path / "set")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == [archive]
+
+
+def test_a_python_without_the_data_filter_unpacks_nothing(tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert "update it to 3.10.12" in refused(plain(tmp_path / "x.tar", FILES))
+
+
 def test_an_encrypted_member_and_an_unusual_packing_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a", b"x" * 100)
-    assert "is packed in an unusual way" in refused(tmp_path / "x.zip")
+    assert "is compressed in an unusual way" in refused(tmp_path / "x.zip")
     archive = bytearray(zipped(tmp_path / "y.zip", ("a", b"x")).read_bytes())
     central = archive.index(b"PK\1\2")
     archive[central + 8] |= 1
@@ -259,9 +284,9 @@ def test_no_damage_makes_anything_but_a_clear_refusal(tmp_path, data):
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     archive.write_bytes(bytes(damaged[:data.draw(st.integers(0, len(damaged)))]))
-    with contextlib.suppress(DataError), placing(tmp_path / "set") as folder:
-        unpack(archive, folder)
-        raise DataError("it was harmless")
+    with contextlib.suppress(DataError):
+        place(archive, tmp_path / "set")
+        shutil.rmtree(tmp_path / "set")  # the damage was harmless
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("x.")] == []
 
 
@@ -307,68 +332,7 @@ def test_whatever_members_are_called_all_are_there_or_none(tmp_path, names, kind
         assert len({unicodedata.normalize("NFC", name).casefold() for name in written}) == files
 
 
-# Placing.
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    return tmp_path / "set"
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, DataError, RuntimeError])
-def test_an_interrupted_placing_leaves_nothing(target, error):
-    with pytest.raises(error), placing(target) as folder:
-        (folder / "half").write_bytes(b"x")
-        assert not target.exists()
-        raise error
-    assert not list(target.parent.iterdir())
-
-
-def test_what_a_killed_one_left_is_cleared_and_what_is_in_place_is_not_touched(target):
-    left = target.with_name(".set.unpacking")
-    (left / "old").mkdir(parents=True)
-    (left / "old" / "file").write_bytes(b"x")
-    (left / "link").symlink_to(target.parent)
-    with placing(target) as folder:
-        assert not list(folder.iterdir())
-        (folder / "new").write_bytes(b"x")
-    assert contents(target) == {"new": b"x"} and list(target.parent.iterdir()) == [target]
-    with pytest.raises(DataError, match="is there already: remove it first"), placing(target):
-        pass
-    assert contents(target) == {"new": b"x"}
-
-
-def test_two_processes_do_not_unpack_into_one_folder(target):
-    said: list[str] = []
-
-    def second() -> None:
-        try:
-            with placing(target):
-                pass
-        except DataError as error:
-            said.append(str(error))
-
-    with placing(target) as folder:
-        (folder / "x").write_bytes(b"x")
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
-    assert contents(target) == {"x": b"x"} and said == [f"{target} is being unpacked by another process: wait for that one"]
-
-
-def test_a_disk_that_fills_up_is_put_into_words(tmp_path, monkeypatch):
-    archive = plain(tmp_path / "x.zip", FILES)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "open", full_after(Path.open, full))
-    text = refused(archive)
-    assert text.startswith(f"cannot write {tmp_path}/inside/set: ") and "No space left on device; make room" in text
-
-
-def full_after(open_: Callable[..., Any], full: Callable[..., None]) -> Callable[..., Any]:
-    return lambda path, mode="r", *rest, **more: full() if mode == "xb" else open_(path, mode, *rest, **more)
-
+# Folders.
 
 def test_a_folder_around_everything_is_taken_off(tmp_path):
     for name in ("Set.-master/.gitignore", "Set.-master/inner/Set.-master/a", "Set.-master/inner/Set.-master/b/Set.-master",
@@ -377,6 +341,15 @@ def test_a_folder_around_everything_is_taken_off(tmp_path):
         (tmp_path / name).write_bytes(b"")
     unwrap(tmp_path)
     assert sorted(contents(tmp_path)) == sorted([".DS_Store", ".gitignore", "__MACOSX/c", "a", "b/Set.-master"])
+    assert not tmp_path.with_name(f"{tmp_path.name}.wrapper").exists()
+
+
+def test_a_hidden_file_may_have_the_name_wrapper(tmp_path):
+    for name in ("set/.wrapper", "set/set/a"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    unwrap(tmp_path / "set")
+    assert sorted(contents(tmp_path)) == ["set/.wrapper", "set/a"]
 
 
 def test_a_copied_folder_has_its_plain_files_without_git_and_no_links(tmp_path):

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from adcore import cli
 from adcore.data import PackedSample, Sample, find_dataset, load_dataset
-from adcore.data.cifar10 import CLASSES, SPLITS, load_cifar10, read_batch
-from adcore.data.classes import many_versus_many
+from adcore.data.cifar10 import CLASSES, load_cifar10, read_batch
+from adcore.data.classes import SPLITS, many_versus_many
 from adcore.data.manifest import load_manifest
 from adcore.data.split import draw
 from adcore.data.verify import verify_dataset
@@ -234,7 +234,7 @@ GOOD = batch()
     ({**GOOD, "data": GOOD["data"].astype(np.float32)}, r"its data are float32 \(20, 3072\) where"),
     ({**GOOD, "data": GOOD["data"].tolist()}, "its data are list where"),
     ({**GOOD, "data": np.full((20, 3072), None)}, r"its data are object \(20, 3072\) where"),
-    ({**GOOD, "labels": GOOD["labels"][:-1]}, "its labels are not a list of 20, one an image"),
+    ({**GOOD, "labels": GOOD["labels"][:-1]}, "its labels are not a list of 20, one per image"),
     ({**GOOD, "labels": np.array(GOOD["labels"])}, "its labels are not a list of 20"),
     ({**GOOD, "labels": [*GOOD["labels"][:-1], 10]}, "it has a label 10 where 0 to 9 are expected"),
     ({**GOOD, "labels": [-1, *GOOD["labels"][1:]]}, "it has a label -1 where"),

@@ -20,7 +20,7 @@ from adcore.data.mtd import DEFECTS, load_mtd
 from adcore.data.mvtec import load_mvtec
 from adcore.data.sample import read_image, read_mask
 from adcore.data.split import hold_out
-from adcore.data.verify import MVTEC_AD_COUNTS, dataset_folder, verify_dataset
+from adcore.data.verify import PUBLISHED, dataset_folder, verify_dataset
 from adcore.errors import DataError, ParameterError
 
 pytestmark = pytest.mark.usefixtures("nothing_here")
@@ -157,7 +157,7 @@ def test_elpv_keeps_the_sure_cells_of_both_kinds_and_has_no_masks():
 
 def test_elpv_without_its_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("adcore.data.elpv.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"^data set 'elpv' needs the package elpv-dataset: pip install 'adcore\[elpv\]'"):
+    with pytest.raises(DataError, match=r"^data set 'elpv' comes in a Python package: pip install 'adcore\[elpv\]'$"):
         load_dataset("elpv")
 
 
@@ -185,7 +185,8 @@ def test_only_mini_can_be_cut_short(toy, tmp_path):
 
 def test_a_data_set_is_found_under_each_of_its_names_in_the_first_folder_that_has_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ADCORE_DATA", f"{tmp_path / 'a'}:{tmp_path / 'b'}")
-    for called in DATASETS["mvtec_ad"]:
+    assert len(DATASETS["mvtec_ad"].folders) == 3
+    for called in DATASETS["mvtec_ad"].folders:
         (tmp_path / "b" / called).mkdir(parents=True)
         assert find_dataset("mvtec_ad") == tmp_path / "b" / called
         (tmp_path / "b" / called).rmdir()
@@ -220,8 +221,8 @@ def test_verifying_reads_every_image_and_mask_and_sums_up(toy):
 
 def test_mvtec_ad_is_held_against_its_published_counts(toy, monkeypatch):
     # Bergmann et al.: 3,629 training and 1,725 test images; methods.md 0.1 counts them by category.
-    assert sum(train for train, _ in MVTEC_AD_COUNTS.values()) == 3629
-    assert sum(test for _, test in MVTEC_AD_COUNTS.values()) == 1725 and len(MVTEC_AD_COUNTS) == 15
+    counts = PUBLISHED["mvtec_ad"].values()
+    assert sum(train for train, _ in counts) == 3629 and sum(test for _, test in counts) == 1725 and len(counts) == 15
     toy.rename(toy.parent / "mvtec")
     (toy.parent / "mvtec/nut").rename(toy.parent / "mvtec/bottle")
     with pytest.raises(DataError, match=r"^mvtec_ad/bottle has 2 training and 4 test images, expected 209 and 83"):

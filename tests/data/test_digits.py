@@ -14,7 +14,7 @@ import torch
 
 from adcore import cli
 from adcore.data import Dataset, PackedSample, Sample, View, load_dataset
-from adcore.data.cifar10 import SPLITS
+from adcore.data.classes import SPLITS
 from adcore.data.digits import digits_folder, load_digits
 from adcore.detector import Detector, Prediction
 from adcore.errors import DataError
@@ -63,7 +63,7 @@ def test_digits_are_verified_and_found_in_scikit_learn(capsys):
 
 def test_digits_without_scikit_learn_say_how_to_install_it(monkeypatch):
     monkeypatch.setattr("adcore.data.digits.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"^data set 'digits' is scikit-learn's: pip install scikit-learn$"):
+    with pytest.raises(DataError, match=r"^data set 'digits' comes in a Python package: pip install scikit-learn$"):
         load_dataset("digits")
 
 

@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import tarfile
+import threading
+import time
 import zipfile
 from collections import namedtuple
 from dataclasses import replace
@@ -18,7 +20,7 @@ import numpy as np
 import pooch
 import pytest
 from PIL import Image
-from support.web import Web, honest, web
+from support.web import Web, web
 
 from adcore import cli
 from adcore.data import load_dataset, verify
@@ -26,6 +28,7 @@ from adcore.data.export import croissant, pooch_registry
 from adcore.data.fetch import fetch
 from adcore.data.manifest import Entry, direct_link, load_manifest
 from adcore.errors import DataError, ParameterError
+from adcore.files import private_folder
 
 __all__ = ["web"]
 pytestmark = pytest.mark.usefixtures("nothing_here")
@@ -115,20 +118,27 @@ def test_a_data_set_is_downloaded_unpacked_counted_and_placed_and_then_left_alon
         first, *rest = capsys.readouterr().out.splitlines()
         assert first == str(data / "ksdd2")
         assert rest[0] == "license: CC-BY-NC-SA-4.0" and rest[1].startswith("cite: Božič et al.")
-    assert len(web.asked) == 1 and names(data) == ["ksdd2"]
+    assert len(web.asked) == 1 and names(data) == ["ksdd2"] and (data / "ksdd2").stat().st_mode & 0o777 == 0o755
     found = load_dataset("ksdd2")
     assert len(found.train) == 1 and [sample.label for sample in found.test] == [0, 1]
 
 
-def test_a_download_that_broke_off_goes_on_at_the_next_call(web: Web, rows, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("adcore.data.download.time.sleep", lambda seconds: None)
-    path = archive(tmp_path / "KolektorSDD2.zip", KSDD2)
-    serve(web, rows, path, honest(cut=700), *[honest(cut=0)] * 5)
-    with pytest.raises(DataError, match=r"700 bytes are kept .*`adcore data fetch ksdd2 --from KolektorSDD2\.zip`$"):
-        fetch("ksdd2")
-    assert names(data) == ["KolektorSDD2.zip.part"]
-    fetch("ksdd2")
-    assert web.asked[-1] == ("/KolektorSDD2.zip", "bytes=700-") and names(data) == ["ksdd2"]
+def test_a_second_process_waits_and_finds_the_data_set_in_place(rows, data, tmp_path, capsys):
+    rows["mtd"] = replace(rows["mtd"], sha256="", bytes=None)
+    path = archive(tmp_path / "by hand.zip", MTD)
+    with private_folder(data / "mtd") as folder:
+        thread = threading.Thread(target=fetch, args=("mtd", path))
+        thread.start()
+        until = time.monotonic() + 20
+        while not (said := capsys.readouterr().err) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert said == f"adcore: another process is writing {data}/mtd: waiting for it\n"
+        for name, content in {**MTD, "mark": b""}.items():
+            (folder / "mtd" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "mtd" / name).write_bytes(content)
+        (folder / "mtd").rename(data / "mtd")
+    thread.join()
+    assert names(data) == ["mtd"] and (data / "mtd/mark").exists()
 
 
 def test_a_file_that_is_gone_from_the_server_is_answered_with_the_way_by_hand(web: Web, rows, data, tmp_path, capsys):
@@ -206,7 +216,7 @@ def test_a_wrong_layout_is_refused_without_the_temporary_folder_in_the_message(r
     path = archive(tmp_path / "other.zip", MTD)
     with pytest.raises(DataError) as caught:
         fetch("mvtec_ad", path)
-    assert ".unpacking" not in str(caught.value) and "it holds no data set in MVTec layout" in str(caught.value)
+    assert str(data) not in str(caught.value) and "it holds no data set in MVTec layout" in str(caught.value)
     assert names(data) == []
 
 
@@ -238,7 +248,7 @@ def test_an_interrupt_leaves_nothing_half_in_place(rows, data, tmp_path, monkeyp
     path = archive(tmp_path / "by hand.zip", SETS[name])
 
     def interrupted(*_: object) -> None:
-        assert names(data) == [f".{name}.unpacking"]
+        assert len(names(data)) == 2 and not (data / name).exists(), "a lock file and a private folder"
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -272,7 +282,7 @@ def test_too_little_room_is_said_before_anything_is_downloaded_or_unpacked(web: 
 def test_a_folder_that_cannot_be_written_is_named(rows, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     path = archive(tmp_path / "mtd.zip", MTD)
-    with pytest.raises(DataError, match=rf"^cannot write {tmp_path}/file/mtd: .*Not a directory"):
+    with pytest.raises(DataError, match=rf"^cannot write {tmp_path}/file/mtd: .*File exists: '{tmp_path}/file'; make room"):
         fetch("mtd", path, tmp_path / "file")
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from adcore import paths
 from adcore.errors import DataError, StoreError, did_you_mean
-from adcore.files import atomic, digest_file, digest_text, write_json, write_text
+from adcore.files import atomic, digest_file, digest_text, one_at_a_time, private_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -168,6 +168,62 @@ def test_a_file_larger_than_a_block_is_digested_whole(tmp_path):
     (tmp_path / "large").write_bytes(content)
     assert digest_file(tmp_path / "large") == hashlib.sha256(content).hexdigest()
     assert digest_text("abc", 8) == "ba7816bf"  # FIPS 180-2, appendix B.1
+
+
+# Locks between processes, and folders in which something is made. More on locks: tests/experiments/test_at_once.py.
+
+def test_a_process_that_finds_the_lock_held_says_so_once_and_waits(tmp_path):
+    said: list[str] = []
+
+    def second() -> None:
+        with one_at_a_time(tmp_path / "lock", lambda: said.append("waiting")):
+            said.append("inside")
+
+    with one_at_a_time(tmp_path / "lock") as locked:
+        thread = threading.Thread(target=second)
+        thread.start()
+        until = time.monotonic() + 20
+        while said != ["waiting"] and time.monotonic() < until:
+            time.sleep(0.01)
+        assert locked and said == ["waiting"]
+        said.append("left")
+    thread.join()
+    assert said == ["waiting", "left", "inside"] and list(tmp_path.iterdir()) == []
+
+
+def test_a_stale_lock_file_does_not_block_and_a_link_in_its_place_is_not_followed(tmp_path):
+    (tmp_path / "stale").touch()
+    with one_at_a_time(tmp_path / "stale", lambda: pytest.fail("waited for nobody")) as locked:
+        assert locked
+    (tmp_path / "planted").symlink_to(tmp_path / "target")
+    with one_at_a_time(tmp_path / "planted") as locked:
+        assert not locked and not (tmp_path / "target").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["planted"]
+
+
+def test_a_private_folder_is_new_and_closed_to_others_and_goes_with_the_block(tmp_path):
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt), private_folder(tmp_path / "set") as folder:
+            assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700 and not list(folder.iterdir())
+            (folder / "half").write_text("x")
+            raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    code = ("import sys, time\nfrom pathlib import Path\nfrom adcore.files import private_folder\n"
+            "with private_folder(Path(sys.argv[1])) as folder:\n"
+            "    (folder / 'half').write_text('x')\n    print('ready', flush=True)\n    time.sleep(60)\n")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "set")], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGKILL)
+    assert len(list(tmp_path.iterdir())) == 2, "its folder and its lock file"
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / ".set.new-link").symlink_to(tmp_path / "thesis")
+    (tmp_path / ".set.zip.new-1").mkdir()
+    with private_folder(tmp_path / "set") as folder:
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            [".set.lock", ".set.new-link", ".set.zip.new-1", folder.name, "thesis"])
 
 
 def test_a_near_name_is_offered_and_a_far_one_is_not():

@@ -5,32 +5,35 @@ from __future__ import annotations
 import contextlib
 import http.server
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-Answer = Callable[["Handler", bytes, int], None]
+Answer = Callable[["Handler", bytes], None]
 
 
 class Web:
-    """files: what there is, by path. answers: what to do with the next requests of a path, before honest ones. asked: the path
-    and the Range of each request so far."""
+    """A server and what happened to it.
+
+    files    content by path
+    answers  what to do with the next requests of a path; when these are used up, answers are honest
+    asked    paths of the requests so far
+    headers  headers of the requests so far
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.files: dict[str, bytes] = {}
         self.answers: dict[str, list[Answer]] = {}
-        self.asked: list[tuple[str, str | None]] = []
+        self.asked: list[str] = []
+        self.headers: list[Mapping[str, str]] = []
         self.released = threading.Event()  # lets a stalled answer end with the test
 
     def put(self, path: str, content: bytes, *answers: Answer) -> str:
-        """Serve a file; its address."""
+        """Serve a file; returns its address."""
         self.files[path] = content
         self.answers[path] = list(answers)
         return f"{self.address}{path}"
-
-    def ranges(self, path: str) -> list[str | None]:
-        return [asked for name, asked in self.asked if name == path]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -40,16 +43,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.web.asked.append((self.path, asked))
+        self.web.asked.append(self.path)
+        self.web.headers.append(dict(self.headers))
         content = self.web.files.get(self.path)
-        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
         if content is None:
             self.send_error(404)
             return
         answers = self.web.answers.get(self.path)
         with contextlib.suppress(ConnectionError):
-            (answers.pop(0) if answers else honest())(self, content, start)
+            (answers.pop(0) if answers else honest())(self, content)
 
     def head(self, status: int, **headers: object) -> None:
         self.send_response(status)
@@ -58,20 +60,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def honest(tag: str = '"1"', cut: int | None = None, then: Callable[[Web], None] | None = None) -> Answer:
-    """The bytes that are asked for; `cut` ends the connection after so many of them, `then` happens before that."""
-    def answer(handler: Handler, content: bytes, start: int) -> None:
-        if start >= len(content) > 0:
-            handler.head(416, Content_Range=f"bytes */{len(content)}")
-            return
-        condition = handler.headers.get("If-Range")
-        if start and condition in (None, tag):
-            handler.head(206, Content_Range=f"bytes {start}-{len(content) - 1}/{len(content)}", ETag=tag,
-                         Content_Length=len(content) - start)
-        else:
-            start = 0
-            handler.head(200, Content_Length=len(content), ETag=tag)
-        handler.wfile.write(content[start:] if cut is None else content[start:start + cut])
+def honest(cut: int | None = None, then: Callable[[Web], None] | None = None) -> Answer:
+    """The file. `cut` ends the connection after so many bytes; `then` is called before the connection ends."""
+    def answer(handler: Handler, content: bytes) -> None:
+        handler.head(200, Content_Length=len(content))
+        handler.wfile.write(content[:cut])
         if then:
             handler.wfile.flush()
             then(handler.web)
@@ -79,8 +72,8 @@ def honest(tag: str = '"1"', cut: int | None = None, then: Callable[[Web], None]
 
 
 def says(status: int, body: int | None = None, **headers: object) -> Answer:
-    """This status and these headers, and as many bytes of the file as `body`, all by default."""
-    def answer(handler: Handler, content: bytes, start: int) -> None:
+    """This status and these headers, and the first `body` bytes of the file, all by default."""
+    def answer(handler: Handler, content: bytes) -> None:
         handler.head(status, **headers)
         handler.wfile.write(content[:body] if body is not None else content)
     return answer

@@ -1,13 +1,10 @@
-"""Writes `mini` to disk, once, and reads it back as a Dataset."""
+"""Writes `mini` to disk once and reads it back as a Dataset."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,10 +15,11 @@ from adcore.data.mini.picture import CATEGORIES, defect_of, defects, picture, wi
 from adcore.data.mini.shot import Shot
 from adcore.data.sample import Dataset, Sample
 from adcore.errors import ParameterError, StoreError
+from adcore.files import private_folder
 from adcore.paths import cache_folder
 from adcore.progress import progress_bar
 
-VERSION = "1"       # part of the cache folder's name; another one whenever a pixel changes
+VERSION = "1"       # part of the cache folder's name; increase it when a pixel changes
 
 TRAIN, GOOD, DEFECTIVE = 60, 20, 30
 
@@ -32,9 +30,11 @@ def make(category: str, folder: Path, *, train: int = TRAIN, good: int = GOOD, d
 
         train/good/NNN.png  test/good/NNN.png  test/<defect>/NNN.png  ground_truth/<defect>/NNN_mask.png
 
-    Images are 256 x 256 RGB, masks 256 x 256 with 0 and 255. Defective images take turns among the kinds of defect.
-    Image number i is the same whatever the counts are. The folder appears when it is whole; one that stands already is
-    left as it is, also when another process has made it meanwhile. `progress` None: a bar if someone is watching.
+    Images are 256 x 256 RGB, masks 256 x 256 with 0 and 255. Defective images have the kinds of defect in turn.
+    Image number i is the same for all counts. The folder appears when it is complete; an existing one is not changed.
+
+    train, good, defective  how many images
+    progress                show a progress bar; None: when a person is watching
 
     Raises:
         ParameterError: unknown category, or a count below zero.
@@ -47,31 +47,34 @@ def make(category: str, folder: Path, *, train: int = TRAIN, good: int = GOOD, d
     shots = [Shot(category, split, index) for split, count in (("train", train), ("good", good),
                                                                ("defective", defective)) for index in range(count)]
     try:
-        with _appears_whole(target) as building:
-            for part in ("train/good", "test/good"):
-                (building / part).mkdir(parents=True)
-            for defect in defects(category):
-                (building / "test" / defect).mkdir()
-                (building / "ground_truth" / defect).mkdir(parents=True)
-            # Threads, not processes: NumPy and Pillow let go of the lock, and notebooks need no picklable main.
+        with private_folder(target) as folder:
+            if target.is_dir():
+                return target  # another process made it while this one waited
+            new = folder / category
+            for part in ("train/good", "test/good", *(f"{part}/{kind}" for part in ("test", "ground_truth")
+                                                      for kind in defects(category))):
+                (new / part).mkdir(parents=True)
+            # Threads, not processes: NumPy and Pillow release the GIL, and notebooks have no main module to import.
             with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
-                written = pool.map(lambda shot: _write(shot, building), shots)
+                written = pool.map(lambda shot: _write(shot, new), shots)
                 for _ in progress_bar(iterable=written, desc=f"making mini/{category}", total=len(shots), unit="image",
                                       enabled=progress):
                     pass
+            new.rename(target)
     except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.strerror or error}; free the folder or name another one "
-                         f"(ADCORE_CACHE)") from error
+        if not target.is_dir():  # where no locks exist another process may have been faster, and its copy is the same
+            raise StoreError(f"cannot write {target}: {error.strerror or error}; free the folder or name another one "
+                             f"(ADCORE_CACHE)") from error
     return target
 
 
 def load_mini(categories: Sequence[str] | str | None = None, root: Path | None = None, *, train: int = TRAIN,
               good: int = GOOD, defective: int = DEFECTIVE) -> Dataset:
-    """The data set `mini`, made now if it is not there yet (all categories: half a minute).
+    """The data set `mini`, drawn now if it is not there yet (all categories: half a minute).
 
-    categories  which ones, all by default
+    categories  all by default
     root        folder of the categories; by default `mini-<VERSION>` in adcore.paths.cache_folder()
-    train, good, defective   images of each category to take, the first ones; the defects take turns
+    train, good, defective   how many images of each category, the first ones; the kinds of defect in turn
 
     Raises:
         ParameterError: unknown category, or more images asked for than there are.
@@ -84,7 +87,7 @@ def load_mini(categories: Sequence[str] | str | None = None, root: Path | None =
     train_samples: list[Sample] = []
     test_samples: list[Sample] = []
     for category in wanted:
-        # Whole categories are made whatever was asked for, so that a larger request finds them.
+        # A category is always drawn with all its images, so that a later request for more finds them.
         home = make(category, folder, train=max(train, TRAIN), good=max(good, GOOD),
                     defective=max(defective, DEFECTIVE))
         train_samples += [Sample(home / _name(Shot(category, "train", i)), category, 0) for i in range(train)]
@@ -96,7 +99,7 @@ def load_mini(categories: Sequence[str] | str | None = None, root: Path | None =
         for sample in (*train_samples, *test_samples):
             if sample.category == category and not sample.path.is_file():
                 raise ParameterError(f"{home} does not hold {sample.path.relative_to(home)}: it was made with fewer "
-                                     f"images; ask for fewer, or delete the folder to have it made anew")
+                                     f"images; ask for fewer, or delete the folder to have it made again")
     return Dataset("mini", tuple(train_samples), tuple(test_samples))
 
 
@@ -128,38 +131,34 @@ def _write(shot: Shot, folder: Path) -> None:
         mask.save(folder / _mask_name(shot), compress_level=3)
 
 
-@contextlib.contextmanager
-def _appears_whole(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its name when the block ends well and vanishes when it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield building
-        building.chmod(0o755)       # mkdtemp lets nobody else in
-        try:
-            building.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise               # else another process was faster, and its copy is the same
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
 def is_mini(sample: Sample) -> bool:
-    """True for a defective sample of `mini`, as `make` writes it, whose image without the defect is therefore known."""
+    """True for a defective sample in a folder that `make` wrote: its image without the defect can be drawn.
+
+    >>> from adcore.data import load_dataset
+    >>> normal, defective = load_dataset("mini", ["brick"], train=0, good=1, defective=1).test
+    >>> is_mini(normal), is_mini(defective)
+    (False, True)
+    """
     home = sample.path.parent.parent.parent
     return (sample.category in CATEGORIES and sample.defect in defects(sample.category) and sample.path.stem.isdigit()
             and home.name == sample.category and home.parent.name == f"mini-{VERSION}")
 
 
 def clean_counterpart(sample: Sample) -> Image.Image:
-    """The image of a defective sample of `mini` as it would have been without its defect; equal to it outside the mask.
+    """The image of a defective sample of `mini` drawn without its defect. Outside the mask both images are equal.
+
+    >>> import numpy as np
+    >>> from adcore.data import load_dataset
+    >>> defective, = load_dataset("mini", ["brick"], train=0, good=0, defective=1).test
+    >>> changed = np.any(np.asarray(clean_counterpart(defective)) != np.asarray(defective.image), axis=2)
+    >>> bool(changed[~defective.mask].any()), bool(changed[defective.mask].any())
+    (False, True)
 
     Raises:
         ParameterError: not a defective sample of `mini`.
     """
     if not is_mini(sample):
-        raise ParameterError(f"{sample.path} is not a defective image of mini: only those are known without their defect")
+        raise ParameterError(f"{sample.path} is not a defective image of mini: only those can be drawn without their defect")
     kinds = defects(sample.category)
     index = int(sample.path.stem) * len(kinds) + kinds.index(sample.defect)
     return Image.fromarray(_without_defect(sample.category, index))
@@ -167,4 +166,4 @@ def clean_counterpart(sample: Sample) -> Image.Image:
 
 @functools.lru_cache(maxsize=256)
 def _without_defect(category: str, index: int) -> np.ndarray:
-    return without_defect(Shot(category, "defective", index))  # drawing takes a tenth of a second, an ablation asks often
+    return without_defect(Shot(category, "defective", index))  # cached: drawing takes 0.1 s, and an ablation asks often
