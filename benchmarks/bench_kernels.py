@@ -25,7 +25,7 @@ from adcore.kernels import gmm, kcenter, kernels, masked_attention, nearest
 from adcore.kernels.color import moments
 from adcore.kernels.kcenter import POOL
 from adcore.papers.artola2024.color import transport_uint8
-from adcore.papers.uniad2022.transformer import neighbor_mask
+from adcore.papers.uniad2022.uniad import neighbor_mask
 
 COLUMNS = ("kernel", "size", "ms", "eager", "compiled", "limit", "share", "bound by", "verdict")
 

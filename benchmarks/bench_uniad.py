@@ -30,9 +30,8 @@ from adcore.files import write_text
 from adcore.kernels import Dropout
 from adcore.memory import kept_memory
 from adcore.papers.uniad2022.losses import mse
-from adcore.papers.uniad2022.reconstruction import jitter_features
 from adcore.papers.uniad2022.transformer import Attention, FeedForward
-from adcore.papers.uniad2022.uniad import UniADConfig, UniADNetwork
+from adcore.papers.uniad2022.uniad import UniADConfig, UniADNetwork, jitter_features
 from adcore.training import Run, seeded, train
 
 

@@ -1,4 +1,4 @@
-"""How two attentions are wired to their sources: Fig. S1 of uniad2022, drawn from the description that the code runs on."""
+"""Fig. S1 of uniad2022: how the two attentions of a decoder layer are wired to their sources, drawn from `uniad.WIRINGS`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from adcore.figures.style import COLORS, bare
 
 SOURCES = {"Q": "learnable query embedding", "E": "encoder embedding", "P": "output of the previous layer"}
 PAINT = {"Q": COLORS[0], "E": COLORS[2], "P": COLORS[4]}
-RESULT = "R"                                # of the first attention
-INPUTS = ("q", "k, v")                      # left and right entrance of every attention
-LOW, FIRST, SECOND, TOP = 0.0, 1.35, 2.7, 3.75   # lower edges of sources and attentions, tip of the arrow that leaves
-TALL, HALF = 0.55, 0.38                     # height of a box, half the width of a source's
+RESULT = "R"                                     # result of the first attention
+INPUTS = ("q", "k, v")                           # labels of the left and the right input of every attention
+LOW, FIRST, SECOND, TOP = 0.0, 1.35, 2.7, 3.75   # lower edges of sources and attentions, tip of the output's arrow
+TALL, HALF = 0.55, 0.38                          # height of a box, half the width of a source's box
 
 
 def wiring_diagrams(wirings: Mapping[str, Sequence[tuple[str, str]]]) -> Figure:
-    """A panel a wiring: sources below, the two attentions above each other, data flowing upwards.
+    """One panel per wiring: sources at the bottom, the two attentions above them, data flowing upwards.
 
     wirings  letter -> two attentions, each (source of queries, source of keys and values); sources are Q, E, P of `SOURCES`
              and, in the second attention, R, the result of the first
 
-    Queries enter on the left and keys and values on the right; the sources stand below their entrances in that order, so
-    that every arrow is straight and none crosses another.
+    Queries enter an attention on the left, keys and values on the right. The sources are below the inputs in that order, so
+    every arrow is straight and no two cross.
 
     Raises:
-        ParameterError: a wiring of another form, or a source that is none of these.
+        ParameterError: a wiring of another form, or an unknown source.
     """
     for letter, wiring in wirings.items():
         _check(letter, wiring)
@@ -65,20 +65,20 @@ def _draw(axes: Axes, wiring: Sequence[tuple[str, str]]) -> None:
     result_left = second[0] == RESULT
     other = second[1] if result_left else second[0]
     places = (*first, other) if result_left else (other, *first)                # the sources from left to right
-    start = 0 if result_left else 1                                             # where the first attention's begin
-    middle, lonely = start + 0.5, 2 if result_left else 0
+    start = 0 if result_left else 1                                             # the first attention's left source
+    middle, single = start + 0.5, 2 if result_left else 0                       # its output; the second attention's own source
     _sources(axes, places)
     _attention(axes, "attention 1", start, start + 1, FIRST)
-    _attention(axes, "attention 2", min(middle, lonely), max(middle, lonely), SECOND)
+    _attention(axes, "attention 2", min(middle, single), max(middle, single), SECOND)
     for x, text in zip((start, start + 1), INPUTS, strict=True):
         _arrow(axes, x, LOW + TALL, FIRST, text)
     _arrow(axes, middle, FIRST + TALL, SECOND, INPUTS[0 if result_left else 1])
-    _arrow(axes, lonely, LOW + TALL, SECOND, INPUTS[1 if result_left else 0])
-    _arrow(axes, (middle + lonely) / 2, SECOND + TALL, TOP)
+    _arrow(axes, single, LOW + TALL, SECOND, INPUTS[1 if result_left else 0])
+    _arrow(axes, (middle + single) / 2, SECOND + TALL, TOP)
 
 
 def _sources(axes: Axes, places: Sequence[str]) -> None:
-    """A box a source; one that serves neighboring entrances is drawn once below both."""
+    """One box per source; a source of two neighboring inputs has one wide box below both."""
     x = 0
     while x < len(places):
         end = x
@@ -102,7 +102,7 @@ def _box(axes: Axes, text: str, left: float, right: float, low: float, color: st
 
 
 def _arrow(axes: Axes, x: float, low: float, high: float, text: str = "") -> None:
-    """Straight up, its label beside the tip."""
+    """A vertical arrow with its label beside the tip."""
     axes.annotate("", xy=(x, high), xytext=(x, low), arrowprops={"arrowstyle": "-|>", "color": "black", "linewidth": 1.2,
                                                                  "shrinkA": 0, "shrinkB": 0, "mutation_scale": 11})
     if text:

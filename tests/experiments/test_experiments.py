@@ -356,5 +356,5 @@ def test_a_fitted_detector_is_the_one_that_was_measured_and_is_fitted_once(fits,
     detector = fitted(experiment)
     _, _, measures = runner.evaluate(detector, experiment.data())
     assert [m["value"] for m in measures] == approx(list(table.frame["value"]))
-    monkeypatch.setattr(reconstruction.Reconstruction, "loss", None)      # a second training would need it
+    monkeypatch.setattr(UniAD, "loss", None)      # a second training would need it
     assert torch.equal(fitted(experiment).network.expand.weight, detector.network.expand.weight)

@@ -34,7 +34,7 @@ def look(method: str) -> str:
 
 def test_comments_docstrings_and_spacing_leave_the_fingerprint_as_it_was(copied):
     before = look("uniad")
-    edit(copied / "papers/uniad2022/transformer.py", "def neighbor_mask", "# a remark\n\n\ndef neighbor_mask")
+    edit(copied / "papers/uniad2022/uniad.py", "def neighbor_mask", "# a remark\n\n\ndef neighbor_mask")
     edit(copied / "papers/uniad2022/losses.py", '"""', '"""Reworded. ')
     edit(copied / "training.py", "    return (seed * 1_000_003", "    # why\n    return (seed  *  1_000_003")
     assert look("uniad") == before

@@ -1,4 +1,4 @@
-"""Layers of a transformer computed one token and one head at a time, and random modules and tensors to hold them against."""
+"""Layers of a transformer computed one token and one head at a time, and random modules and tensors to compare them with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adcore.papers.uniad2022.transformer import Attention
 
 
 def exact(module: nn.Module) -> nn.Module:
-    """The module in float64, in eval mode, every number random: as initialized, biases and norms would hide mistakes."""
+    """The module in float64 and eval mode with random parameters: initial biases of 0 and norms of 1 would hide mistakes."""
     generator = torch.Generator().manual_seed(1)
     module.double().eval()
     with torch.no_grad():
@@ -24,21 +24,22 @@ def exact(module: nn.Module) -> nn.Module:
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
+
 def attention_by_hand(a: Attention, query: np.ndarray, key: np.ndarray, value: np.ndarray, blocked: np.ndarray) -> np.ndarray:
     """(N, D) each: one token and one head at a time."""
     d = query.shape[1]
     width = d // a.heads
-    weight, bias = a.in_weight.detach().numpy(), a.in_bias.detach().numpy()
-    q, k, v = (x @ weight[i * d:(i + 1) * d].T + bias[i * d:(i + 1) * d] for i, x in enumerate((query, key, value)))
+    in_weight, in_bias = a.in_weight.detach().numpy(), a.in_bias.detach().numpy()
+    q, k, v = (x @ in_weight[i * d:(i + 1) * d].T + in_bias[i * d:(i + 1) * d] for i, x in enumerate((query, key, value)))
     out = np.zeros_like(query)
     for token in range(len(query)):
         for head in range(a.heads):
             part = slice(head * width, (head + 1) * width)
             scores = [-math.inf if blocked[token, other] else float(q[token, part] @ k[other, part]) / math.sqrt(width)
                       for other in range(len(key))]
-            shares = [math.exp(score - max(scores)) for score in scores]
-            for other, share in enumerate(shares):
-                out[token, part] += share / sum(shares) * v[other, part]
+            weights = [math.exp(score - max(scores)) for score in scores]
+            for other, weight in enumerate(weights):
+                out[token, part] += weight / sum(weights) * v[other, part]
     return out @ a.out.weight.detach().numpy().T + a.out.bias.detach().numpy()
 
 

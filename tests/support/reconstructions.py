@@ -1,4 +1,4 @@
-"""A small UniAD, and a network that returns a given reconstruction."""
+"""A small UniAD, and a network whose output is given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from adcore.models import UniAD, UniADConfig
 
 
 class Answer(nn.Module):
-    """Rebuilds what it was told to."""
+    """Returns the tokens it was built with; without any, a copy of its input."""
 
     def __init__(self, answer=None):
         super().__init__()

@@ -1,11 +1,12 @@
-"""The three reconstruction networks that UniAD is held against (You et al., NeurIPS 2022, supplement Sec. C.1).
+"""The three reconstruction networks that UniAD is compared with (You et al., NeurIPS 2022, supplement S C.1).
 
     MLP          the transformer with its attentions replaced by linear maps
     CNN          a ResNet-34 without stem and strides
-    Transformer  vanilla encoder and decoder, one learned query: UniAD with query='one', without mask and jitter
+    Transformer  vanilla encoder and decoder with one learned query: UniAD with query='one', without mask and jitter
 
-All three learn the "identical shortcut": they rebuild an anomaly as well as anything else. Extraction, channel reduction and
-training are UniAD's own (S C.3, C.4); masks and jitter are off and can be turned on, where the network has attentions to mask.
+All three learn the "identical shortcut": they reconstruct an anomaly as well as anything else. Everything but the network is
+inherited from UniAD: extraction, training, loss, anomaly map and score (S C.3, C.4). Jitter, and the mask of the transformer,
+are off by default.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.kernels import Dropout
-from adcore.papers.uniad2022.reconstruction import Reconstruction, ReconstructionConfig
+from adcore.papers.uniad2022.reconstruction import ReconstructionConfig
 from adcore.papers.uniad2022.transformer import FeedForward, initialize
-from adcore.papers.uniad2022.uniad import UniAD, UniADConfig, UniADNetwork
+from adcore.papers.uniad2022.uniad import UniAD, UniADConfig
 
 _QUICK = {name: UniAD.quick[name] for name in ("backbone", "taps", "image_size", "hidden", "jitter_scale", "epochs",
                                                "batch_size", "lr", "lr_drop")}
@@ -28,27 +29,23 @@ _QUICK = {name: UniAD.quick[name] for name in ("backbone", "taps", "image_size",
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(UniADConfig):
-    """The vanilla transformer: row '1 query' of Table S2."""
+    """Settings of the vanilla transformer, row '1 query' of Table S2."""
 
     query: str = "one"
     nma: bool = False
     jitter: bool = False
 
 
-class Transformer(Reconstruction):
-    """Vanilla transformer as a detector."""
+class Transformer(UniAD):
+    """Vanilla transformer as a detector: UniAD's network with other settings."""
 
     name: ClassVar[str] = "transformer"
     Config: ClassVar[type[Any]] = TransformerConfig
-    quick: ClassVar[dict[str, Any]] = UniAD.quick
-
-    def build(self, channels: int) -> nn.Module:
-        return UniADNetwork(channels, self.grid, self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig(ReconstructionConfig):
-    """The MLP; widths and depths are the transformer's."""
+    """Settings of the MLP; widths and depths are the transformer's."""
 
     ffn: int = 1024
     encoder_layers: int = 4
@@ -57,37 +54,39 @@ class MLPConfig(ReconstructionConfig):
 
 
 class Projection(nn.Sequential):
-    """What stands in for an attention: linear map, layer norm, ReLU."""
+    """Replacement of an attention: linear map, layer norm, ReLU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.ReLU())
 
 
 class MLPLayer(nn.Module):
-    """An encoder or decoder layer without attention; each token sees itself alone.
+    """Encoder or decoder layer without attention: each token sees itself alone.
 
-    Self-attention becomes a projection; cross-attention, the concatenation of both inputs and a projection. Residuals and
-    feed-forward stay as in the transformer: the supplement replaces attentions and positions, nothing else.
+    Self-attention becomes a projection; cross-attention becomes a projection of both inputs, concatenated. Residuals and
+    feed-forward network stay as in the transformer: the supplement replaces attentions and positions only.
     """
 
     def __init__(self, c: MLPConfig, *, decoder: bool) -> None:
         super().__init__()
-        self.own = Projection(c.hidden, c.hidden)
-        self.both = Projection(2 * c.hidden, c.hidden) if decoder else None
+        self.self_projection = Projection(c.hidden, c.hidden)
+        self.cross_projection = Projection(2 * c.hidden, c.hidden) if decoder else None
         self.ffn = FeedForward(c.hidden, c.ffn, c.dropout)
-        self.norms = nn.ModuleList(nn.LayerNorm(c.hidden) for _ in range(3 if decoder else 2))
+        self.self_norm = nn.LayerNorm(c.hidden)
+        self.cross_norm = nn.LayerNorm(c.hidden) if decoder else None
+        self.ffn_norm = nn.LayerNorm(c.hidden)
         self.dropout = Dropout(c.dropout)
 
     def forward(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D); a decoder layer is given the encoder's output as well."""
-        x = self.norms[0](x + self.dropout(self.own(x)))
-        if self.both is not None and encoded is not None:
-            x = self.norms[1](x + self.dropout(self.both(torch.cat([x, encoded], dim=-1))))
-        return self.norms[-1](x + self.dropout(self.ffn(x)))
+        """(B, N, D) -> (B, N, D); a decoder layer also takes the encoder's output (B, N, D)."""
+        x = self.self_norm(x + self.dropout(self.self_projection(x)))
+        if self.cross_projection is not None and self.cross_norm is not None and encoded is not None:
+            x = self.cross_norm(x + self.dropout(self.cross_projection(torch.cat([x, encoded], dim=-1))))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))
 
 
 class MLPNetwork(nn.Module):
-    """Reconstruct feature tokens one by one: (B, N, C) -> (B, N, C)."""
+    """Reconstructs each feature token by itself: (B, N, C) -> (B, N, C)."""
 
     def __init__(self, channels: int, grid: tuple[int, int], c: MLPConfig) -> None:
         super().__init__()
@@ -109,7 +108,7 @@ class MLPNetwork(nn.Module):
         return self.expand(self.norm(x))                                                        # (B, N, C)
 
 
-class MLP(Reconstruction):
+class MLP(UniAD):
     """MLP as a detector."""
 
     name: ClassVar[str] = "mlp"
@@ -123,7 +122,7 @@ class MLP(Reconstruction):
 
 @dataclass(frozen=True, kw_only=True)
 class CNNConfig(ReconstructionConfig):
-    """The CNN; stages of C, C/2, C/2 and C channels, with the blocks of ResNet-34."""
+    """Settings of the CNN: stages of C, C/2, C/2 and C channels with the numbers of blocks of ResNet-34."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
 
@@ -145,7 +144,7 @@ class BasicBlock(nn.Module):
 
 
 class CNNNetwork(nn.Module):
-    """Reconstruct a feature map: tokens (B, N, C) in and out, like the others, a map (B, C, h, w) in between."""
+    """Reconstructs a feature map (B, C, h, w) with convolutions; input and output are tokens (B, N, C), as of the others."""
 
     def __init__(self, channels: int, grid: tuple[int, int], c: CNNConfig) -> None:
         super().__init__()
@@ -168,7 +167,7 @@ class CNNNetwork(nn.Module):
         return rebuilt.flatten(2).transpose(1, 2)                                               # (B, N, C)
 
 
-class CNN(Reconstruction):
+class CNN(UniAD):
     """CNN as a detector."""
 
     name: ClassVar[str] = "cnn"

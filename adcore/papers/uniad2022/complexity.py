@@ -1,27 +1,24 @@
-"""Learnable parameters and floating-point operations, counted and derived (Table S7 of uniad2022)."""
+"""Learnable parameters and floating-point operations of Table S7 (uniad2022): counted, and derived from formulas."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-if TYPE_CHECKING:
-    from adcore.papers.uniad2022.uniad import UniADConfig, UniADNetwork
+from adcore.papers.uniad2022.transformer import Attention
+from adcore.papers.uniad2022.uniad import UniADConfig, UniADNetwork
 
 
 def parameters(module: nn.Module) -> int:
-    """Trainable numbers of a module, all of them."""
+    """Number of all trainable values of a module."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def linear_weights(module: nn.Module) -> int:
-    """Weights of linear maps alone: matrices that multiply features. No biases, norms, queries or positions."""
-    from adcore.papers.uniad2022.transformer import Attention
-
+    """Number of weights of linear maps alone, without biases, norms, queries and positions."""
     count = 0
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -32,8 +29,8 @@ def linear_weights(module: nn.Module) -> int:
 
 
 def flops(module: nn.Module, *inputs: Tensor) -> int:
-    """Operations of one forward pass as torch counts them: two for each multiply-add of convolutions and products."""
-    # Detached parameters: torch's counter trips over views of parameters that would need gradients.
+    """Operations of one forward pass as torch counts them: two per multiply-add of convolutions and matrix products."""
+    # Parameters are detached: torch's counter fails on views of parameters that need gradients.
     values = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(module, values, inputs)
@@ -42,11 +39,11 @@ def flops(module: nn.Module, *inputs: Tensor) -> int:
 
 @dataclass(frozen=True)
 class UniADCost:
-    """Multiply-adds of UniAD on one image, by part, from the formula; `flops` counts two for each.
+    """Multiply-adds of UniAD on one image, by part, from the formula.
 
-    backbone   the whole backbone, classifier included, as the paper's count seems to have it
+    backbone   the whole backbone with its classifier, which comes nearest to the paper's count
     linear     N tokens through every linear map: N * linear weights
-    attention  queries by keys and weights by values: 2 * N^2 * D for each of the attentions
+    attention  queries times keys and attention weights times values: 2 * N^2 * D for each attention
     """
 
     backbone: int
@@ -55,17 +52,17 @@ class UniADCost:
 
     @property
     def flops(self) -> int:
-        """Two operations a multiply-add."""
+        """Floating-point operations, two per multiply-add."""
         return 2 * (self.backbone + self.linear + self.attention)
 
 
 def uniad_cost(network: UniADNetwork, config: UniADConfig, backbone_flops: int) -> UniADCost:
-    """The cost of a UniAD network by the formula; `backbone_flops` as counted by `flops`."""
+    """Cost of a UniAD network from the formula; `backbone_flops` as counted by `flops`."""
     tokens = len(network.position.rows) * len(network.position.columns)
     attentions = config.encoder_layers + 2 * config.decoder_layers
     return UniADCost(backbone_flops // 2, tokens * linear_weights(network), attentions * 2 * tokens**2 * config.hidden)
 
 
 def padim_parameters(channels: int = 550, h: int = 56, w: int = 56) -> int:
-    """Numbers that PaDiM learns: a mean and a covariance of `channels` features at each of h x w positions."""
+    """Number of values that PaDiM learns: a mean and a covariance of `channels` features at each of h x w positions."""
     return h * w * (channels + channels**2)

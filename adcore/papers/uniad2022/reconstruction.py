@@ -1,20 +1,20 @@
-"""Detection by reconstructing frozen features: what UniAD and its three baselines share (You et al., S C.3 and C.4).
+"""Detection by reconstructing frozen features: extraction and training, which UniAD and its three baselines share (S C.3, C.4).
 
-    image -> frozen features -> tokens -> (jitter, in training) -> network -> tokens -> error map -> score
+    image -> frozen features -> tokens -> (jitter, in training) -> network -> tokens -> anomaly map -> score
 
     paper     code        shape          meaning
     f_org     features    (B, C, h, w)   tapped backbone maps, resized to one grid and concatenated
-    f_tok     tokens      (B, N, C)      one token a cell, N = h * w
+    f_tok     tokens      (B, N, C)      one token per cell of the grid, N = h * w
     f_rec     rebuilt     (B, N, C)      reconstructed tokens
-    alpha     jitter      scalar         feature jittering scale, 20 (S C.4)
+    C_org     channels    scalar         channels of features and tokens, C in the shapes; 272 (S C.3)
+    C         hidden      scalar         channels inside the network, D in the shapes; 256 (S C.3)
 
-A method gives the network; extraction, training, map and score are the same for all, so that a difference in the numbers is
-one of architecture.
+You et al., "A Unified Model for Multi-class Anomaly Detection", NeurIPS 2022, and its supplement (S). Feature jittering, loss,
+anomaly map and score are in `uniad.py`. The four methods differ in the network alone, and so do their numbers.
 """
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,26 +31,24 @@ from adcore.detector import Config, Detector, Prediction
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, Tap, cached_features, concatenate
 from adcore.papers.uniad2022.losses import LOSSES
-from adcore.papers.uniad2022.shortcut import relative_error, shortcut_measures
 from adcore.training import Run, seeded, train
 
-STRIDE = 16  # every tap is brought to the grid of stride 16, 14x14 at 224
-DIAGNOSED = 32
+STRIDE = 16  # pixels per token: every tap is resized to the grid of stride 16, 14x14 at 224
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig(Config):
-    """Settings of a reconstruction; defaults are those of the paper and, where it is silent, of the published code."""
+    """Settings of a reconstruction. Defaults are the paper's or, where it is silent, those of the published code."""
 
     backbone: str = "efficientnet_b4"
     taps: tuple[Tap, ...] = (1, 2, 3, 4)
     weights: str = "default"
-    train_backbone: bool = False    # Table S5: train the backbone along, which ruins it
+    train_backbone: bool = False    # Table S5: train the backbone too
     image_size: Size = 224
     resize: str = "bilinear"
     hidden: int = 256               # C, reduced channels
-    jitter: bool = False            # feature jittering
-    jitter_scale: float = 20.0
+    jitter: bool = False            # feature jittering on or off
+    jitter_scale: float = 20.0      # alpha
     jitter_probability: float = 1.0
     loss: str = "mse"               # a name of adcore.papers.uniad2022.losses.LOSSES
     epochs: int = 1000
@@ -59,7 +57,7 @@ class ReconstructionConfig(Config):
     lr_drop: int = 800              # epoch from which the learning rate is a tenth
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
-    score: str = "max"              # of the map: 'max' of averaged windows, or 'mean' (CIFAR-10)
+    score: str = "max"              # 'max' of the map averaged over windows, or 'mean' of the map (CIFAR-10)
     score_window: int = 16
     amp: bool = False
 
@@ -67,19 +65,8 @@ class ReconstructionConfig(Config):
         "loss": tuple(LOSSES), "score": ("max", "mean"), "resize": ("bilinear", "lanczos")}
 
 
-def jitter_features(tokens: Tensor, scale: float, probability: float = 1.0) -> Tensor:
-    """Add noise to tokens (feature jittering, Sec. 3.4): f + eps * alpha * |f| / C, eps ~ N(0, 1).
-
-    (B, N, C) -> (B, N, C); one draw of `probability` a batch.
-    """
-    if probability < 1 and float(torch.rand(())) >= probability:
-        return tokens
-    spread = scale * tokens.norm(dim=-1, keepdim=True) / tokens.shape[-1]               # (B, N, 1)
-    return tokens + torch.randn_like(tokens) * spread
-
-
 class Reconstruction(Detector):
-    """A detector whose map is what its network fails to rebuild."""
+    """A detector whose anomaly map is the reconstruction error of its network."""
 
     paper: ClassVar[str] = "uniad2022"
     pooled: ClassVar[bool] = True
@@ -94,11 +81,23 @@ class Reconstruction(Detector):
         self.extractor = FeatureExtractor(c.backbone, c.taps, c.weights, seed, frozen=not c.train_backbone).to(self.device)
         with seeded(seed):
             self.network = self.build(sum(self.extractor.channels)).to(self.device).eval()
-        self.losses: list[float] = []
+        self.losses: list[float] = []   # of each epoch of the training
 
     @abstractmethod
     def build(self, channels: int) -> nn.Module:
-        """The network that rebuilds tokens, (B, N, C) -> (B, N, C), on `self.grid`."""
+        """The network that reconstructs tokens, (B, N, C) -> (B, N, C), on `self.grid`."""
+
+    @abstractmethod
+    def loss(self, features: Tensor) -> Tensor:
+        """Training loss of a batch of features: (B, C, h, w) -> scalar."""
+
+    @abstractmethod
+    def anomaly_map(self, tokens: Tensor, rebuilt: Tensor) -> Tensor:
+        """Reconstruction error at the view's size: (B, N, C), (B, N, C) -> (B, 1, H, W)."""
+
+    @abstractmethod
+    def score(self, maps: Tensor) -> Tensor:
+        """Image scores of anomaly maps: (B, 1, H, W) -> (B,)."""
 
     @property
     def view(self) -> View:
@@ -109,18 +108,26 @@ class Reconstruction(Detector):
         return self.extractor.digest
 
     def features(self, maps: list[Tensor]) -> Tensor:
-        """f_org: the taps' maps on one grid, (B, C, h, w)."""
+        """f_org: the taps' maps, resized to one grid and concatenated, (B, C, h, w)."""
         return concatenate(maps, self.grid, align_corners=True)
 
     def tokens(self, images: Tensor) -> Tensor:
         """f_tok of images at the view's size: (B, 3, H, W) in [0, 1] -> (B, N, C)."""
         return self.features(self.extractor(images)).flatten(2).transpose(1, 2)
 
-    def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Reconstruction:
-        """Train the network on clean or jittered features (Sec. 3.4, S C.4). The last epoch is the one that counts.
+    @torch.no_grad()
+    def extract(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """f_org of samples, and the images it comes from: (n, C, h, w) and (n, 3, H, W) in [0, 1], both on the CPU."""
+        pairs = [(self.features(self.extractor(images.to(self.device))).cpu(), images)
+                 for images in read_images(samples, self.view)]
+        features, images = zip(*pairs, strict=True)
+        return torch.cat(features), torch.cat(images)
 
-        Several processes (`adcore.distributed`) share each batch. Without dropout and jitter they end with the weights of
-        one, to float tolerance; with them, each draws for its share from a stream of its own.
+    def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Reconstruction:
+        """Train the network to reconstruct features of normal images (Sec. 3.4, S C.4). The last epoch counts.
+
+        Several processes (`adcore.distributed`) split each batch into slices. Without dropout and jitter they end with the
+        weights of one process, to float tolerance; with them, each process draws its own random numbers.
         """
         c = self.config
         module: nn.Module = self.network
@@ -138,59 +145,28 @@ class Reconstruction(Detector):
                             run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
         return self
 
-    def loss(self, features: Tensor) -> Tensor:
-        """Rebuild the clean tokens from what the network is shown: (B, C, h, w) -> scalar."""
-        c = self.config
-        tokens = features.flatten(2).transpose(1, 2)                                            # (B, N, C)
-        shown = jitter_features(tokens, c.jitter_scale, c.jitter_probability) if c.jitter else tokens
-        return LOSSES[c.loss][0](tokens, self.network(shown))
-
     def loss_of_images(self, images: Tensor) -> Tensor:
-        """The same with the backbone in the loop, gradients reaching it through input and target alike:
-        (B, 3, H, W) in 0..255 -> scalar."""
+        """Loss of a batch with the backbone in the loop: (B, 3, H, W) in 0..255 -> scalar.
+
+        Gradients reach the backbone through the network's input and through the target.
+        """
         return self.loss(self.features(self.extractor(images / 255)))
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Reconstruction error (Sec. 3.4), upsampled bilinearly; the score is its maximum over averaged windows."""
+        """Anomaly maps and scores; the score is taken of the map at the view's size, before it is resized to the images'."""
         size, own = images.shape[-2:], self.view.shape
         tokens = self.tokens(self.own_size(images))                                             # (B, N, C)
-        errors = LOSSES[self.config.loss][1](tokens, self.network(tokens))                      # (B, N)
-        errors = errors.unflatten(1, self.grid)[:, None]                                        # (B, 1, h, w)
-        maps = F.interpolate(errors, own, mode="bilinear", align_corners=True)                  # (B, 1, H, W)
+        rebuilt = self.network(tokens)                                                          # (B, N, C)
+        maps = self.anomaly_map(tokens, rebuilt)                                                # (B, 1, H, W)
         score = self.score(maps)
         if size != own:
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=True)
         return Prediction(score, maps[:, 0])
 
-    def score(self, maps: Tensor) -> Tensor:
-        """The image's score: (B, 1, H, W) -> (B,)."""
-        if self.config.score == "mean":
-            return maps.mean(dim=(1, 2, 3))
-        window = min(self.config.score_window, *maps.shape[-2:])
-        return F.avg_pool2d(maps, window, stride=1).amax(dim=(1, 2, 3))
-
     @torch.no_grad()
     def rebuild(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features before and after, for looking at: (B, 3, H, W) at the view's size -> f_org, f_rec, both (B, C, h, w)."""
+        """Features before and after reconstruction: (B, 3, H, W) at the view's size -> f_org, f_rec, both (B, C, h, w)."""
         tokens = self.tokens(self.checked_images(images))
         before, after = (t.transpose(1, 2).unflatten(2, self.grid) for t in (tokens, self.network(tokens)))
         return before, after
-
-    def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """How far the identical shortcut is taken, over at most `DIAGNOSED` defective images of a category: `error_inside`
-        their masks, `error_normal` on normal images, and for `mini` the share `copied` (see papers.uniad2022.shortcut)."""
-        normal = [sample for sample in samples if not sample.label][:DIAGNOSED]
-        kinds: dict[str, list[Sample]] = {}
-        for sample in samples:
-            if sample.label and sample.mask_path is not None:
-                kinds.setdefault(sample.defect, []).append(sample)
-        turns = [sample for turn in itertools.zip_longest(*kinds.values()) for sample in turn if sample is not None]
-        defective = [sample for sample in turns
-                     if (mask := sample.mask) is not None and bool(self.view.mask(mask).any())][:DIAGNOSED]
-        if not defective or not normal:
-            return {}
-        table = shortcut_measures(self, defective)
-        errors = torch.cat([relative_error(*self.rebuild(images)) for images in read_images(normal, self.view)])
-        measures = {"error_inside": float(table["error"].mean()), "error_normal": float(errors.mean())}
-        return measures | ({"copied": float(table["copied"].mean())} if "copied" in table else {})

@@ -1,4 +1,4 @@
-"""The three baselines of UniAD's supplement: their architecture counted on paper, and what makes each of them what it is."""
+"""The three baselines of UniAD's supplement: architectures counted on paper, training, prediction and trainable backbone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tokens_of(*shape: int) -> torch.Tensor:
 
 # --- architecture -------------------------------------------------------------------------------------------------------
 
-def test_the_cnns_parameters_follow_from_resnet34_without_stem_and_with_stages_of_256_128_128_256_channels():
+def test_the_cnn_has_the_parameters_of_a_resnet34_without_stem_and_with_stages_of_256_128_128_256_channels():
     def block(inputs, outputs):
         plain = 9 * inputs * outputs + 9 * outputs * outputs + 4 * outputs
         return plain + (inputs * outputs + 2 * outputs if inputs != outputs else 0)
@@ -49,7 +49,7 @@ def test_the_cnns_parameters_follow_from_resnet34_without_stem_and_with_stages_o
     assert count(CNNNetwork(272, (14, 14), CNNConfig())) == body + ends
 
 
-def test_the_cnn_never_strides_and_has_resnet34s_32_convolutions_beyond_its_stem():
+def test_the_cnn_has_no_strides_and_the_32_convolutions_of_a_resnet34_without_stem():
     network = CNNNetwork(272, (14, 14), CNNConfig())
     convolutions = [m for m in network.blocks.modules() if isinstance(m, nn.Conv2d)]
     assert {m.stride for m in convolutions} == {(1, 1)}
@@ -62,7 +62,7 @@ def test_the_cnn_never_strides_and_has_resnet34s_32_convolutions_beyond_its_stem
     assert {(h, w) for _, h, w in shapes} == {(14, 14)}
 
 
-def test_the_mlps_parameters_follow_from_the_transformer_with_projections_for_attentions():
+def test_the_mlp_has_the_parameters_of_the_transformer_with_projections_for_attentions():
     d, inner, channels, n = 256, 1024, 272, 196
     own, both = d * d + d + 2 * d, 2 * d * d + d + 2 * d
     ffn, norm = 2 * d * inner + inner + d, 2 * d
@@ -71,7 +71,7 @@ def test_the_mlps_parameters_follow_from_the_transformer_with_projections_for_at
     assert count(MLPNetwork(channels, (14, 14), MLPConfig())) == layers + ends
 
 
-def test_a_token_of_the_mlp_sees_itself_alone_and_a_cell_of_the_cnn_its_surroundings():
+def test_a_token_of_the_mlp_depends_on_itself_alone_and_a_cell_of_the_cnn_on_its_neighbors_too():
     mlp = MLPNetwork(6, (4, 5), MLPConfig(hidden=16, ffn=24)).eval()
     cnn = CNNNetwork(6, (4, 5), CNNConfig(hidden=16, blocks=(1, 1, 1, 1))).eval()
     tokens = tokens_of(1, 20, 6)
@@ -82,8 +82,8 @@ def test_a_token_of_the_mlp_sees_itself_alone_and_a_cell_of_the_cnn_its_surround
     assert int(((cnn(changed) - cnn(tokens))[0].abs().amax(1) > 0).sum()) > 1
 
 
-def test_the_cnn_works_on_the_map_whose_rows_the_tokens_are():
-    # A flip of the map flips what comes out, if the convolutions are symmetric: only then are h and w what they say.
+def test_the_cnn_puts_tokens_into_rows_and_columns_of_the_map():
+    # With symmetric convolutions a flip of the input map flips the output map, unless h and w are mixed up.
     cnn = CNNNetwork(6, (4, 5), CNNConfig(hidden=16, blocks=(1, 1, 1, 1))).eval()
     with torch.no_grad():
         for module in cnn.modules():
@@ -106,7 +106,7 @@ def test_the_transformer_is_uniad_with_one_query_and_no_mask():
     assert not any(isinstance(module, Attention) for module in MLPNetwork(6, (3, 4), MLPConfig(hidden=8)).modules())
 
 
-def test_baselines_see_clean_features_unless_told_otherwise_and_share_uniads_training():
+def test_baselines_have_no_jitter_and_no_mask_by_default_and_share_uniads_training_settings():
     uniad = UniADConfig()
     for method in (MLP, CNN, Transformer):
         config = method.Config()
@@ -120,7 +120,7 @@ def test_baselines_see_clean_features_unless_told_otherwise_and_share_uniads_tra
 # --- fit and predict ----------------------------------------------------------------------------------------------------
 
 @each
-def test_a_baseline_trains_repeatably_and_its_map_has_the_images_size(method, tiny):
+def test_a_baseline_trains_reproducibly_and_its_map_has_the_size_of_the_images(method, tiny):
     first, again = (detector(method, seed=2).fit(tiny.train) for _ in range(2))
     assert first.losses == again.losses and first.losses[1] < first.losses[0]
     images = torch.rand(2, 3, 50, 70, generator=torch.Generator().manual_seed(0))
@@ -146,7 +146,7 @@ def test_the_score_is_the_largest_window_or_the_mean_of_the_map(score):
 
 
 @each
-def test_rebuild_gives_the_features_and_what_the_network_makes_of_them(method):
+def test_rebuild_returns_features_and_the_networks_reconstruction_of_them(method):
     uni = detector(method)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before, after = uni.rebuild(images)
@@ -159,7 +159,7 @@ def test_rebuild_gives_the_features_and_what_the_network_makes_of_them(method):
 # --- trainable backbone (Table S5) --------------------------------------------------------------------------------------
 
 def trainable(monkeypatch, **changes):
-    monkeypatch.setattr(reconstruction, "FeatureExtractor", FeatureExtractor)   # not the shared one: it is about to change
+    monkeypatch.setattr(reconstruction, "FeatureExtractor", FeatureExtractor)   # not the shared one: training changes it
     return detector(UniAD, train_backbone=True, **changes)
 
 
@@ -178,7 +178,7 @@ def test_a_trained_backbone_changes_with_the_network_and_a_frozen_one_does_not(t
     assert not any(p.requires_grad for p in frozen.extractor.parameters())
 
 
-def test_a_trained_backbone_is_in_eval_mode_when_it_predicts_and_in_its_checkpoint(tiny, tmp_path, monkeypatch):
+def test_a_trained_backbone_predicts_in_eval_mode_and_is_saved_in_the_checkpoint(tiny, tmp_path, monkeypatch):
     uni = trainable(monkeypatch).fit(tiny.train, checkpoint=tmp_path / "checkpoint")
     assert not any(module.training for module in uni.extractor.modules())
     saved = torch.load(tmp_path / "checkpoint", weights_only=True)["module"]

@@ -1,4 +1,4 @@
-"""Table S7 of uniad2022: what can be counted on paper, counted on paper and by torch's own counter."""
+"""Table S7 of uniad2022: parameters and operations, counted on paper and by torch's own counter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_uniad_has_7_479_296_weights_of_linear_maps_which_is_the_papers_count():
     assert round(on_paper / 1e6, 2) == printed("Learnable Params(M)", "Ours")
 
 
-def test_uniad_trains_7_717_392_numbers_and_7_516_688_without_its_queries():
+def test_uniad_has_7_717_392_trainable_values_and_7_516_688_without_its_queries():
     queries = 4 * TOKENS * D
     biases = D + CHANNELS + 4 * (4 * D + FFN + D) + 4 * (8 * D + FFN + D)
     norms = 2 * D * (4 * 2 + 4 * 3 + 1)
@@ -43,7 +43,7 @@ def test_uniad_trains_7_717_392_numbers_and_7_516_688_without_its_queries():
     assert parameters(network()) - queries == 7_516_688
 
 
-def test_frozen_numbers_are_not_counted_as_trainable():
+def test_frozen_values_are_not_counted_as_trainable():
     module = nn.Linear(3, 2).requires_grad_(False)
     assert (parameters(module), linear_weights(module)) == (0, 6)
 
@@ -60,12 +60,12 @@ def test_uniad_takes_6_41_gflops_by_the_formula_with_the_backbone_as_torch_count
     assert abs(cost.flops / 1e9 - printed("FLOPs(G)", "Ours")) < 0.06
 
 
-def test_the_formula_without_backbone_is_what_torch_counts_in_a_forward_pass():
+def test_the_formula_without_backbone_equals_torchs_count_of_a_forward_pass():
     cost = uniad_cost(network(), UniADConfig(), 0)
     assert flops(network(), torch.zeros(1, TOKENS, CHANNELS, device="meta")) == cost.flops
 
 
-def test_torchs_counter_takes_two_operations_a_multiply_add_of_a_convolution():
+def test_torchs_counter_takes_two_operations_per_multiply_add_of_a_convolution():
     convolution = nn.Conv2d(3, 5, 3, padding=1)
     assert flops(convolution, torch.zeros(2, 3, 8, 10)) == 2 * (2 * 8 * 10) * (3 * 3 * 3 * 5)
 
@@ -80,7 +80,7 @@ def test_padim_learns_a_mean_and_a_covariance_at_each_of_56_x_56_positions():
                                                  (UniADNetwork, TransformerConfig)], ids=["mlp", "cnn", "transformer"])
 def test_the_baselines_operations_follow_from_their_weights_and_positions(network, config):
     baseline = network(CHANNELS, (14, 14), config()).eval()
-    # Every weight of a linear or convolutional map meets every cell: strides are 1, and torch counts padding as cells.
+    # Every weight of a linear or convolutional map is used once per cell: strides are 1, and torch counts padding as cells.
     weights = sum(p.numel() for name, p in baseline.named_parameters() if p.ndim > 1 and name.split(".")[0] not in (
         "query", "position"))
     attentions = sum(isinstance(module, Attention) for module in baseline.modules())

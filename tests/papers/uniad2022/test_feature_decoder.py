@@ -1,4 +1,4 @@
-"""The decoder that turns features into pictures: its shapes and size as counted on paper, and that it learns."""
+"""The decoder from features to pictures: shapes and parameters counted on paper, and what it learns."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from adcore.papers.uniad2022.feature_decoder import (
     FeatureDecoder,
     FeatureDecoderConfig,
     UpBlock,
-    collage,
     decoder_for,
     render,
-    seen,
     train_decoder,
 )
 
@@ -33,7 +31,7 @@ SMALL = FeatureDecoderConfig(widths=(16, 16, 8, 8), blocks=(1, 2, 1, 1), epochs=
 
 
 def pair(n: int = 2) -> tuple[Tensor, Tensor]:
-    """Random features on a 2x3 grid, and for each a picture 32x48: a slope of color of its own."""
+    """Random features on a 2x3 grid, and for each a 32x48 picture with a color gradient of its own."""
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(n, 6, 2, 3, generator=generator)
     colors, slope = torch.rand(n, 3, 1, 1, generator=generator), torch.linspace(0, 1, 48).expand(32, 48)
@@ -95,7 +93,7 @@ def test_the_default_decoder_has_the_parameters_counted_on_paper():
               + 3 * block(128, 128))                # neither width nor grid changes: no 1x1 convolution
     head = 49 * 128 * 128 + 2 * 128 + 128 * 3       # 7x7 convolution, batch norm, 1x1 convolution to RGB
     assert parameters(FeatureDecoder(272)) == stages + head
-    # 2x2 kernels: in two stages on the main way and on the shortcut, and twice in the head.
+    # 2x2 kernels: in two stages on the main path and on the shortcut, and twice in the head.
     transposed = 4 * (2 * 256 * 256 + 2 * 128 * 128 + 2 * 128 * 128)
     assert parameters(FeatureDecoder(272, FeatureDecoderConfig(upsample="transposed"))) == stages + head + transposed
 
@@ -104,7 +102,7 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_convolutions_start_with_a_deviation_of_a_hundredth():
+def test_convolutions_start_with_a_standard_deviation_of_0_01():
     for upsample in ("bilinear", "transposed"):
         decoder = FeatureDecoder(64, FeatureDecoderConfig(upsample=upsample, widths=(64, 64, 64, 64), blocks=(1, 1, 1, 1)))
         weights = [m.weight for m in decoder.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and m.out_channels > 3]
@@ -112,11 +110,11 @@ def test_convolutions_start_with_a_deviation_of_a_hundredth():
 
 
 @pytest.mark.parametrize("upsample", ["bilinear", "transposed"])
-def test_two_images_are_learned_by_heart(upsample):
+def test_a_decoder_learns_two_images_by_heart(upsample):
     features, images = pair()
     decoder = train_decoder(features, images, replace(SMALL, upsample=upsample, widths=(16,) * 4, epochs=120), seed=1)
     assert len(decoder.losses) == 120 and decoder.losses[-1] < decoder.losses[0] / 30
-    # A decoder deaf to its features would draw the images' mean, half of their difference away from both.
+    # A decoder that ignored its features would draw the mean of the two images, at half of their difference from both.
     apart = float((images[0] - images[1]).abs().mean())
     assert float((render(decoder, features) - images).abs().mean()) < 0.3 * apart
 
@@ -126,19 +124,19 @@ def test_the_loss_is_measured_on_pixels_normalized_as_imagenet():
     torch.manual_seed(0)
     decoder = train_decoder(features, images, replace(SMALL, epochs=1, lr=0.0, batch_size=2), seed=1)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
-    with torch.no_grad():                           # lr 0: the weights are those that the one step saw
+    with torch.no_grad():                           # lr 0: the weights do not change in the one step
         expected = ((decoder.train()(features) - (images - mean) / std) ** 2).mean()
     assert decoder.losses == approx([float(expected)], rel=1e-5)
 
 
-def test_equal_seeds_give_equal_decoders_and_other_seeds_others():
+def test_equal_seeds_give_equal_decoders_and_other_seeds_different_ones():
     features, images = pair()
     once, again, other = (train_decoder(features, images, SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(once[name], again[name]) for name in once)
     assert not torch.equal(once["head.5.weight"], other["head.5.weight"])
 
 
-def test_a_training_goes_on_from_its_checkpoint(tmp_path):
+def test_a_training_resumes_from_its_checkpoint(tmp_path):
     features, images = pair()
     whole = train_decoder(features, images, replace(SMALL, epochs=3), seed=1)
     train_decoder(features, images, replace(SMALL, epochs=2), seed=1, checkpoint=tmp_path / "decoder")
@@ -149,23 +147,23 @@ def test_a_training_goes_on_from_its_checkpoint(tmp_path):
 
 
 def test_rendered_pictures_are_denormalized_and_clipped_and_do_not_depend_on_their_batch():
-    class Constant(FeatureDecoder):
+    class ConstantPicture(FeatureDecoder):
         def forward(self, features: Tensor) -> Tensor:
             levels = torch.tensor([0.0, 100.0, -100.0]).view(3, 1, 1)       # normalized: mean red, all green, no blue
             return levels.expand(len(features), 3, 32, 48)
 
     features, images = pair(4)
-    assert render(Constant(6, SMALL), features)[0, :, 0, 0].tolist() == approx([IMAGENET[0][0], 1.0, 0.0])
+    assert render(ConstantPicture(6, SMALL), features)[0, :, 0, 0].tolist() == approx([IMAGENET[0][0], 1.0, 0.0])
     decoder = train_decoder(features, images, SMALL, seed=1).train()
     together = render(decoder, features.half())     # half precision, as features are cached
     assert together.dtype == torch.float32 and together.shape == images.shape and not together.requires_grad
     assert torch.allclose(together[1:2], render(decoder, features.half()[1:2]), atol=1e-5)
 
 
-def test_a_wrong_setting_is_named():
+def test_a_wrong_setting_is_named_in_the_message():
     with pytest.raises(ParameterError, match=r"^FeatureDecoderConfig: upsample is one of bilinear, transposed, not 'nearest'$"):
         replace(SMALL, upsample="nearest")
-    with pytest.raises(ParameterError, match=r"^widths \(16, 16, 8, 8\) and blocks \(3, 6\) must have 4 numbers each, one a s"):
+    with pytest.raises(ParameterError, match=r"^widths \(16, 16, 8, 8\) and blocks \(3, 6\) must have 4 numbers each, one p"):
         FeatureDecoder(6, replace(SMALL, blocks=(3, 6)))
 
 
@@ -174,7 +172,7 @@ def test_images_that_do_not_belong_to_the_features_are_refused(shape):
     features, _ = pair()
     with pytest.raises(ParameterError) as caught:
         train_decoder(features, torch.rand(shape), SMALL)
-    assert str(caught.value) == ("features of 2 images on a 2x3 grid are drawn at 16 pixels a cell: images must be "
+    assert str(caught.value) == ("features of 2 images on a 2x3 grid are drawn at 16 pixels per cell: images must be "
                                  f"(2, 3, 32, 48), not {shape}")
 
 
@@ -184,28 +182,11 @@ def test_no_images_are_refused():
         train_decoder(features[:0], images[:0], SMALL)
 
 
-def test_a_collage_of_known_features_is_their_image_and_each_strange_cell_borrows_the_nearest_patch():
-    features, images = pair()
-    assert torch.equal(collage(features, features, images), images)
-    strange = features[:1].clone()
-    strange[0, :, 1, 2] = features[1, :, 0, 0] + 1e-3           # the last cell now looks like the other image's first
-    drawn = collage(strange, features, images)[0]
-    assert torch.equal(drawn[:, 16:, 32:], images[1, :, :16, :16])
-    drawn[:, 16:, 32:] = images[0, :, 16:, 32:]
-    assert torch.equal(drawn, images[0])
-
-
-def test_a_collage_tells_images_that_do_not_belong_to_their_features():
-    features, images = pair()
-    with pytest.raises(ParameterError, match="16 pixels a cell"):
-        collage(features, features, images[:, :, :16])
-
-
 def test_a_detectors_decoder_is_trained_once_for_equal_images_and_settings(monkeypatch, tmp_path):
     monkeypatch.setattr(reconstruction, "FeatureExtractor", shared_extractor)
     samples = list(load_mvtec(write_tiny(tmp_path / "data"), "tiny").test)
     detector = UniAD(UniADConfig.make({**UniAD.quick, "image_size": (48, 64), "neighbors": 3}))
-    features, images = seen(detector, samples)
+    features, images = detector.extract(samples)
     assert features.shape == (len(samples), sum(detector.extractor.channels), 3, 4) and images.shape[1:] == (3, 48, 64)
     torch.testing.assert_close(features[:2].flatten(2).transpose(1, 2), detector.tokens(images[:2]))
 

@@ -1,4 +1,4 @@
-"""The three losses of UniAD's supplement, against their formulas written out and against one another."""
+"""The three losses of UniAD's supplement against their equations written out, and against each other."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_normalized_mse_is_twice_the_cosine_distance(seed):
 
 
 @pytest.mark.parametrize("name", ["mse", "mse_printed", "normalized_mse", "cosine"])
-def test_a_perfect_reconstruction_costs_nothing_and_is_a_minimum(name):
+def test_a_perfect_reconstruction_has_loss_and_map_zero(name):
     a, b = pair(0)
     loss, error = LOSSES[name]
     assert abs(float(loss(a, a))) < 1e-12 < float(loss(a, b))
     assert float(error(a, a).abs().max()) == pytest.approx(0, abs=1e-7)
 
 
-def test_minimizing_the_cosine_as_printed_turns_features_round():
+def test_minimizing_the_cosine_as_printed_drives_it_to_minus_one():
     original, start = pair(1)
     turned = {}
     for name in ("cosine", "cosine_printed"):

@@ -1,4 +1,4 @@
-"""UniAD as a detector: what it is trained on, what it predicts, and itself run twice."""
+"""UniAD as a detector: jitter and loss, training and resuming, anomaly map and score."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adcore import training
 from adcore.data.mvtec import load_mvtec
 from adcore.errors import ParameterError
 from adcore.models import UniAD, UniADConfig
-from adcore.papers.uniad2022.reconstruction import jitter_features
+from adcore.papers.uniad2022.uniad import jitter_features
 from adcore.training import seeded
 
 pytestmark = pytest.mark.usefixtures("one_backbone")
@@ -32,14 +32,14 @@ def detector(seed: int = 0, **changes: object) -> UniAD:
     return UniAD(UniADConfig(**{**SMALL, **changes}), seed=seed)
 
 
-def test_a_window_that_hides_a_token_from_everything_is_refused_when_the_detector_is_built():
+def test_a_window_that_hides_the_whole_grid_is_refused_when_the_detector_is_built():
     with pytest.raises(ParameterError, match="neighbors=7 hides the whole 4x4 grid"):
         detector(neighbors=7)
 
 
 # --- jitter and loss ----------------------------------------------------------------------------------------------------
 
-def test_jitters_standard_deviation_is_20_lengths_of_the_token_over_its_channels():
+def test_the_standard_deviation_of_jitter_is_20_times_the_tokens_norm_over_its_channels():
     tokens = normal(1, 3, 40) * torch.tensor([0.1, 1.0, 7.0]).double()[:, None]
     with seeded(0):
         noise = jitter_features(tokens.expand(4000, 3, 40), 20.0) - tokens
@@ -50,14 +50,14 @@ def test_jitters_standard_deviation_is_20_lengths_of_the_token_over_its_channels
         assert float(noise[:, token].mean(0).abs().max()) < 5 * wanted / math.sqrt(4000)
 
 
-def test_jitter_is_drawn_anew_for_every_channel_and_token():
+def test_jitter_is_independent_for_every_channel_and_token():
     with seeded(0):
         noise = jitter_features(torch.ones(4000, 2, 20), 20.0) - 1
     correlations = np.corrcoef(noise.flatten(1).T.numpy())
     assert np.abs(correlations - np.eye(40)).max() < 5.5 / math.sqrt(4000)
 
 
-def test_jitter_of_probability_zero_leaves_tokens_alone_and_of_one_half_leaves_half_of_the_batches_alone():
+def test_jitter_with_probability_0_changes_no_batch_and_with_one_half_changes_half_of_the_batches():
     tokens = torch.ones(3, 4, 5)
     with seeded(0):
         untouched = [torch.equal(jitter_features(tokens, 20.0, 0.5), tokens) for _ in range(400)]
@@ -66,8 +66,8 @@ def test_jitter_of_probability_zero_leaves_tokens_alone_and_of_one_half_leaves_h
     assert 160 < sum(untouched) < 240
 
 
-class Knows(nn.Module):
-    """Answers with what it was told, whatever it sees; keeps what it saw."""
+class Recorder(nn.Module):
+    """Returns a given output for every input, and keeps the input."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
@@ -79,11 +79,11 @@ class Knows(nn.Module):
 
 
 @pytest.mark.parametrize("jitter", [True, False])
-def test_the_network_sees_jittered_tokens_and_is_held_against_clean_ones(jitter):
+def test_the_networks_input_is_jittered_and_the_target_of_the_loss_is_not(jitter):
     uni = detector(jitter=jitter)
     features = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(0))
     clean = torch.stack([features[:, :, y, x] for y in range(4) for x in range(4)], dim=1)        # (B, N, C)
-    uni.network = Knows(clean)
+    uni.network = Recorder(clean)
     assert float(uni.loss(features).detach()) == 0
     assert torch.equal(uni.network.seen, clean) is not jitter
 
@@ -100,7 +100,7 @@ def test_gradients_are_finite_under_bfloat16_autocast():
 
 # --- fit ----------------------------------------------------------------------------------------------------------------
 
-def test_the_same_seed_gives_the_same_losses_twice_and_another_seed_others(tiny):
+def test_the_same_seed_gives_the_same_losses_and_weights_and_another_seed_different_ones(tiny):
     torch.manual_seed(0)
     first = detector(seed=3).fit(tiny.train)
     torch.manual_seed(1)
@@ -109,7 +109,7 @@ def test_the_same_seed_gives_the_same_losses_twice_and_another_seed_others(tiny)
     assert all(torch.equal(a, b) for a, b in zip(first.network.parameters(), again.network.parameters(), strict=True))
 
 
-def test_building_fitting_and_predicting_leave_the_global_random_state_as_it_was(tiny):
+def test_building_fitting_and_predicting_do_not_change_the_global_random_state(tiny):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     detector().fit(tiny.train).predict(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
@@ -117,7 +117,7 @@ def test_building_fitting_and_predicting_leave_the_global_random_state_as_it_was
 
 
 @pytest.mark.parametrize("epochs_done", [1, 3])
-def test_a_fit_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights(tiny, tmp_path, monkeypatch, epochs_done):
+def test_a_killed_fit_resumes_from_its_checkpoint_and_ends_with_the_same_weights(tiny, tmp_path, monkeypatch, epochs_done):
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=itertools.count(0, 100).__next__))   # saves every epoch
     whole = detector(epochs=5).fit(tiny.train)
     killed, loss, batches = detector(epochs=5), UniAD.loss, itertools.count()
@@ -138,7 +138,7 @@ def test_a_fit_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights(t
     assert torch.equal(resumed.predict(images).map, whole.predict(images).map)
 
 
-def test_a_fitted_detector_rebuilds_without_dropout(tiny):
+def test_a_fitted_detector_predicts_without_dropout(tiny):
     images = torch.rand(2, 3, 64, 64)
     uni = detector().fit(tiny.train)
     assert torch.equal(uni.predict(images).map, uni.predict(images).map)
@@ -148,13 +148,13 @@ def test_a_fitted_detector_rebuilds_without_dropout(tiny):
 
 @pytest.mark.parametrize("image_size", [64, (64, 96), (70, 100)])
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (37, 131), (200, 40)])
-def test_maps_come_back_at_the_size_of_the_images_whatever_was_configured(image_size, size):
+def test_maps_have_the_size_of_the_images_whatever_image_size_is_set(image_size, size):
     found = detector(image_size=image_size).predict(torch.rand(2, 3, *size))
     assert found.map.shape == (2, *size) and found.score.shape == (2,)
     assert bool(torch.isfinite(found.map).all()) and bool((found.map >= 0).all())
 
 
-def test_an_image_alone_is_scored_as_it_is_in_a_batch():
+def test_an_image_has_the_same_score_alone_and_in_a_batch():
     uni, images = detector(), torch.rand(3, 3, 64, 64)
     together = uni.predict(images)
     for i in range(3):
@@ -163,7 +163,7 @@ def test_an_image_alone_is_scored_as_it_is_in_a_batch():
         torch.testing.assert_close(alone.map[0], together.map[i], rtol=1e-4, atol=1e-4)
 
 
-def test_the_map_is_the_error_of_each_token_drawn_out_between_the_corners_of_the_image():
+def test_the_map_is_the_error_of_each_token_interpolated_with_aligned_corners():
     uni, image = detector(image_size=(48, 80), neighbors=3), torch.rand(1, 3, 48, 80)
     tokens = uni.features(uni.extractor(image)).flatten(2).transpose(1, 2)
     errors = (tokens - uni.network(tokens)).detach().double().square().sum(-1).sqrt().reshape(3, 5).numpy()
@@ -191,7 +191,7 @@ def test_an_image_size_below_one_token_is_refused(size):
 
 @pytest.mark.parametrize("images", [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64),
                                     torch.zeros(1, 3, 64, 64, dtype=torch.uint8)])
-def test_what_is_not_a_batch_of_float_rgb_images_is_refused(images):
+def test_anything_but_a_batch_of_float_rgb_images_is_refused(images):
     with pytest.raises(ParameterError, match=r"images must be \(B, 3, H, W\) floats in \[0, 1\], not"):
         detector().predict(images)
 
@@ -227,7 +227,7 @@ def test_the_papers_settings_are_the_defaults():
     assert (paper.epochs, paper.lr, paper.lr_drop, paper.weight_decay, paper.clip_norm) == (1000, 1e-4, 800, 1e-4, 0.1)
 
 
-def test_the_checkpoint_file_can_be_read_without_running_code_in_it(tiny, tmp_path):
+def test_the_checkpoint_file_loads_with_weights_only(tiny, tmp_path):
     path: Path = tmp_path / "checkpoint"
     detector().fit(tiny.train, checkpoint=path)
     assert set(torch.load(path, weights_only=True)) == {"module", "optimizer", "scheduler", "losses"}
