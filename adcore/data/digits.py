@@ -26,7 +26,7 @@ FILE = "digits.csv.gz"
 
 
 def digits_folder() -> Path | None:
-    """scikit-learn's data folder, or None when it is not installed."""
+    """The folder of scikit-learn's data, or None when scikit-learn is not installed."""
     found = importlib.util.find_spec("sklearn")
     return Path(found.origin).parent / "datasets" / "data" if found and found.origin else None
 
@@ -37,6 +37,10 @@ def load_digits(root: Path, normal: str | Sequence[str] | None = None) -> Datase
     Raises:
         ParameterError: `normal` is not several different digits, or leaves none to be anomalous.
         DataError: the file is missing or malformed.
+
+    >>> data = load_digits(digits_folder(), normal="02468")
+    >>> data.categories, len(data.train), data.test[-1].defect
+    (('02468',), 620, 'nine')
     """
     path = Path(root) / FILE
     classes = open_pack(path, read_digits).classes

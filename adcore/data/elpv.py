@@ -19,7 +19,7 @@ from adcore.errors import DataError
 
 
 def elpv_folder() -> Path | None:
-    """The package's data folder, or None when the package is not installed."""
+    """The folder of the package's data, or None when the package is not installed."""
     found = importlib.util.find_spec("elpv_dataset")
     return Path(found.origin).parent / "data" if found and found.origin else None
 

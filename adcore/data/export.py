@@ -1,4 +1,4 @@
-"""data_manifest.csv in the languages of others: Croissant (JSON-LD) for data sets, pooch's registry for files."""
+"""data_manifest.csv in other formats: Croissant (JSON-LD) for data sets, pooch's registry for files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from adcore.data.manifest import Entry, direct_link, entry, load_manifest
 from adcore.errors import ParameterError
 
-# Croissant 1.0's own context, so that a reader needs no network.
+# The context of Croissant 1.0, included so that reading the export needs no network.
 CONTEXT: dict[str, Any] = {
     "@language": "en", "@vocab": "https://schema.org/", "citeAs": "cr:citeAs", "column": "cr:column",
     "conformsTo": "dct:conformsTo", "cr": "http://mlcommons.org/croissant/", "rai": "http://mlcommons.org/croissant/RAI/",
@@ -23,18 +23,21 @@ CONTEXT: dict[str, Any] = {
     "sc": "https://schema.org/", "separator": "cr:separator", "source": "cr:source", "subField": "cr:subField",
     "transform": "cr:transform"}
 LICENSES = {"CC-BY-NC-SA-4.0": "https://creativecommons.org/licenses/by-nc-sa/4.0/"}
-NO_CHECKSUM = "https://github.com/mlcommons/croissant/issues/80"  # what Croissant's own examples write for a repository
+NO_CHECKSUM = "https://github.com/mlcommons/croissant/issues/80"  # as in Croissant's own examples of a repository
 FORMATS = {".xz": "application/x-xz", ".gz": "application/gzip", ".zip": "application/zip", ".tar": "application/x-tar"}
 
 
 def croissant(name: str | None = None) -> dict[str, Any]:
-    """Croissant 1.0 of one data set, or of all that are fetched from somewhere, as a schema.org DataCatalog of them.
+    """Croissant 1.0 description of one data set, or a schema.org DataCatalog of all that have files of their own.
 
-    `contentUrl` is the direct link where there is one. Else it is the file's name, as it is called once a person has got it
-    from `url`. A checksum that is not known is left out.
+    `contentUrl` is the direct link where there is one, else the name of the file that a person downloads from `url`. An
+    unknown checksum is left out.
 
     Raises:
-        ParameterError: no data set of that name, or one that is made on demand or comes as a package.
+        ParameterError: no data set of that name, or one that is made on demand or comes in a package.
+
+    >>> croissant("ksdd2")["distribution"][0]["contentSize"]
+    '853126555 B'
     """
     if name is not None:
         one = entry(name)
@@ -76,9 +79,12 @@ def _file(one: Entry) -> dict[str, Any]:
 
 
 def pooch_registry() -> str:
-    """Lines `file hash url` for `pooch.Pooch.load_registry`, of every file with a direct link and a whole checksum.
+    """Lines `file hash url` for `pooch.Pooch.load_registry`, one per file with a direct link and a full checksum.
 
-    Those that pooch cannot check follow as comments, with the reason.
+    Files that pooch cannot check follow as comments, with the reason.
+
+    >>> print(pooch_registry().splitlines()[1])
+    cifar-10-python.tar.gz md5:c58f30108f718f92721af3b95e74349a https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz
     """
     lines, others = [], []
     for one in load_manifest().values():

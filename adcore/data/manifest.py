@@ -6,10 +6,10 @@
     sha256                 64 digits, 'prefix:' and the first eight or more of them, 'md5:' and 32 digits, or unknown
     bytes                  size of the file, if known
     license, citation      to be read before use
-    unpacks                what to do with the file once it is here
-    verified               yes when the row was held against a library or a file, no when it is from memory or from what other
-                           projects record; the note says which
-    note                   names the page to read when the url is the file itself
+    unpacks                what to do with the downloaded file
+    verified               yes when the row was compared with a library or a file, no when it is from memory or from what
+                           other projects record; the note says which
+    note                   names the page for people when the url is the file itself
 """
 
 from __future__ import annotations
@@ -51,11 +51,15 @@ class Entry:
 
 
 def load_manifest(path: Path | None = None) -> dict[str, Entry]:
-    """All rows by name, in the file's order; by default those of the checkout's data_manifest.csv, or of the copy that
-    an installed wheel puts beside it.
+    """All rows by name, in the file's order.
+
+    path  by default data_manifest.csv of the checkout, or of the installed package
 
     Raises:
         DataError: the file is missing or malformed (the message names the line).
+
+    >>> load_manifest()["cifar10"].file
+    'cifar-10-python.tar.gz'
     """
     if path is None:
         path = (repository() or INSTALLED) / "data_manifest.csv"
@@ -76,7 +80,7 @@ def load_manifest(path: Path | None = None) -> dict[str, Entry]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each row behind the number of its last line."""
+    """The number of each row's last line and the row's fields."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         try:
@@ -120,7 +124,10 @@ def entry(name: str) -> Entry:
     """The row of that name.
 
     Raises:
-        ParameterError: no such row; the message suggests the nearest.
+        ParameterError: no such row; the message suggests the most similar name.
+
+    >>> entry("ksdd2").license
+    'CC-BY-NC-SA-4.0'
     """
     manifest = load_manifest()
     if name not in manifest:
@@ -130,12 +137,12 @@ def entry(name: str) -> Entry:
 
 
 def check(entry: Entry, path: Path) -> None:
-    """Hold a file against its row: size, then digest, as far as they are known.
+    """Compare a file with its row: size, then digest, as far as they are known.
 
-    Nothing is raised for a file whose row knows neither; `entry.sha256` tells.
+    A file whose row has neither size nor digest passes; `entry.sha256` is empty then.
 
     Raises:
-        DataError: the file is not there, or its size or digest is another.
+        DataError: the file is not there, or its size or digest is different.
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file: {_remedy(entry)}")
@@ -145,7 +152,7 @@ def check(entry: Entry, path: Path) -> None:
 
 
 def flaw(entry: Entry, path: Path) -> str:
-    """What tells a file from the one that its row describes, '' when nothing does."""
+    """The difference between a file and its row in the manifest, '' if there is none."""
     size = path.stat().st_size
     if entry.bytes is not None and size != entry.bytes:
         return f"has {size} bytes where '{entry.name}' has {entry.bytes}"
@@ -161,7 +168,11 @@ def flaw(entry: Entry, path: Path) -> str:
 
 
 def direct_link(entry: Entry) -> bool:
-    """True when `entry.url` is the file itself and not a page, a repository or a package."""
+    """True when `entry.url` is the file itself and not a page, a repository or a package.
+
+    >>> direct_link(entry("cifar10")), direct_link(entry("mvtec_ad"))
+    (True, False)
+    """
     return bool(entry.file) and entry.url.startswith("http") and entry.url.endswith(f"/{entry.file}")
 
 

@@ -18,7 +18,13 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files of a folder by name; an empty list when the folder is not there."""
+    """Image files in a folder, sorted by name; an empty list when the folder is not there.
+
+    >>> from adcore.data import load_dataset
+    >>> folder = load_dataset("mini", ["brick"]).train[0].path.parent
+    >>> [path.name for path in list_images(folder)[:3]]
+    ['000.png', '001.png', '002.png']
+    """
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
@@ -26,7 +32,13 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def categories_in(root: Path) -> list[str]:
-    """Names of the folders below `root` that look like a category."""
+    """Names of the folders below `root` that have a folder train/good.
+
+    >>> from adcore.data import load_dataset
+    >>> root = load_dataset("mini", ["brick"]).train[0].path.parents[3]
+    >>> "brick" in categories_in(root)
+    True
+    """
     if not root.is_dir():
         return []
     return sorted(folder.name for folder in root.iterdir() if (folder / "train" / "good").is_dir())
@@ -40,6 +52,11 @@ def load_mvtec(root: Path, name: str, categories: Sequence[str] | None = None) -
     Raises:
         ParameterError: an unknown category; the message lists those that are there.
         DataError: no category, a category without training or test images, a defective image without mask.
+
+    >>> from adcore.data import load_dataset
+    >>> root = load_dataset("mini", ["brick"]).train[0].path.parents[3]
+    >>> load_mvtec(root, "my own data", ["brick"]).categories
+    ('brick',)
     """
     root = Path(root)
     there = categories_in(root)

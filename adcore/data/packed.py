@@ -1,7 +1,7 @@
-"""Images that lie packed in one file, as those of CIFAR-10 do.
+"""Many images in one file, as in CIFAR-10.
 
-A reader makes of a file its images and their classes. A file is read once and kept while the last few are in use, so
-that a sample is as light as one with a file of its own.
+A reader returns the images of a file and their classes. The last few files are kept in memory, so that reading one sample
+after another does not read the file again.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from adcore.errors import DataError
 
 
 class Pack(NamedTuple):
-    """What a file holds: images (n, H, W, 3) or (n, H, W) uint8, and the class of each, (n,) int."""
+    """The contents of a file: images (n, H, W, 3) or (n, H, W) uint8, and the class of each, (n,) int."""
 
     images: np.ndarray
     classes: np.ndarray
 
 
 Reader = Callable[[Path], Pack]
-_READING = threading.Lock()  # two threads that want the same file: one reads, the other finds it read
+_READING = threading.Lock()  # of two threads that ask for the same file, one reads it
 
 
 def open_pack(path: Path, reader: Reader) -> Pack:
@@ -36,6 +36,11 @@ def open_pack(path: Path, reader: Reader) -> Pack:
 
     Raises:
         DataError: the file is not there, or the reader refuses it.
+
+    >>> from adcore.data.digits import FILE, digits_folder, read_digits
+    >>> pack = open_pack(digits_folder() / FILE, read_digits)
+    >>> pack.images.shape, pack.classes.shape
+    ((1797, 8, 8), (1797,))
     """
     try:
         stat = path.stat()
@@ -52,10 +57,10 @@ def _read(path: Path, reader: Reader, size: int, modified: int) -> Pack:
 
 @dataclass(frozen=True)
 class PackedSample(Sample):
-    """One image of several in a file.
+    """One image of a file that holds several.
 
     index   its number in the file, from 0
-    reader  what makes images of the file
+    reader  function that reads the file
     """
 
     index: int = field(kw_only=True)
@@ -71,7 +76,7 @@ class PackedSample(Sample):
 
     @property
     def mask(self) -> None:
-        """None: nobody drew masks for packed images."""
+        """None: data sets of packed images have no masks."""
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""Real photographs by name, from packages that are installed anyway, or any image file by its path.
+"""Real photographs by name, from packages that adcore needs anyway, or any image file by its path.
 
     name         from           what it shows
     astronaut    scikit-image   Eileen Collins, orange suit and a flag
@@ -28,12 +28,15 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 def photograph(name: str) -> Image.Image:
     """A photograph as RGB; a gray one has three equal channels.
 
-    name  one of PHOTOGRAPHS; or the path of an image file, as it is or below ADCORE_DATA, beginning with a data set's name;
-          or the path of a folder, whose first image by name is taken ('imagenet/val/n02391049', 'mvtec_ad/screw/train/good')
+    name  one of PHOTOGRAPHS; or the path of an image file; or the path of a folder, whose first image by name is read.
+          A path may also begin with a data set's name: 'imagenet/val/n02391049', 'mvtec_ad/screw/train/good'
 
     Raises:
-        ParameterError: neither; the message lists the names.
+        ParameterError: neither a name nor a path; the message lists the names.
         DataError: a file that cannot be read, or a folder without images.
+
+    >>> photograph("coffee").size
+    (600, 400)
     """
     if name in PHOTOGRAPHS:
         return _packaged(name)
@@ -41,7 +44,7 @@ def photograph(name: str) -> Image.Image:
         if path.is_dir():
             images = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
             if not images:
-                raise DataError(f"{path} holds no image: name the file, or a folder that holds some")
+                raise DataError(f"{path} holds no image: name a file, or a folder with images")
             return read_image(images[0])
         if path.is_file():
             return read_image(path)

@@ -17,22 +17,33 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         DataError: the file is missing, truncated or no image.
+
+    >>> from adcore.data import load_dataset
+    >>> sample = load_dataset("mini", ["brick"]).train[0]
+    >>> read_image(sample.path).size
+    (256, 256)
     """
     return _decode(path).convert("RGB")
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read a mask file as (H, W) bool, True where anomalous (any value above zero, in any channel but alpha).
+    """Read a mask file as (H, W) bool, True where any channel except alpha is above zero: these pixels are anomalous.
 
-    `size` is the (H, W) of the image that it belongs to.
+    size  (H, W) of the image that the mask belongs to
 
     Raises:
         DataError: the file is missing, truncated, no image, or of another size than its image.
+
+    >>> from adcore.data import load_dataset
+    >>> sample = load_dataset("mini", ["brick"]).test[-1]
+    >>> mask = read_mask(sample.mask_path, (256, 256))
+    >>> mask.shape, mask.dtype, bool(mask.any())
+    ((256, 256), dtype('bool'), True)
     """
     image = _decode(path)
     if image.mode not in ("1", "L", "F", "RGB") and not image.mode.startswith("I"):
         image = image.convert("L" if image.mode in ("LA", "La") else "RGB")  # without a palette or alpha
-    marked = np.asarray(image) > 0  # as it is: in gray a dark blue would be black
+    marked = np.asarray(image) > 0  # in color: a dark blue would become black in gray
     mask: np.ndarray = np.any(marked, axis=2) if marked.ndim == 3 else marked
     if mask.shape != size:
         raise DataError(f"mask {path} is {mask.shape[0]}x{mask.shape[1]} but its image is {size[0]}x{size[1]}: "
@@ -46,7 +57,7 @@ def _size(path: Path) -> tuple[int, int]:
         with Image.open(path) as header:
             return header.height, header.width
     except Exception:
-        image = read_image(path)  # which says what is wrong with it
+        image = read_image(path)  # raises an error that names the file and the reason
         return image.height, image.width
 
 
@@ -66,7 +77,7 @@ class Sample:
     """One image on disk.
 
     path       image file
-    category   what it shows ('screw')
+    category   the kind of object or texture ('screw')
     label      0 normal, 1 anomalous
     defect     'good' or the kind of defect
     mask_path  pixel mask of the defect; None for a normal image, or when the data set has no masks
@@ -80,12 +91,12 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """'folder/file', enough to tell it from the others of its category."""
+        """'folder/file', unique within its category."""
         return f"{self.path.parent.name}/{self.path.name}"
 
     @property
     def place(self) -> str:
-        """Where in its file the image lies; '' when it is all of it."""
+        """Position of the image in its file; '' for a file with one image."""
         return ""
 
     @property
@@ -95,7 +106,7 @@ class Sample:
 
     @property
     def mask(self) -> np.ndarray | None:
-        """(H, W) bool, True where anomalous; all False for a normal image; None when nobody drew one."""
+        """(H, W) bool, True where anomalous; all False for a normal image; None for an anomalous image without a mask."""
         if self.label == 0 or self.mask_path is not None:
             size = _size(self.path)
             return np.zeros(size, bool) if self.mask_path is None else read_mask(self.mask_path, size)
@@ -103,7 +114,11 @@ class Sample:
 
 
 def map_name(sample: Sample) -> str:
-    """'category/folder/file', the name under which a sample's anomaly map is stored."""
+    """'category/folder/file', the name under which a sample's anomaly map is stored.
+
+    >>> map_name(Sample(Path("mvtec_ad/screw/test/scratch_head/004.png"), "screw", 1, "scratch_head"))
+    'screw/scratch_head/004.png'
+    """
     return f"{sample.category}/{sample.name}"
 
 
@@ -142,6 +157,6 @@ class Dataset:
                        test=tuple(s for s in self.test if s.category in wanted))
 
     def __add__(self, other: Dataset) -> Dataset:
-        """Both data sets as one, for a model that serves all categories."""
+        """Both data sets as one, for a model of all categories."""
         return Dataset(f"{self.name}+{other.name}", self.train + other.train, self.test + other.test,
                        self.has_masks and other.has_masks)

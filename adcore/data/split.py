@@ -1,4 +1,4 @@
-"""Splitting normal images for data sets that come without a split."""
+"""Training and test images of data sets that have no published split."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ from adcore.data.sample import Sample
 
 S = TypeVar("S")
 
-SPLIT_SEED = 0  # one split for every experiment, so that seeds measure training and nothing else
+SPLIT_SEED = 0  # the same split in every experiment: its seeds then measure the training alone
 
 
 def hold_out(samples: list[Sample], train_fraction: float) -> tuple[list[Sample], list[Sample]]:
-    """Split at random, always the same way, keeping the order: (to train on, to test on).
+    """A random split, always the same one, in the given order: (training images, test images).
 
-    The first share is `floor(train_fraction * n)` images, 761 of MTD's 952 at 0.8.
+    `floor(train_fraction * n)` images are for training: 761 of MTD's 952 at 0.8.
+
+    >>> from pathlib import Path
+    >>> train, test = hold_out([Sample(Path(f"{i}.png"), "tile", 0) for i in range(10)], 0.8)
+    >>> len(train), [sample.path.name for sample in test]
+    (8, ['1.png', '8.png'])
     """
     return draw(samples, int(train_fraction * len(samples)))
 
 
 def draw(samples: Sequence[S], count: int) -> tuple[list[S], list[S]]:
-    """`count` samples at random, always the same ones, keeping the order: (drawn, left)."""
+    """`count` random samples, always the same ones, in the given order: (drawn, the others).
+
+    >>> draw("abcdefgh", 3)
+    (['c', 'd', 'e'], ['a', 'b', 'f', 'g', 'h'])
+    """
     chosen = np.random.default_rng(SPLIT_SEED).permutation(len(samples))[:count]
     inside = np.zeros(len(samples), bool)
     inside[chosen] = True

@@ -1,6 +1,6 @@
-"""From files to tensors: one geometric view for an image and its mask, and one reader for all methods.
+"""From image files to tensors: the same resizing and cropping for an image and its mask.
 
-Images leave here as RGB in [0, 1]; what a backbone wants (mean, std) is the backbone's business, in `features`.
+Images are RGB in [0, 1]. `adcore.features` normalizes them with the mean and standard deviation of a backbone.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 def _clahe(image: Image.Image) -> Image.Image:
     from skimage import color, exposure  # here, because scikit-image is slow to import
     lab = color.rgb2lab(np.asarray(image))
-    if np.ptp(lab[..., 0]):  # an image of one lightness would come back white
+    if np.ptp(lab[..., 0]):  # an image of uniform lightness would become white
         lab[..., 0] = 100 * exposure.equalize_adapthist(lab[..., 0] / 100, clip_limit=0.01)
     return Image.fromarray((color.lab2rgb(lab) * 255).round().astype(np.uint8))
 
 
-# Contrast, before the image is resized: 'global' flattens the histogram of each channel, 'clahe' that of the lightness in
-# an 8 x 8 grid of tiles, with a limit on contrast.
+# Contrast, changed before the image is resized: 'global' equalizes the histogram of each channel, 'clahe' that of the
+# lightness in each tile of an 8 x 8 grid, with limited contrast.
 CONTRAST: dict[str, Callable[[Image.Image], Image.Image]] = {"none": lambda image: image, "global": ImageOps.equalize,
                                                              "clahe": _clahe}
 
@@ -38,7 +38,11 @@ Size = int | tuple[int, int]
 
 
 def as_size(size: Size) -> tuple[int, int]:
-    """(H, W) from a number (a square) or a pair. Raises ParameterError for anything below one pixel."""
+    """(H, W) from a number (a square) or a pair. Raises ParameterError for a side below one pixel.
+
+    >>> as_size(224), as_size((256, 320))
+    ((224, 224), (256, 320))
+    """
     pair = (size, size) if isinstance(size, int) else size
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
         raise ParameterError(f"image size {size} is not a height and width of at least one pixel")
@@ -47,14 +51,19 @@ def as_size(size: Size) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class View:
-    """Resize straight to `size`, then cut the middle `crop` out. All resamplings of images average what they make smaller;
-    a mask takes the nearest pixel.
+    """Resizes an image to `size` and crops its center. A mask takes the value of the nearest pixel.
 
-    size         (H, W) or a side in pixels
+    size         (H, W) or a side in pixels; the aspect ratio is not kept
     crop         (H, W) or a side in pixels; None keeps everything
-    resample     how images are resized: bilinear, bicubic or lanczos
-    contrast     how they are equalized before that: none, global or clahe
-    whole_masks  a mask is averaged instead, and only pixels count that are masked all over, as in DS2's evaluation
+    resample     how images are resized: bilinear, bicubic or lanczos, each with antialiasing
+    contrast     how images are equalized before that: none, global or clahe
+    whole_masks  a mask is averaged instead, and only pixels whose whole area is masked count, as in DS2's evaluation
+
+    >>> from adcore.data import load_dataset
+    >>> sample = load_dataset("mini", ["brick"]).test[-1]
+    >>> view = View(64, crop=56)
+    >>> view.image(sample.image).shape, view.mask(sample.mask).shape
+    (torch.Size([3, 56, 56]), torch.Size([56, 56]))
     """
 
     size: Size
@@ -69,7 +78,7 @@ class View:
                 raise ParameterError(f"unknown {name} '{value}'{did_you_mean(value, known)}: use {', '.join(known)}")
 
     def __repr__(self) -> str:
-        """Part of cache keys: only what is not the default is added to size and crop."""
+        """Used in cache keys. Beside size and crop, only fields that are not the default are included."""
         resample = "" if self.resample == "bilinear" else f", resample={self.resample!r}"
         contrast = "" if self.contrast == "none" else f", contrast={self.contrast!r}"
         masks = ", whole_masks=True" if self.whole_masks else ""
@@ -77,22 +86,22 @@ class View:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(H, W) of what comes out."""
+        """(H, W) of the images and masks that it makes."""
         return as_size(self.size if self.crop is None else self.crop)
 
     def image(self, image: Image.Image) -> Tensor:
-        """(3, H, W) float32 in [0, 1]."""
+        """An image as (3, H, W) float32 in [0, 1]."""
         h, w = as_size(self.size)
         image = CONTRAST[self.contrast](image).resize((w, h), RESAMPLE[self.resample])
         pixels = np.asarray(image, dtype=np.float32) / 255.0
         return self._cut(torch.from_numpy(pixels).permute(2, 0, 1)).contiguous()
 
     def mask(self, mask: np.ndarray) -> Tensor:
-        """(H, W) bool."""
+        """A mask as (H, W) bool."""
         h, w = as_size(self.size)
         if self.whole_masks:
-            shares = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((w, h), Image.Resampling.BILINEAR))
-            return self._cut(torch.from_numpy(shares > 1 - 1e-6)).contiguous()
+            fractions = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((w, h), Image.Resampling.BILINEAR))
+            return self._cut(torch.from_numpy(fractions > 1 - 1e-6)).contiguous()
         small = Image.fromarray(mask.astype(np.uint8)).resize((w, h), Image.Resampling.NEAREST)
         return self._cut(torch.from_numpy(np.array(small, dtype=bool))).contiguous()
 
@@ -107,10 +116,15 @@ class View:
 
 
 def read_images(samples: Sequence[Sample], view: View, batch_size: int = 16, workers: int = 2) -> Iterator[Tensor]:
-    """Batches (B, 3, H, W) of the samples' images in their order, decoded ahead in threads.
+    """Batches (B, 3, H, W) of the samples' images in their order. Threads decode the next batches in advance.
 
     Raises:
         DataError: an image that cannot be read; the message names the file.
+
+    >>> from adcore.data import load_dataset
+    >>> samples = load_dataset("mini", ["brick"]).test[:6]
+    >>> [batch.shape for batch in read_images(samples, View(32), batch_size=4)]
+    [torch.Size([4, 3, 32, 32]), torch.Size([2, 3, 32, 32])]
     """
     with ThreadPoolExecutor(workers) as pool:
         ahead = [pool.submit(_read, sample, view) for sample in samples[: 2 * batch_size]]
@@ -126,10 +140,15 @@ def _read(sample: Sample, view: View) -> Tensor:
 
 
 def read_masks(samples: Sequence[Sample], view: View) -> list[Tensor | None]:
-    """(H, W) bool masks in the samples' order, None where there is none.
+    """Masks (H, W) bool in the samples' order, None where there is none.
 
     Raises:
         DataError: a mask that is missing, unreadable or of another size than its image.
+
+    >>> from adcore.data import load_dataset
+    >>> normal, defective = load_dataset("mini", ["brick"], good=1, defective=1).test
+    >>> [mask.any().item() for mask in read_masks([normal, defective], View(64))]
+    [False, True]
     """
     with ThreadPoolExecutor(2) as pool:
         masks = pool.map(lambda sample: sample.mask, samples)

@@ -67,6 +67,9 @@ def check_layout(name: str, root: Path | None = None) -> Dataset:
 
     Raises:
         DataError: a file that is missing, or a wrong count or digest.
+
+    >>> len(check_layout("digits").train)
+    628
     """
     source = DATASETS.get(name)
     if source and name != "mini":
