@@ -5,10 +5,9 @@ from adcore.features.cache import cached_features, images_digest
 from adcore.features.engines import engine
 from adcore.features.extractor import FeatureExtractor, Tap, concatenate
 from adcore.features.patches import patch_features, patch_grid
-from adcore.features.pretraining import PRETRAININGS, find_pretraining
 from adcore.features.stages import train_only
 from adcore.features.weights import find_weights, load_weights, read_checkpoint
 
-__all__ = ["BACKBONES", "PRETRAININGS", "Backbone", "FeatureExtractor", "Tap", "cached_features", "concatenate", "engine",
-           "find_backbone", "find_pretraining", "find_weights", "images_digest", "load_weights", "patch_features", "patch_grid",
+__all__ = ["BACKBONES", "Backbone", "FeatureExtractor", "Tap", "cached_features", "concatenate", "engine",
+           "find_backbone", "find_weights", "images_digest", "load_weights", "patch_features", "patch_grid",
            "read_checkpoint", "train_only"]

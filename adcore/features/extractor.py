@@ -19,7 +19,7 @@ from torchvision.models.feature_extraction import get_graph_node_names
 from adcore.errors import DataError, ParameterError
 from adcore.features.backbones import find_backbone
 from adcore.features.engines import chosen_engine, compiled_maps
-from adcore.features.pretraining import Statistics, statistics_of
+from adcore.features.statistics import Statistics, statistics_of
 from adcore.features.weights import load_weights, resolve_weights, weights_digest
 
 Tap = int | str

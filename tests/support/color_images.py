@@ -1,4 +1,4 @@
-"""Images for the tests of color transport, and what those tests are given."""
+"""Images and hypothesis strategies for the tests of color transport."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ few = settings(max_examples=20, deadline=None)
 
 
 def images(seed: int, batch: int = 1, size: tuple[int, int] = (9, 7), dtype: torch.dtype = torch.float64) -> Tensor:
-    """Images whose channels are correlated, each in its own way, in [0, 1] or near it; no direction is without spread."""
+    """Images with correlated channels and a covariance of full rank, with colors in [0, 1] or slightly outside."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(batch, 3, *size, generator=generator, dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(batch, 3, 3, generator=generator, dtype=torch.float64)).Q

@@ -1,20 +1,22 @@
 """Linear color transport: a photograph takes the colors of another image.
 
 Artola et al., "Model-guided Contrastive Fine-tuning for Industrial Anomaly Detection", CVPR Workshops 2024, supplement
-Sec. 1. The map is that of Pitie and Kokaram, "The Linear Monge-Kantorovitch Linear Color Mapping", CVMP 2007.
+Sec. 1 and Fig. 1. The optimal map is the one of Pitie and Kokaram, "The Linear Monge-Kantorovitch Linear Colour Mapping for
+Example-Based Colour Transfer", CVMP 2007.
 
     image -> mean and covariance of its colors -> affine map of colors -> image
 
-    symbol            code          shape             meaning
+    paper             code          shape             meaning
     u                 images        (B, 3, H, W)      natural photographs
-    mu, Sigma         ColorMoments  (B, 3), (B, 3, 3) of the pixels of an image, or of a whole set of images
+    v                 target        (1 or B, 3, H, W) images whose colors are taken
+    mu, Sigma         ColorMoments  (B, 3), (B, 3, 3) mean and covariance of an image's colors, or of a set of images
     T                 color_map     (B, 3, 3)         t(x) = T (x - mu_u) + mu_v
-    rho               rho           number or (B,)    how far along: x_rho = (1 - rho) x + rho t(x)
+    rho               rho           scalar or (B,)    interpolation: x_rho = (1 - rho) x + rho t(x)
 
 `diagonal` scales each channel by itself. `monge_kantorovich` is the optimal transport map between the two Gaussians with
-these moments: it moves colors as little as possible and reaches the target's covariance, not only its variances.
+these moments: it reaches the target's whole covariance, not only its variances, and moves the colors as little as possible.
 
-Colors are in [0, 1]. Nothing is clipped unless asked for: a transported color may leave that range.
+Colors are in [0, 1]. A transported color may leave this range; it is clipped only on request.
 """
 
 from __future__ import annotations
@@ -29,24 +31,28 @@ from torch import Tensor
 from adcore.errors import DataError, ParameterError, did_you_mean
 from adcore.kernels import color as kernels
 
-METHODS = ("diagonal", "monge_kantorovich")
+TRANSPORTS = ("diagonal", "monge_kantorovich")
 
-# The source's covariance must be inverted. An eigenvalue is taken to be at least this share of their sum, and at least the
-# variance of a spread of 1e-4, a fortieth of a step of 8 bits: a gray or a single-colored source has noise of rounding in
-# the other directions, which would be blown up to the target's spread. Larger eigenvalues stay exactly what they are.
+# The source's covariance is inverted, so its eigenvalues have a lower bound: this fraction of their sum, and at least the
+# variance of a standard deviation of 1e-4 (a fortieth of one step of 8 bits). A gray or single-colored source has only
+# rounding noise in some directions; without the bound that noise would be stretched to the target's spread.
 RELATIVE_FLOOR = 1e-6
 ABSOLUTE_FLOOR = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
 class ColorMoments:
-    """Mean and covariance of colors, of each image of a batch or of all together (`pool`).
+    """Mean and covariance of colors, for each image of a batch or for a set of images together (`pool`).
 
     mean        (B, 3), or (3,) for one that serves every image
     covariance  (B, 3, 3) or (3, 3), divided by the number of pixels
-    pixels      (B,) or (), how many pixels count: the weight in `pool`
+    pixels      (B,) or (), the number of pixels: the weight in `pool`
 
-    `moments[index]` takes some of the B, as a tensor does.
+    `moments[index]` selects images, as indexing a tensor does.
+
+        >>> moments = ColorMoments(torch.zeros(4, 3), torch.eye(3).expand(4, 3, 3), torch.ones(4))
+        >>> moments[0].mean.shape, moments[1:].mean.shape
+        (torch.Size([3]), torch.Size([3, 3]))
 
     Raises:
         ParameterError: other shapes.
@@ -67,7 +73,7 @@ class ColorMoments:
         return ColorMoments(self.mean[index], self.covariance[index], self.pixels[index])
 
     def to(self, *args: Any, **kwargs: Any) -> ColorMoments:
-        """On another device or in another dtype, as `Tensor.to`."""
+        """Moments on another device or in another dtype; arguments as for `Tensor.to`."""
         return ColorMoments(*(part.to(*args, **kwargs) for part in (self.mean, self.covariance, self.pixels)))
 
 
@@ -75,7 +81,14 @@ def color_moments(images: Tensor, mask: Tensor | None = None) -> ColorMoments:
     """Mean and covariance of each image's colors, in one pass over the pixels.
 
     images  (B, 3, H, W), any floating dtype; half precision is summed in float32
-    mask    (B, H, W) bool: only pixels where it is True count, whatever the others hold
+    mask    (B, H, W) bool: only pixels where it is True count
+
+        >>> black_and_white = torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)      # two gray pixels
+        >>> moments = color_moments(black_and_white)
+        >>> moments.mean
+        tensor([[0.5000, 0.5000, 0.5000]])
+        >>> moments.covariance[0, 0]                                           # fully correlated channels
+        tensor([0.2500, 0.2500, 0.2500])
 
     Raises:
         ParameterError: another shape or dtype.
@@ -90,14 +103,17 @@ def color_moments(images: Tensor, mask: Tensor | None = None) -> ColorMoments:
 
 
 def pool(parts: Iterable[ColorMoments]) -> ColorMoments:
-    """The moments of all pixels of all images together: those of a set of images, batch by batch.
+    """Moments of all pixels of several images together, for example of a data set read batch by batch.
 
-        target = pool(color_moments(batch) for batch in read_images(dataset.train, view))
+        >>> black, white = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+        >>> together = pool(color_moments(image) for image in (black, white))
+        >>> together.mean, int(together.pixels)
+        (tensor([0.5000, 0.5000, 0.5000]), 8)
 
     Returns mean (3,), covariance (3, 3) and pixels ().
 
     Raises:
-        ParameterError: there are none.
+        ParameterError: no moments are given.
     """
     several = list(parts)
     if not several or not sum(part.mean.numel() for part in several):
@@ -105,11 +121,11 @@ def pool(parts: Iterable[ColorMoments]) -> ColorMoments:
     mean = torch.cat([part.mean.reshape(-1, 3) for part in several])
     covariance = torch.cat([part.covariance.reshape(-1, 3, 3) for part in several])
     pixels = torch.cat([part.pixels.reshape(-1) for part in several])
-    share = (pixels / pixels.sum()).to(mean.dtype)
-    whole = (share[:, None] * mean).sum(0)
-    off = mean - whole                                                          # (B, 3)
-    spread = covariance + off[:, :, None] * off[:, None, :]                     # within the images and between them
-    return ColorMoments(whole, (share[:, None, None] * spread).sum(0), pixels.sum())
+    weight = (pixels / pixels.sum()).to(mean.dtype)
+    pooled = (weight[:, None] * mean).sum(0)
+    offset = mean - pooled                                                      # (B, 3)
+    spread = covariance + offset[:, :, None] * offset[:, None, :]               # within the images and between them
+    return ColorMoments(pooled, (weight[:, None, None] * spread).sum(0), pixels.sum())
 
 
 def color_map(source: ColorMoments, target: ColorMoments, method: str = "monge_kantorovich") -> Tensor:
@@ -118,21 +134,26 @@ def color_map(source: ColorMoments, target: ColorMoments, method: str = "monge_k
         diagonal            T = diag(sigma_v / sigma_u)
         monge_kantorovich   T = Su^-1/2 (Su^1/2 Sv Su^1/2)^1/2 Su^-1/2
 
-    A target may be of any rank: gray, or a single color (T = 0). Eigenvalues of the source's covariance (variances, for the
-    diagonal) are not taken below RELATIVE_FLOOR of their sum and ABSOLUTE_FLOOR.
+    The target's covariance may have any rank: 1 for a gray image, 0 for a single color (T = 0). Eigenvalues of the source's
+    covariance (variances, for the diagonal) are raised to RELATIVE_FLOOR times their sum and to ABSOLUTE_FLOOR.
+
+        >>> def uncorrelated(*deviations):
+        ...     return ColorMoments(torch.zeros(3), torch.diag(torch.tensor(deviations) ** 2), torch.tensor(1.0))
+        >>> color_map(uncorrelated(0.1, 0.2, 0.4), uncorrelated(0.3, 0.1, 0.4)).diagonal()
+        tensor([3.0000, 0.5000, 1.0000], dtype=torch.float64)
 
     Returns (B, 3, 3) float64, or (3, 3) when neither has a batch; B of one of them may be 1.
 
     Raises:
         ParameterError: an unknown method, or two batches of different sizes.
     """
-    if method not in METHODS:
-        raise ParameterError(f"unknown method '{method}'{did_you_mean(method, METHODS)}: use {' or '.join(METHODS)}")
+    if method not in TRANSPORTS:
+        raise ParameterError(f"unknown method '{method}'{did_you_mean(method, TRANSPORTS)}: use {' or '.join(TRANSPORTS)}")
     sizes = [moments.mean.shape[0] for moments in (source, target) if moments.mean.ndim == 2]
     if len({size for size in sizes if size != 1}) > 1:
         raise ParameterError(f"there are {sizes[1]} targets for {sizes[0]} images: give one, or one for each image "
                              f"(pool(color_moments(targets)) makes one of several)")
-    # 3 x 3 matrices cost nothing in float64, and a gray target leaves no digit to spare.
+    # In float64: it costs nothing for 3 x 3 matrices, and a gray target needs all the digits.
     Su, Sv = source.covariance.double(), target.covariance.to(source.covariance.device, torch.float64)
     floor = (RELATIVE_FLOOR * Su.detach().diagonal(dim1=-2, dim2=-1).sum(-1)).clamp_min(ABSOLUTE_FLOOR)
     if method == "diagonal":
@@ -146,17 +167,23 @@ def color_map(source: ColorMoments, target: ColorMoments, method: str = "monge_k
 
 def transport(images: Tensor, target: Tensor | ColorMoments, method: str = "monge_kantorovich", rho: float | Tensor = 1.0,
               *, clip: bool = False) -> Tensor:
-    """The images in the target's colors, all the way or part of it (supplement Sec. 1, Fig. 1).
+    """The images in the target's colors, fully or partly (supplement Sec. 1, Fig. 1).
 
     images  (B, 3, H, W), any floating dtype, colors in [0, 1]
-    target  images (1 or B, 3, H', W') of any size, or moments; one target serves all images. Moments of a target that
-            serves many batches are taken once: `target = color_moments(targets)[0]`, or `pool(color_moments(targets))`
+    target  images (1 or B, 3, H', W') of any size, or moments; one target serves all images. For a target that serves many
+            batches, compute its moments once: `target = color_moments(targets)[0]`, or `pool(color_moments(targets))`
     method  'diagonal' or 'monge_kantorovich'
-    rho     interpolation in [0, 1], 0 the image itself, 1 the whole way; a tensor (B,) gives each image its own
-    clip    cut the result to [0, 1]; off by default, since it alters the moments that were just reached
+    rho     interpolation in [0, 1]: 0 is the image itself, 1 the full transport; a tensor (B,) gives one value per image
+    clip    clip the result to [0, 1]; off by default, because clipping changes the moments that were just reached
 
-    Returns (B, 3, H, W) of the images' dtype and device. Differentiable in the images and the target. Automatic mixed
-    precision does not reach in here: 8 bits of mantissa are fewer than a photograph has.
+        >>> photograph = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> gray = torch.linspace(0.2, 0.4, 16).view(1, 1, 4, 4).expand(1, 3, 4, 4)
+        >>> moved = transport(photograph, gray)                                # as the zebra on the gray screw in Fig. 1
+        >>> bool(chroma(moved) < 1e-5), round(float(moved.mean()), 3)
+        (True, 0.3)
+
+    Returns (B, 3, H, W) of the images' dtype and device. Differentiable in the images and the target. Runs outside autocast,
+    because bfloat16 has fewer digits than a photograph.
 
     Raises:
         ParameterError: a wrong shape, dtype, method or rho.
@@ -165,15 +192,20 @@ def transport(images: Tensor, target: Tensor | ColorMoments, method: str = "mong
     _check_images(images, "images")
     if isinstance(target, Tensor):
         _check_images(target, "target")
-    moved = _moved(images, target, method, rho)
+    moved = _transport(images, target, method, rho)
     return moved.clamp(0, 1) if clip else moved
 
 
 def transport_uint8(images: Tensor, target: Tensor | ColorMoments, method: str = "monge_kantorovich",
                     rho: float | Tensor = 1.0) -> Tensor:
-    """`transport` for images of 8 bits: (B, 3, H, W) uint8 -> uint8, rounded to the nearest and cut to 0..255.
+    """`transport` for images of 8 bits: (B, 3, H, W) uint8 -> uint8, rounded to the nearest and clipped to 0..255.
 
-    A target of images is uint8 too; moments are those of colors in [0, 1].
+    Target images are uint8 too; target moments are those of colors in [0, 1].
+
+        >>> images = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2)
+        >>> target = torch.tensor([50, 70], dtype=torch.uint8).expand(1, 3, 1, 2)
+        >>> transport_uint8(images, target)[0, 0]
+        tensor([[50, 70]], dtype=torch.uint8)
 
     Raises:
         ParameterError: as `transport`, or images that are not uint8.
@@ -185,27 +217,31 @@ def transport_uint8(images: Tensor, target: Tensor | ColorMoments, method: str =
     _check_shape(images, "images")
     if isinstance(target, Tensor):
         _check_shape(target, "target")
-    return _moved(images, target, method, rho)
+    return _transport(images, target, method, rho)
 
 
-def _moved(images: Tensor, target: Tensor | ColorMoments, method: str, rho: float | Tensor) -> Tensor:
+def _transport(images: Tensor, target: Tensor | ColorMoments, method: str, rho: float | Tensor) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):
-        # The target's sums are taken on its own device: six numbers travel, not an image.
+        # The target's moments are computed on its own device, so that a few numbers are moved and not an image.
         goal = ColorMoments(*kernels.moments(target)) if isinstance(target, Tensor) else target
         goal = goal.to(images.device)
         start = ColorMoments(*kernels.moments(images))
         _check_finite(start, "image")
         _check_finite(goal, "target")
         T = color_map(start, goal, method)
-        share = _as_share(rho, images)                                          # (B, 1)
-        still = torch.eye(3, dtype=T.dtype, device=T.device)
-        A = (1 - share[..., None]) * still + share[..., None] * T               # (B, 3, 3)
-        mean = (1 - share) * start.mean.double() + share * goal.mean.double()   # (B, 3)
+        rhos = _as_column(rho, images)                                          # (B, 1)
+        identity = torch.eye(3, dtype=T.dtype, device=T.device)
+        A = (1 - rhos[..., None]) * identity + rhos[..., None] * T              # (B, 3, 3)
+        mean = (1 - rhos) * start.mean.double() + rhos * goal.mean.double()     # (B, 3)
         return kernels.affine(images, A, start.mean, mean)
 
 
 def chroma(images: Tensor) -> Tensor:
-    """How colored an image is: the largest channel minus the smallest, averaged over its pixels. Zero if and only if R=G=B.
+    """Amount of color of each image: the largest channel minus the smallest, averaged over the pixels; 0 exactly if R=G=B.
+
+        >>> orange = torch.tensor([1.0, 0.5, 0.0])[None, :, None, None].expand(1, 3, 4, 4)
+        >>> chroma(orange), chroma(torch.ones(1, 3, 4, 4))
+        (tensor([1.]), tensor([0.]))
 
     (B, 3, H, W) -> (B,)
     """
@@ -214,17 +250,17 @@ def chroma(images: Tensor) -> Tensor:
 
 
 class _Root(torch.autograd.Function):
-    """Square root of symmetric matrices (..., 3, 3), eigenvalues below `floor` (...) replaced by it.
+    """Square root of symmetric matrices (..., 3, 3), with eigenvalues below `floor` (...) replaced by it.
 
-    The gradient of an eigen-decomposition divides by differences of eigenvalues and is infinite for a gray image, two of
-    whose eigenvalues are zero. That of the root alone divides by sums of roots (Daleckii and Krein's divided differences)
-    and is finite. The floor counts as a constant.
+    The gradient of an eigendecomposition divides by differences of eigenvalues and is infinite for a gray image, two of whose
+    eigenvalues are zero. The gradient of the root divides by sums of roots (divided differences of Daleckii and Krein) and is
+    finite. The floor counts as a constant.
     """
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, floor: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(matrix)
-        tiny = 1e-14 * values[..., -1:].clamp_min(0)                            # what rounding leaves of a zero
+        tiny = 1e-14 * values[..., -1:].clamp_min(0)                            # rounding error of a zero eigenvalue
         free = values > torch.maximum(floor[..., None], tiny)
         roots = torch.where(free, values, floor[..., None]).sqrt()
         ctx.save_for_backward(values, vectors, roots, free)
@@ -244,19 +280,19 @@ class _Root(torch.autograd.Function):
 
 
 def _safe_sqrt(values: Tensor) -> Tensor:
-    """Square root with gradient zero at zero, where the true one is infinite; below zero counts as zero."""
+    """Square root whose gradient at zero is zero and not infinite; negative values count as zero."""
     positive = values > 0
     return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
 
 
-def _as_share(rho: float | Tensor, images: Tensor) -> Tensor:
-    share = torch.as_tensor(rho, dtype=torch.float64, device=images.device)
-    if share.shape not in ((), (len(images),)):
-        raise ParameterError(f"rho takes a number or a tensor of one a image, ({len(images)},), not {_shape(share)}")
-    if not bool(((share >= 0) & (share <= 1)).all()):                           # NaN is refused too
-        raise ParameterError(f"rho is {rho}: give a share of the way in [0, 1], 0 for the image itself and 1 for the target's "
-                             f"colors")
-    return share.expand(len(images))[:, None]
+def _as_column(rho: float | Tensor, images: Tensor) -> Tensor:
+    """One rho per image, (B, 1) float64."""
+    rhos = torch.as_tensor(rho, dtype=torch.float64, device=images.device)
+    if rhos.shape not in ((), (len(images),)):
+        raise ParameterError(f"rho takes a number or a tensor with one value per image, ({len(images)},), not {_shape(rhos)}")
+    if not bool(((rhos >= 0) & (rhos <= 1)).all()):                             # NaN is refused too
+        raise ParameterError(f"rho is {rho}: give a value in [0, 1], 0 for the image itself and 1 for the target's colors")
+    return rhos.expand(len(images))[:, None]
 
 
 def _check_images(images: Tensor, name: str) -> None:
@@ -281,15 +317,15 @@ def _check_mask(mask: Tensor, images: Tensor) -> None:
                              f"{mask.dtype} {_shape(mask)}")
     empty = (~mask.flatten(1).any(1)).nonzero()
     if len(empty):
-        raise DataError(f"the mask of image {int(empty[0])} is empty: leave the image out, or its mask")
+        raise DataError(f"the mask of image {int(empty[0])} is empty: leave out the image or the mask")
 
 
 def _check_finite(moments: ColorMoments, what: str) -> None:
-    # A NaN or infinite pixel makes its image's sums so: twelve numbers are looked at, not every pixel once more.
+    # A NaN or infinite pixel makes the sums NaN or infinite, so checking the moments spares a pass over the pixels.
     fine = torch.isfinite(moments.mean).all(-1) & torch.isfinite(moments.covariance).flatten(-2).all(-1)
     if not bool(fine.all()):
         where = f" {int((~fine).nonzero()[0])}" if fine.ndim else ""
-        raise DataError(f"{what}{where} has NaN or infinite values: mend the image or leave it out")
+        raise DataError(f"{what}{where} has NaN or infinite values: repair the image or leave it out")
 
 
 def _shape(tensor: Tensor) -> str:

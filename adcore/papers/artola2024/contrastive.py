@@ -1,23 +1,27 @@
-"""Contrastive fine-tuning: features learn to keep natural images out of the density of normal ones.
+"""Contrastive fine-tuning: a backbone learns to keep natural images outside the mixture of normal features.
 
-Artola et al., "Model-guided Contrastive Fine-tuning for Industrial Anomaly Detection", CVPR Workshops 2024, and its
-supplement. Of the paper only the supplement is followed: what it leaves open is a setting.
+Artola et al., "Model-guided Contrastive Fine-tuning for Industrial Anomaly Detection", CVPR Workshops 2024, supplement
+Sec. 2. Only the supplement is followed; what it leaves open is a setting.
 
-    normal images -----------------> backbone -> taps on one grid -> d numbers a cell -> u+ --+-> mixture (online EM)
-    photographs -> their colors --> backbone -> taps on one grid -> d numbers a cell -> u- --+-> L_pos + L_neg -> backbone
+    normal images ----------------------------> network -> u+ --+-> L_pos, Eq. (2) --+-> gradient to the backbone
+                                                                +-> mixture: one step of online EM
+    photographs in the colors of the object --> network -> u- ----> L_neg, Eq. (4) --+
 
-    paper       code           shape          meaning
-    u           features       (B, h, w, d)   reduced features of a cell
-    GMM         mixture                       of normal features; follows them, gets no gradient
-    alpha, L    outliers                      the uniform component: prior and volume
-    P(z=-|u+)   misclassified                 a normal cell taken for an outlier, by which its gradient is weighted
+    network: image (B, 3, H, W) -> backbone -> maps on the first tap's grid (B, h, w, C) -> projection -> u (B, h, w, d)
 
-The map is -log GMM(u). With epochs=0 it is that of the untouched features: the same method before fine-tuning.
+    paper          code             shape           meaning
+    u+             positive         (n, d)          features of cells of normal images
+    u-             negative         (n, d)          features of cells of photographs
+    GMM            mixture          module          density of normal features; takes no gradient
+    alpha, L       outliers         scalars         prior and volume of the uniform outlier component
+    P(z = - | u+)  misclassified    (n,)            weight of a positive's gradient, Eq. (9); P(z = + | u-) in Eq. (13)
+
+One training step is `Contrastive.contrastive_loss`, backward, `Contrastive._before_step`, Adam. The anomaly map is
+-log GMM(u). With epochs=0 it is the map of the untouched features, that is, the method before fine-tuning.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,40 +37,41 @@ from adcore.data import Sample, View, read_images
 from adcore.data.transforms import Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import AdcoreError, DataError, ParameterError
-from adcore.features import Tap
-from adcore.papers.artola2024 import color
-from adcore.papers.artola2024.color import ColorMoments, color_moments, pool
-from adcore.papers.artola2024.losses import Outliers, misclassified, negative_loss, passing, positive_loss
-from adcore.papers.artola2024.negatives import UNCHANGED, Negatives, find_negatives, random_crops, recolored
-from adcore.papers.artola2024.tuned import Tuned
+from adcore.features import FeatureExtractor, Tap, concatenate, train_only
+from adcore.papers.artola2024.color import TRANSPORTS, ColorMoments, color_moments, pool, transport
+from adcore.papers.artola2024.losses import Outliers, misclassified, negative_loss, outlier_filter, positive_loss
+from adcore.papers.artola2024.mixture import Mixture
+from adcore.papers.artola2024.negatives import Negatives, find_negatives, photograph_crops
 from adcore.training import Run, train
 
-RECORDS = ("positive", "negative", "gradient", "passing", "outside")
-DIAGNOSED = 32
+HISTORY = ("positive", "negative", "gradient", "passing", "outside")  # columns of `Contrastive.history`
+DIAGNOSED = 32  # normal test images that `diagnose` looks at, at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig(Config):
-    """Settings of contrastive fine-tuning. The supplement names losses, filter, online EM and transport, and no number but
-    the filter's tenth; backbone and layers are those of the authors' GLAD, the rest is chosen here.
+    """Settings of contrastive fine-tuning.
 
-    tuned          stages that are fine-tuned, from the end of the stage before to their own; () are the tapped ones
-    dim            d, numbers a cell
-    reduction      of the joined channels to d: 'random' (Gaussian, drawn from the seed) or 'pca' of the untouched features
+    The supplement names the losses, the filter, online EM and the color transport, but no number except the filter's tenth.
+    Backbone and taps are those of the authors' GLAD; the other defaults are our choice.
+
+    tuned          stages that are fine-tuned, each from the end of the stage before to its own; () are the tapped ones
+    dim            d, numbers per cell
+    reduction      of the concatenated channels to d: 'random' (Gaussian, drawn from the seed) or 'pca' of untouched features
     components     K
     volume         'box' takes log L from the box around the untouched normal features, 'given' takes `log_volume`
-    gamma          step of online EM; 0 is (t + 2)^-0.6 at step t
-    start_cells    cells at most, drawn at random, on which the mixture is started by K-means and EM
-    cells          cells of a batch that are contrasted, of normal images and of negatives each, drawn at random; 0 is all
-    clip_norm      of the gradient; 0 is not clipped
-    filter         outlier filter; without it all negatives send a gradient
-    filter_share   the share of negatives, farthest outside, that always pass it
+    gamma          step size of online EM; 0 is (t + 2)^-0.6 at step t
+    start_cells    maximum number of cells, drawn at random, on which the mixture is initialized by K-means and EM
+    cells          number of cells per batch in the loss, for normal images and for negatives, drawn at random; 0 is all
+    clip_norm      maximum norm of the gradient; 0 does not clip
+    filter         use the outlier filter; without it all negatives send a gradient
+    filter_share   fraction of the negatives, farthest outside, that always passes the filter
     negatives      'photographs' (packaged), or a folder: see `papers.artola2024.negatives.find_negatives`
-    held_out       share of the photographs that is kept for measuring
-    smallest_crop  a negative's side, at least, as a share of the longest that fits in the photograph
-    transport      of the negatives' colors: 'monge_kantorovich', 'diagonal' or 'none'
-    target         whose colors: of the 'image' beside it in the batch, or of the whole 'category'
-    rho            how far along
+    held_out       fraction of the photographs that is kept for measuring
+    smallest_crop  smallest side of a crop, as a fraction of the longest side that fits in the photograph
+    transport      color transport of the negatives: 'monge_kantorovich', 'diagonal' or 'none'
+    target         target colors: of the 'image' at the same place in the batch, or of the whole 'category'
+    rho            interpolation of the color transport, 0 to 1
     """
 
     backbone: str = "wide_resnet50_2"
@@ -97,12 +102,12 @@ class ContrastiveConfig(Config):
     rho: float = 1.0
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        "reduction": ("random", "pca"), "volume": ("box", "given"), "transport": (*color.METHODS, UNCHANGED),
+        "reduction": ("random", "pca"), "volume": ("box", "given"), "transport": (*TRANSPORTS, "none"),
         "target": ("image", "category")}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Outliers(self.log_volume, self.alpha)  # which checks them
+        Outliers(self.log_volume, self.alpha)  # checks both
         for name, low, high in (("gamma", 0, 1), ("rho", 0, 1), ("filter_share", 1e-6, 1), ("smallest_crop", 1e-6, 1),
                                 ("held_out", 1e-6, 1 - 1e-6)):
             if not low <= getattr(self, name) <= high:
@@ -111,14 +116,82 @@ class ContrastiveConfig(Config):
             raise ParameterError(f"ContrastiveConfig: dim={self.dim} and components={self.components} must be at least 1, "
                                  f"epochs={self.epochs} and cells={self.cells} at least 0")
         if self.volume == "box" and self.log_volume:
-            raise ParameterError(f"ContrastiveConfig: log_volume={self.log_volume} counts with volume='given' only")
+            raise ParameterError(f"ContrastiveConfig: log_volume={self.log_volume} is used only with volume='given'")
+
+
+class TunedNetwork(nn.Module):
+    """Everything that training changes: a backbone with some stages fine-tuned, and the mixture of its reduced features.
+
+    history  one row per step of fine-tuning (see `Contrastive.history`), saved with the weights
+
+    Raises:
+        ParameterError: see `features.stages` and `FeatureExtractor`; more dimensions than channels.
+        WeightsError: the checkpoint is not here or does not fit.
+    """
+
+    projection: Tensor
+    center: Tensor
+    log_volume: Tensor
+
+    def __init__(self, config: ContrastiveConfig, seed: int = 0) -> None:
+        super().__init__()
+        c = config
+        self.extractor = FeatureExtractor(c.backbone, c.taps, c.weights, seed, frozen=False)
+        channels = sum(self.extractor.channels)
+        if c.dim > channels:
+            raise ParameterError(f"dim={c.dim} is more than the {channels} channels of taps {c.taps} of {c.backbone}: "
+                                 f"features can only be reduced")
+        train_only(self.extractor, c.tuned or c.taps)                                          # type: ignore[arg-type]
+        random = torch.randn(channels, c.dim, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("projection", random / c.dim**0.5)                                # (C, d)
+        self.register_buffer("center", torch.zeros(channels))
+        self.register_buffer("log_volume", torch.tensor(c.log_volume, dtype=torch.float64))
+        self.mixture = Mixture(c.components, c.dim)
+        self.history: list[list[float]] = []
+        self.eval()
+
+    def train(self, mode: bool = True) -> TunedNetwork:
+        """The backbone stays in eval mode, so that batch norms keep their pretrained statistics.
+
+        Normal images and negatives pass in separate batches. Batch statistics would tell the two apart, in training only.
+        """
+        super().train(mode)
+        self.extractor.train(False)
+        return self
+
+    def get_extra_state(self) -> list[list[float]]:
+        return self.history
+
+    def set_extra_state(self, state: list[list[float]]) -> None:
+        self.history = [list(row) for row in state]
+
+    def concatenated(self, images: Tensor) -> Tensor:
+        """The taps' maps on the grid of the first, channels last: (B, 3, H, W) -> (B, h, w, C)."""
+        maps = self.extractor(images)
+        return concatenate(maps, (maps[0].shape[-2], maps[0].shape[-1]), align_corners=False).permute(0, 2, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """u of each cell: (B, 3, H, W) in [0, 1] -> (B, h, w, d)."""
+        return (self.concatenated(images) - self.center) @ self.projection
+
+    @torch.no_grad()
+    def fit_projection(self, batches: Iterator[Tensor]) -> None:
+        """PCA: project on the d directions in which the features of these images vary most."""
+        count, s1, s2 = 0, self.center.new_zeros((), dtype=torch.float64), self.center.new_zeros((), dtype=torch.float64)
+        for images in batches:
+            x = self.concatenated(images).flatten(0, 2).double()                               # (n, C)
+            count, s1, s2 = count + len(x), s1 + x.sum(0), s2 + x.T @ x
+        mean = s1 / count
+        vectors = torch.linalg.eigh(s2 / count - mean[:, None] * mean)[1]                      # in ascending order
+        self.projection.copy_(vectors.flip(1)[:, :self.projection.shape[1]])
+        self.center.copy_(mean)
 
 
 class Contrastive(Detector):
-    """Contrastive fine-tuning as a detector; one model a category.
+    """Contrastive fine-tuning as a detector; one model per category.
 
     Raises:
-        ParameterError, WeightsError: see `Tuned`; images smaller than a tap's stride.
+        ParameterError, WeightsError: see `TunedNetwork`; images smaller than a tap's stride.
     """
 
     name: ClassVar[str] = "contrastive"
@@ -130,13 +203,13 @@ class Contrastive(Detector):
 
     def __init__(self, config: ContrastiveConfig | None = None, *, device: Any = "cpu", seed: int = 0) -> None:
         super().__init__(config, device=device, seed=seed)
-        self.network = Tuned(self.config, seed).to(self.device)
-        self.network.extractor.shapes(self.view.shape)  # which refuses images that are too small
+        self.network = TunedNetwork(self.config, seed).to(self.device)
+        self.network.extractor.shapes(self.view.shape)  # refuses images that are too small
         self.photographs: Negatives | None = None
         self.colors: ColorMoments | None = None
         self.losses: list[float] = []
-        self._step: list[float] = []
-        self._positives = torch.empty(0)
+        self._positive = torch.empty(0)                 # u+ of the step in progress
+        self._measured: dict[str, float] = {}           # row of `history` of the step in progress
 
     @property
     def view(self) -> View:
@@ -153,16 +226,16 @@ class Contrastive(Detector):
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row a step of fine-tuning.
+        """One row per step of fine-tuning.
 
         positive, negative  mean L_pos, and mean L_neg of the negatives that pass the filter
-        gradient            norm of the gradient, before it is clipped
-        passing, outside    share of the negatives that pass the filter, and that lie outside the mixture
+        gradient            norm of the gradient before clipping
+        passing, outside    fraction of the negatives that pass the filter, and that are outside the mixture
         """
-        return pd.DataFrame(self.network.history, columns=list(RECORDS))
+        return pd.DataFrame(self.network.history, columns=list(HISTORY))
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Contrastive:
-        """Start the mixture on the untouched features, then fine-tune. The last epoch is the one that counts.
+        """Initialize the mixture on the untouched features, then fine-tune. The model of the last epoch is kept.
 
         Raises:
             DataError: no training image, or no negatives.
@@ -178,14 +251,13 @@ class Contrastive(Detector):
             self._start(images)
         optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], c.lr)
         optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
         self.losses = train(self.network, self.loss, images, optimizer, epochs=c.epochs, batch_size=c.batch_size,
                             seed=self.seed, run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
         return self
 
     @torch.no_grad()
     def _start(self, images: Tensor) -> None:
-        """Reduction, box and mixture of the untouched features of normal images, (n, 3, H, W) uint8."""
+        """Projection, box and mixture of the untouched features of normal images, (n, 3, H, W) uint8."""
         def batches() -> Iterator[Tensor]:
             return (batch.to(self.device).float() / 255 for batch in images.split(16))
 
@@ -200,44 +272,46 @@ class Contrastive(Detector):
         network.mixture.fit(features[some.sort().values.to(self.device)], seed=self.seed)
 
     def loss(self, images: Tensor) -> Tensor:
-        """mean L_pos + mean L_neg of a batch of normal images and as many negatives drawn for it: (B, 3, H, W) in 0..255 ->
-        scalar."""
+        """Loss of a batch of normal images (B, 3, H, W) in 0..255 and of B negatives drawn for it -> scalar."""
         images = images / 255
-        return self.contrast(images, self.negatives(images))
+        return self.contrastive_loss(images, self.negatives(images))
 
-    def contrast(self, images: Tensor, negatives: Tensor) -> Tensor:
-        """mean L_pos + mean L_neg of normal images and negatives, both (B, 3, H, W) in [0, 1]: -> scalar."""
-        c = self.config
-        positive, negative = (self._some(self.network(batch).flatten(0, 2)) for batch in (images, negatives))  # (n, d)
-        logit = self.outliers.logit(self.network.mixture(negative))                            # (n,)
-        outside = logit.detach() < 0
-        passes = passing(logit, c.filter_share) if c.filter else torch.ones_like(outside)
-        l_pos = positive_loss(self.outliers.logit(self.network.mixture(positive))).mean()
-        l_neg = negative_loss(logit[passes]).mean()
-        self._positives = positive.detach()
-        self._step = [float(x) for x in (l_pos.detach(), l_neg.detach(), math.nan, passes.float().mean(),
-                                         outside.float().mean())]
+    def contrastive_loss(self, images: Tensor, negatives: Tensor) -> Tensor:
+        """mean L_pos + mean L_neg of normal images and negatives, both (B, 3, H, W) in [0, 1] -> scalar.
+
+        The mean of L_neg is over the negatives that pass the outlier filter.
+        """
+        c, log_gmm = self.config, self.network.mixture
+        positive, negative = (self._drawn_cells(self.network(batch).flatten(0, 2)) for batch in (images, negatives))  # (n, d)
+        logit_pos, logit_neg = self.outliers.logit(log_gmm(positive)), self.outliers.logit(log_gmm(negative))         # (n,)
+        passing = outlier_filter(logit_neg, c.filter_share) if c.filter else torch.ones_like(logit_neg, dtype=torch.bool)
+        l_pos = positive_loss(logit_pos).mean()                 # Eq. (2); its gradient by u+ is Eq. (9)
+        l_neg = negative_loss(logit_neg[passing]).mean()        # Eq. (4); its gradient by u- is Eq. (13)
+        self._positive = positive.detach()
+        self._measured = {"positive": float(l_pos.detach()), "negative": float(l_neg.detach()),
+                          "passing": float(passing.float().mean()), "outside": float((logit_neg < 0).float().mean())}
         return l_pos + l_neg
 
-    def _some(self, cells: Tensor) -> Tensor:
-        """The cells of a batch that are contrasted: (n, d) -> (at most `cells`, d)."""
+    def _drawn_cells(self, cells: Tensor) -> Tensor:
+        """At most `config.cells` of a batch's cells, drawn at random: (n, d) -> (m, d)."""
         wanted = self.config.cells
         return cells if not 0 < wanted < len(cells) else cells[torch.randperm(len(cells))[:wanted].to(cells.device)]
 
+    @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Between backward pass and optimizer step: online EM on the positives of the batch; record and clip the gradient."""
+        self.network.mixture.update(self._positive, self.config.gamma or None)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or float("inf"))
-        self._step[RECORDS.index("gradient")] = float(norm)
-
-    def _after_step(self, *_: Any) -> None:
-        """The mixture follows the normal features (online EM)."""
-        self.network.mixture.update(self._positives, self.config.gamma or None)
-        self.network.history.append(self._step)
+        row = {**self._measured, "gradient": float(norm)}
+        self.network.history.append([row[name] for name in HISTORY])
 
     def negatives(self, images: Tensor, *, held_out: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """A random crop of a photograph for each normal image, in its colors or the category's: (B, 3, H, W) -> (B, 3, H, W).
+        """One random crop of a photograph per normal image, in its colors or the category's: (B, 3, H, W) -> (B, 3, H, W).
 
-        held_out  of the photographs that fine-tuning does not see
+        Colors are not clipped, so that mean and covariance of the target are reached.
+
+        held_out  draw from the photographs that are not used for fine-tuning
 
         Raises:
             AdcoreError: called before `fit`.
@@ -246,9 +320,11 @@ class Contrastive(Detector):
             raise AdcoreError("there are no negatives yet: call fit first")
         c = self.config
         names = self.photographs.held_out if held_out else self.photographs.train
-        crops = random_crops(names, len(images), self.view.shape, c.smallest_crop, generator).to(images.device)
+        crops = photograph_crops(names, len(images), self.view.shape, c.smallest_crop, generator).to(images.device)
+        if c.transport == "none":
+            return crops
         target = images if c.target == "image" else self.colors.to(images.device, images.dtype)
-        return recolored(crops, target, c.transport, c.rho)
+        return transport(crops, target, c.transport, c.rho)
 
     def log_density(self, images: Tensor) -> Tensor:
         """log GMM(u) of each cell: (B, 3, H, W) in [0, 1] -> (B, h, w).
@@ -257,12 +333,12 @@ class Contrastive(Detector):
             AdcoreError: called before `fit`.
         """
         if not self.network.mixture.started:
-            raise AdcoreError("the features of contrastive have no mixture yet: call fit before predict or misclassification")
+            raise AdcoreError("contrastive has no mixture of features yet: call fit before predict or misclassification")
         return self.network.mixture(self.network(images))
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """-log GMM(u) of each cell, upsampled bilinearly; the score is the largest of the cells.
+        """-log GMM(u) of each cell, upsampled bilinearly; the score is the largest value over the cells.
 
         Raises:
             AdcoreError: called before `fit`.
@@ -273,15 +349,15 @@ class Contrastive(Detector):
 
     @torch.no_grad()
     def misclassification(self, samples: Sequence[Sample], negatives: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """P(-|u+) of every cell of normal images, P(+|u-) of every cell of negatives (Fig. 2): two arrays (cells,).
+        """P(z = - | u+) of every cell of normal images, P(z = + | u-) of every cell of negatives (Fig. 2): two arrays (cells,).
 
-        negatives  (m, 3, H, W) at the view's size; by default a crop of a held-out photograph for each normal image, the same
-                   ones for the same images before and after fine-tuning
+        negatives  (m, 3, H, W) at the view's size; by default one crop of a held-out photograph per normal image, the same
+                   crops for the same images before and after fine-tuning
 
         Raises:
             AdcoreError: called before `fit`.
         """
-        generator = torch.Generator().manual_seed(0)  # whatever the detector's seed: all are measured on the same crops
+        generator = torch.Generator().manual_seed(0)  # not the detector's seed: all detectors are measured on the same crops
         drawn: list[Tensor] = []
         positive: list[Tensor] = []
         for batch in read_images(samples, self.view):

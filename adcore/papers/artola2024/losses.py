@@ -1,16 +1,18 @@
-"""Normal features against everything else: a mixture, a uniform outlier component, and the losses between them.
+"""Losses between normal features and natural images: a mixture, a uniform outlier component, Eqs. (1)-(13), the filter.
 
 Artola et al., "Model-guided Contrastive Fine-tuning for Industrial Anomaly Detection", CVPR Workshops 2024, supplement Sec. 2.
 
-    paper            code           meaning
-    alpha            alpha          prior of the outlier component
-    1 / L            -log_volume    its density, uniform over a box of volume L; only log L is ever formed
-    P(z = + | u)     sigmoid(logit)
-    P(z = - | u)     sigmoid(-logit)
+    paper         code            shape      meaning
+    alpha         alpha           scalar     prior of the outlier component
+    log L         log_volume      scalar     volume of the box in which outliers are uniform; L itself would overflow
+    log GMM(u)    log_density     (...)      from `mixture.Mixture`
+    log odds      logit           (...)      log P(z = + | u) - log P(z = - | u)
+    L_pos         positive_loss   (...)      Eqs. (1), (2)
+    L_neg         negative_loss   (...)      Eqs. (3), (4)
+    h(u)          h               (..., d)   direction to the mixture, Eqs. (14)-(16), from `mixture.Mixture.direction`
 
     logit  =  log (1 - alpha) + log GMM(u) - log alpha + log L
-    L_pos  =  -log P(z = + | u+)  =  softplus(-logit)            (1), (2)
-    L_neg  =  -log P(z = - | u-)  =  softplus(logit)             (3), (4)
+    P(z = + | u) = sigmoid(logit),    P(z = - | u) = sigmoid(-logit)
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from adcore.errors import ParameterError
 
 @dataclass(frozen=True)
 class Outliers:
-    """The uniform component.
+    """The uniform outlier component.
 
-    log_volume  log L. In d dimensions L is far beyond floating point, its logarithm is not.
+    log_volume  log L. In d dimensions L is too large for floating point, its logarithm is not.
     alpha       prior probability of an outlier
 
-    As in the paper's equations its density is the same everywhere: it does not end at the box that gave it its volume.
+    As in the paper's equations, the density is constant everywhere, also outside the box of volume L.
 
     Raises:
         ParameterError: alpha outside (0, 1), or a log L that is not finite.
@@ -56,7 +58,7 @@ class Outliers:
         """
         ranges = points.detach().double().amax(0) - points.detach().double().amin(0)                  # (d,)
         if not ranges.isfinite().all():
-            raise ParameterError("the outliers' box cannot be drawn around features that hold NaN or infinity")
+            raise ParameterError("the outliers' box cannot be computed: some features are NaN or infinite")
         flat = (ranges == 0).nonzero().flatten().tolist()
         if flat:
             raise ParameterError(f"the outliers' box has no volume: all {len(points)} features are equal in dimension {flat[0]}"
@@ -64,56 +66,56 @@ class Outliers:
         return cls(float(ranges.log().sum()), alpha)
 
     def logit(self, log_density: Tensor) -> Tensor:
-        """log P(+|u) - log P(-|u) from log GMM(u); any shape, the same one back."""
+        """log P(z = + | u) - log P(z = - | u) from log GMM(u), element by element."""
         return log_density + (math.log1p(-self.alpha) - math.log(self.alpha) + self.log_volume)
 
 
 def positive_loss(logit: Tensor) -> Tensor:
-    """L_pos, Eq. (2), of each normal feature; any shape.
-
-    By logsigmoid, whose value and gradient keep all digits: torch's softplus cuts off at 20, which is 2e-9 off.
-    """
+    """L_pos = -log P(z = + | u+), Eqs. (1) and (2), of each normal feature; any shape."""
+    # torch's softplus(-logit) is the same function but switches to a linear one above 20, which is off by 2e-9.
     return -F.logsigmoid(logit)
 
 
 def negative_loss(logit: Tensor) -> Tensor:
-    """L_neg, Eq. (4), of each outlier; any shape."""
+    """L_neg = -log P(z = - | u-), Eqs. (3) and (4), of each negative; any shape."""
     return -F.logsigmoid(-logit)
 
 
 def misclassified(logit: Tensor, positive: bool) -> Tensor:
-    """The probability of the wrong class, by which each feature's gradient is weighted: P(-|u) of a positive, P(+|u) of a
-    negative; any shape."""
+    """Probability of the wrong class, the weight of a feature's gradient in Eqs. (9) and (13); any shape.
+
+    P(z = - | u) of a positive, P(z = + | u) of a negative.
+    """
     return torch.sigmoid(-logit if positive else logit)
 
 
 def positive_gradient(h: Tensor, logit: Tensor) -> Tensor:
-    """dL_pos/du = -h(u) P(-|u), Eq. (9): (..., d), (...) -> (..., d). Descent goes along h, towards the mixture."""
+    """dL_pos/du = -h(u) P(z = - | u), Eq. (9): (..., d), (...) -> (..., d). Descent moves u along h, towards the mixture."""
     return -h * misclassified(logit, positive=True)[..., None]
 
 
 def negative_gradient(h: Tensor, logit: Tensor) -> Tensor:
-    """dL_neg/du = h(u) P(+|u), Eq. (13): (..., d), (...) -> (..., d). Descent goes against h, away from the mixture."""
+    """dL_neg/du = h(u) P(z = + | u), Eq. (13): (..., d), (...) -> (..., d). Descent moves u against h, off the mixture."""
     return h * misclassified(logit, positive=False)[..., None]
 
 
-def passing(logit: Tensor, share: float = 0.1) -> Tensor:
-    """Which negatives of a batch send a gradient (outlier filter): (n,) logits -> (n,) bool.
+def outlier_filter(logit: Tensor, fraction: float = 0.1) -> Tensor:
+    """Which negatives of a batch send a gradient (outlier filter, Sec. 2, last paragraph): logits (n,) -> (n,) bool.
 
-    Those outside the mixture, where P(-|u) > 1/2. If they are fewer than `share` of the batch: the `share` farthest outside,
-    that is, of lowest likelihood (n * share, rounded up; of equals the first). The paper says "outliers outside the GMM (or the
-    10% most outside)" and not when which holds; this is our reading.
+    Those outside the mixture, where P(z = - | u) > 1/2. If they are fewer than `fraction` of the batch, then the `fraction`
+    with the lowest likelihood (n * fraction, rounded up; among equals the first). The paper says "outliers outside the GMM (or
+    the 10% most outside)" and does not say which rule applies when; this is our reading.
 
     Raises:
-        ParameterError: NaN among the logits, or a share outside (0, 1].
+        ParameterError: NaN among the logits, or a fraction outside (0, 1].
     """
-    if not 0 < share <= 1:
-        raise ParameterError(f"the outlier filter's share {share} must be above 0 and at most 1")
+    if not 0 < fraction <= 1:
+        raise ParameterError(f"the outlier filter's fraction {fraction} must be above 0 and at most 1")
     logit = logit.detach()
     if logit.isnan().any():
         raise ParameterError(f"{int(logit.isnan().sum())} of {len(logit)} logits for the outlier filter are NaN")
     outside = logit < 0
-    fewest = math.ceil(share * len(logit) - 1e-9)  # 0.07 * 100 is above 7
+    fewest = math.ceil(fraction * len(logit) - 1e-9)  # 0.07 * 100 is above 7 in floating point
     if int(outside.sum()) >= fewest:
         return outside
     lowest = logit.argsort(stable=True)[:fewest]

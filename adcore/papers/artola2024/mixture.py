@@ -1,14 +1,19 @@
-"""A Gaussian mixture of features that can follow them while they drift.
+"""A Gaussian mixture of features, fitted by EM, that follows them by stepwise (online) EM while the network is fine-tuned.
 
-Artola et al., "Model-guided Contrastive Fine-tuning for Industrial Anomaly Detection", CVPR Workshops 2024; the online scheme
-is that of Cappe and Moulines, "On-line expectation-maximization algorithm for latent data models", JRSS B 2009.
+Artola et al., "Model-guided Contrastive Fine-tuning for Industrial Anomaly Detection", CVPR Workshops 2024, supplement Sec. 2.
+The supplement names an online scheme and does not print it; this is stepwise EM by Cappe and Moulines, "On-line
+expectation-maximization algorithm for latent data models", JRSS B 2009.
 
-    features (n, d) -> K-means -> EM steps on everything -> stepwise EM, batch by batch, while the network changes
+    features (n, d) -> K-means (`start`) -> EM on all features (`em_step`) -> stepwise EM, batch by batch (`update`)
 
-    paper       code          shape       meaning
-    S_0         s0            (K,)        mean responsibility of each component
-    S_1, S_2    s1, s2        (K, d)...   means of r u and r u u^T
-    gamma       gamma         scalar      share of the new batch in the statistics; 1 forgets all before
+    paper           code               shape       meaning
+    u               points             (n, d)      features
+    P(z = k | u)    responsibilities   (n, K)      weights in Eq. (16)
+    h(u)            direction          (n, d)      Eqs. (14)-(16)
+    S_0             s0                 (K,)        mean responsibility r of each component
+    S_1             s1                 (K, d)      mean of r u
+    S_2             s2                 (K, d, d)   mean of r u u^T
+    gamma           gamma              scalar      weight of the new batch in the statistics; 1 forgets all earlier batches
 
     S <- (1 - gamma) S + gamma * batch means,    pi = S_0,  mu = S_1 / S_0,  Sigma = S_2 / S_0 - mu mu^T + ridge I
 """
@@ -25,23 +30,22 @@ from torch import Tensor, nn
 from adcore.errors import AdcoreError, ParameterError
 from adcore.kernels import gmm
 
-EMPTY = 1e-10    # a component whose share of the points falls below this keeps its place
+EMPTY = 1e-10     # a component whose weight falls below this keeps its mean and covariance
 SMALLEST = 1e-12  # variance of the ridge where all features are equal
-ROWS = 8192      # points whose statistics are summed at a time
+ROWS = 8192       # number of points per block when statistics are summed
 
 
 class Mixture(nn.Module):
-    """Full-covariance Gaussian mixture of d-dimensional features; `start` it, then `em_step` or `update` it.
+    """Gaussian mixture with full covariances of d-dimensional features: call `start`, then `em_step` or `update`.
 
     components  K
     dim         d
-    floor       ridge on the covariances' diagonal, as a share of the features' mean variance (over all components, so that it
-                follows their scale)
-    exponent    of the step sizes t^-exponent that `update` takes when it is given none; above 0.5 and at most 1
-    dtype       of the parameters; statistics and factorisations are float64 throughout
+    floor       ridge on the covariances' diagonal, as a fraction of the features' mean variance over all components
+    exponent    of the default step sizes (t + 2)^-exponent of `update`; above 0.5 and at most 1
+    dtype       of the parameters; statistics and factorizations are float64
 
-    Parameters are buffers: they are saved with the module and no optimizer sees them. Gradients reach features, never the
-    mixture.
+    The parameters are buffers: they are saved with the module and are not seen by an optimizer. Gradients reach the features,
+    never the mixture.
     """
 
     log_weights: Tensor
@@ -72,10 +76,10 @@ class Mixture(nn.Module):
 
     @classmethod
     def of(cls, weights: Tensor, means: Tensor, covariances: Tensor) -> Mixture:
-        """A mixture with given parameters (K,), (K, d), (K, d, d), in their dtype and without a ridge.
+        """A mixture with the given parameters (K,), (K, d), (K, d, d), in their dtype and without a ridge.
 
         Raises:
-            ParameterError: weights that are no probabilities, or a covariance that is not positive definite.
+            ParameterError: weights that are not probabilities, or a covariance that is not positive definite.
         """
         if not (weights > 0).all() or abs(float(weights.sum()) - 1) > 1e-6:
             raise ParameterError(f"mixture weights {weights.tolist()} are not positive numbers that add up to 1")
@@ -91,6 +95,7 @@ class Mixture(nn.Module):
 
     @property
     def started(self) -> bool:
+        """Whether the mixture has components."""
         return bool(self.s0.sum() > 0)
 
     @property
@@ -100,43 +105,47 @@ class Mixture(nn.Module):
 
     @property
     def covariances(self) -> Tensor:
-        """Covariance matrices (K, d, d), from the factors in use: ridge included."""
+        """Covariance matrices (K, d, d), ridge included."""
         return _inverse(self.factors)
 
     def forward(self, points: Tensor) -> Tensor:
-        """log GMM(u), differentiable by the points: (..., d) -> (...).
+        """log GMM(u), differentiable in the points: (..., d) -> (...).
 
         Raises:
-            AdcoreError: the mixture was not started.
+            AdcoreError: the mixture has not been started.
         """
         return self._terms(points)[0]
 
     def responsibilities(self, points: Tensor) -> Tensor:
-        """P(z = k | u) without gradient: (..., d) -> (..., K)."""
+        """P(z = k | u), the weights in Eq. (16), without gradient: (..., d) -> (..., K)."""
         return self._terms(points.detach())[1]
 
     def direction(self, points: Tensor) -> Tensor:
-        """h(u) = GMM'(u) / GMM(u), Eq. (16), without gradient: (..., d) -> (..., d)."""
+        """h(u) = GMM'(u) / GMM(u) = -sum_k Sigma_k^-1 (u - mu_k) P(z = k | u), Eqs. (14) and (16): (..., d) -> (..., d).
+
+        Computed as the derivative of log GMM(u), whose closed form in `kernels.gmm` is Eq. (16). The result has no gradient.
+        """
         with torch.enable_grad():
             inner = points.detach().clone().requires_grad_()
             (h,) = torch.autograd.grad(self(inner).sum(), inner)
         return h
 
     def _terms(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """log GMM(u) and P(z = k | u): (..., d) -> (...), (..., K)."""
         self._must_be_started()
         k, d = self.means.shape
         if points.shape[-1] != d:
             raise ParameterError(f"features {tuple(points.shape)} for a mixture in {d} dimensions: expected (..., {d})")
-        density, shares = gmm(points.reshape(-1, d), self.log_weights, self.means, self.factors)
-        return density.view(points.shape[:-1]), shares.view(*points.shape[:-1], k)
+        density, responsibilities = gmm(points.reshape(-1, d), self.log_weights, self.means, self.factors)
+        return density.view(points.shape[:-1]), responsibilities.view(*points.shape[:-1], k)
 
     @torch.no_grad()
     def start(self, points: Tensor, seed: int = 0) -> Mixture:
-        """Components from K-means: each gets the weight, mean and covariance of its cluster. (n, d) with n >= K.
+        """Initialize by K-means: each component gets the weight, mean and covariance of its cluster. (n, d) with n >= K.
 
         Raises:
             ParameterError: fewer points than components, or points of another dimension.
-            AdcoreError: NaN or infinity among the points.
+            AdcoreError: some points are NaN or infinite.
         """
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
@@ -145,10 +154,10 @@ class Mixture(nn.Module):
         if len(points) < k:
             raise ParameterError(f"{len(points)} points cannot start {k} components: give at least as many points")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer distinct points than clusters, seen to below
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters are handled below
             labels = KMeans(k, n_init=1, random_state=seed).fit(points.cpu().numpy()).labels_
         hard = F.one_hot(torch.from_numpy(labels).long(), k).double().to(points.device)                     # (n, K)
-        # A component without a point waits where the features are as a whole, as wide as they are, with next to no weight.
+        # A component without points gets the mean of all features, their average width and nearly no weight.
         mean, width = points.double().mean(0), points.double().var(0, correction=0).mean().clamp_min(SMALLEST).sqrt()
         self.means.copy_(mean.expand(k, -1))
         self.factors.copy_(torch.eye(len(mean), dtype=torch.float64, device=points.device) / width)
@@ -161,15 +170,15 @@ class Mixture(nn.Module):
         """One EM step on all points (n, d). Returns the mean log-likelihood before it, which never falls from step to step.
 
         Raises:
-            AdcoreError: the mixture was not started, or NaN or infinity among the points.
+            AdcoreError: the mixture has not been started, or some points are NaN or infinite.
         """
         points = self._checked(points)
-        density, shares = self._terms(points)
-        self._blend(*self._statistics(points, shares.double()), 1.0)
+        density, responsibilities = self._terms(points)
+        self._blend(*self._statistics(points, responsibilities.double()), 1.0)
         return float(density.double().mean())
 
     def fit(self, points: Tensor, *, seed: int = 0, most: int = 100, tolerance: float = 1e-3) -> list[float]:
-        """Start, then EM steps until the mean log-likelihood gains less than `tolerance`, at most `most` of them.
+        """`start`, then EM steps until the mean log-likelihood gains less than `tolerance`, at most `most` steps.
 
         Returns the mean log-likelihood before each step.
         """
@@ -181,15 +190,15 @@ class Mixture(nn.Module):
 
     @torch.no_grad()
     def update(self, points: Tensor, gamma: float | None = None) -> float:
-        """One step of online EM on a batch (n, d): forget a share gamma of the statistics and put the batch's in its place.
+        """One step of stepwise (online) EM on a batch (n, d): S <- (1 - gamma) S + gamma * means over the batch.
 
-        gamma  in (0, 1]; None takes (t + 2)^-exponent at step t = 0, 1, ... A constant follows drifting features, a falling
-               one settles.
+        gamma  step size in (0, 1]; None takes (t + 2)^-exponent at step t = 0, 1, ... With a constant step the mixture follows
+               drifting features, with a falling step it converges.
 
         Returns the batch's mean log-likelihood before the step.
 
         Raises:
-            AdcoreError: the mixture was not started, or NaN or infinity among the points.
+            AdcoreError: the mixture has not been started, or some points are NaN or infinite.
             ParameterError: a gamma outside (0, 1], or no points.
         """
         if gamma is None:
@@ -197,8 +206,8 @@ class Mixture(nn.Module):
         if not 0 < gamma <= 1:
             raise ParameterError(f"gamma {gamma} of online EM must be above 0 and at most 1")
         points = self._checked(points)
-        density, shares = self._terms(points)
-        self._blend(*self._statistics(points, shares.double()), gamma)
+        density, responsibilities = self._terms(points)
+        self._blend(*self._statistics(points, responsibilities.double()), gamma)
         self.steps += 1
         return float(density.double().mean())
 
@@ -208,14 +217,14 @@ class Mixture(nn.Module):
         self._must_be_started()
         which = torch.multinomial(self.weights, count, replacement=True, generator=generator)             # (n,)
         noise = torch.randn(count, self.means.shape[1], dtype=self.means.dtype, device=self.means.device, generator=generator)
-        # y = (u - mu) U is standard normal, so u = mu + y U^-1.
-        spread = torch.linalg.solve_triangular(self.factors[which], noise[:, None], upper=True, left=False)[:, 0]
-        return self.means[which] + spread
+        # y = (u - mu) U is standard normal, hence u = mu + y U^-1.
+        offset = torch.linalg.solve_triangular(self.factors[which], noise[:, None], upper=True, left=False)[:, 0]
+        return self.means[which] + offset
 
-    def _statistics(self, points: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _statistics(self, points: Tensor, responsibilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means over n points of r, r u and r u u^T, in float64: (K,), (K, d), (K, d, d)."""
         s0, s1, s2 = (torch.zeros_like(x) for x in (self.s0, self.s1, self.s2))
-        for u, r in zip(points.split(ROWS), shares.split(ROWS), strict=True):
+        for u, r in zip(points.split(ROWS), responsibilities.split(ROWS), strict=True):
             u = u.double()
             s0 += r.sum(0)
             s1 += r.T @ u
@@ -224,21 +233,21 @@ class Mixture(nn.Module):
         return s0 / len(points), s1 / len(points), s2 / len(points)
 
     def _blend(self, s0: Tensor, s1: Tensor, s2: Tensor, gamma: float) -> None:
-        """Move the statistics towards a batch's and take the parameters from them (the M step)."""
+        """S <- (1 - gamma) S + gamma * batch means, then the parameters from S (M step)."""
         for kept, new in ((self.s0, s0), (self.s1, s1), (self.s2, s2)):
             kept.mul_(1 - gamma).add_(new, alpha=gamma)
         total = self.s0.sum()
         alive = self.s0 > EMPTY * total                                                                     # (K,)
-        share = self.s0.clamp_min(EMPTY * total)
-        means = self.s1 / share[:, None]
-        covariances = self.s2 / share[:, None, None] - means[:, :, None] * means[:, None]
+        weights = self.s0.clamp_min(EMPTY * total)
+        means = self.s1 / weights[:, None]
+        covariances = self.s2 / weights[:, None, None] - means[:, :, None] * means[:, None]
         variance = self.s2.sum(0).diagonal().sum() / total - (self.s1.sum(0) / total).square().sum()
         ridge = (self.floor * variance / means.shape[1]).clamp_min(SMALLEST)
         covariances.diagonal(dim1=1, dim2=2).add_(ridge)
-        self._set(alive, share / share.sum(), means, _positive(covariances, ridge))
+        self._set(alive, weights / weights.sum(), means, _positive_definite(covariances, ridge))
 
     def _set(self, alive: Tensor, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        """Put parameters in place; a component that is not alive keeps its mean and covariance."""
+        """Set the parameters; a component that is not alive keeps its mean and covariance."""
         identity = torch.eye(means.shape[1], dtype=torch.float64, device=means.device)
         lower = torch.linalg.cholesky(torch.where(alive[:, None, None], covariances, identity))
         factors = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False).mT
@@ -252,8 +261,8 @@ class Mixture(nn.Module):
                                  f"(n, {self.means.shape[1]}) with n at least 1")
         wrong = ~points.isfinite().all(1)
         if wrong.any():
-            raise AdcoreError(f"{int(wrong.sum())} of {len(points)} features for the mixture hold NaN or infinity, the first "
-                              f"in row {int(wrong.nonzero()[0])}: look for a diverging network or a division by zero")
+            raise AdcoreError(f"{int(wrong.sum())} of {len(points)} features for the mixture are NaN or infinite, the first in "
+                              f"row {int(wrong.nonzero()[0])}: check for a diverging network or a division by zero")
         return points.detach().to(self.means.device, self.means.dtype)
 
     def _must_be_started(self) -> None:
@@ -261,8 +270,8 @@ class Mixture(nn.Module):
             raise AdcoreError("the mixture has no components yet: call start(features) or fit(features) first")
 
 
-def _positive(covariances: Tensor, ridge: Tensor) -> Tensor:
-    """The matrices themselves, or, where rounding has left one indefinite, with its eigenvalues raised to the ridge."""
+def _positive_definite(covariances: Tensor, ridge: Tensor) -> Tensor:
+    """The matrices, with eigenvalues raised to the ridge where rounding has left a matrix indefinite."""
     bad = torch.linalg.cholesky_ex(covariances).info > 0
     if bad.any():
         values, vectors = torch.linalg.eigh(covariances[bad])

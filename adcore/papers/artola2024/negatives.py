@@ -1,10 +1,8 @@
-"""Natural photographs as negatives: where they come from, and the colors of the object that they are given.
+"""Natural photographs as negatives: where they are found, which are held out, and random crops of them.
 
 Artola et al., "Model-guided Contrastive Fine-tuning for Industrial Anomaly Detection", CVPR Workshops 2024, supplement Sec. 1.
 
-    photographs -> some are held out -> random crops (B, 3, H, W) -> colors of normal images
-
-A photograph that could be told from the object by its colors would teach the network nothing else.
+    photographs -> some are held out -> random crops (B, 3, H, W) -> colors of normal images (`color.transport`)
 """
 
 from __future__ import annotations
@@ -23,18 +21,16 @@ from adcore.data import PHOTOGRAPHS, find_dataset, photograph
 from adcore.data.photograph import ENDINGS
 from adcore.data.split import draw
 from adcore.errors import DataError
-from adcore.papers.artola2024.color import ColorMoments, transport
 
 PACKAGED = "photographs"
-UNCHANGED = "none"  # a method of transport that leaves the colors as they are
 
 
 @dataclass(frozen=True)
 class Negatives:
     """Names of photographs, as `adcore.data.photograph` takes them.
 
-    train     those to fine-tune on
-    held_out  those that fine-tuning never sees
+    train     photographs to fine-tune on
+    held_out  photographs that are not used for fine-tuning
     """
 
     train: tuple[str, ...]
@@ -42,14 +38,14 @@ class Negatives:
 
 
 def find_negatives(name: str, held_out: float = 0.2) -> Negatives:
-    """Photographs by name, split at random, always in the same way.
+    """Photographs by name, with a random split that is always the same.
 
-    name      'photographs' for those that come with installed packages; or a folder with images in it or below it, as it is
-              or below ADCORE_DATA, beginning with a data set's name ('imagenet', 'imagenet/val')
-    held_out  share that is held out, at least one photograph
+    name      'photographs' for those that come with installed packages; or a folder that contains images, also in subfolders.
+              The folder is a path, or a path below ADCORE_DATA that begins with a data set's name ('imagenet', 'imagenet/val')
+    held_out  fraction that is held out, at least one photograph
 
     Raises:
-        DataError: the folder is not here, or holds fewer than two images.
+        DataError: the folder does not exist, or contains fewer than two images.
     """
     names = list(PHOTOGRAPHS) if name == PACKAGED else [str(path) for path in _images(name)]
     if len(names) < 2:
@@ -70,12 +66,12 @@ def _images(name: str) -> list[Path]:
                     f"ADCORE_DATA, or set negatives='{PACKAGED}' for the few that come with installed packages")
 
 
-def random_crops(names: Sequence[str], count: int, size: tuple[int, int], smallest: float = 0.5,
-                 generator: torch.Generator | None = None) -> Tensor:
+def photograph_crops(names: Sequence[str], count: int, size: tuple[int, int], smallest: float = 0.5,
+                     generator: torch.Generator | None = None) -> Tensor:
     """Crops at random places of photographs drawn at random with replacement: (count, 3, H, W) in [0, 1].
 
-    size      (H, W); a crop has this aspect
-    smallest  a crop's side is between this share and all of the longest that fits in the photograph
+    size      (H, W); a crop has this aspect ratio
+    smallest  a crop's side is between this fraction and all of the longest side that fits in the photograph
     """
     which = torch.randint(len(names), (count,), generator=generator).tolist()
     places = torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist()
@@ -91,12 +87,7 @@ def _crop(image: Image.Image, size: tuple[int, int], smallest: float, place: Seq
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-# The packaged ones are few and drawn again and again; of a large folder this keeps next to nothing.
+# The packaged photographs are few and read again and again; for a large folder this cache hardly helps.
 @functools.lru_cache(maxsize=32)
 def _read(name: str) -> Image.Image:
     return photograph(name)
-
-
-def recolored(crops: Tensor, target: Tensor | ColorMoments, method: str, rho: float) -> Tensor:
-    """The crops in the target's colors, not clipped, so that mean and covariance are reached: (B, 3, H, W) -> (B, 3, H, W)."""
-    return crops if method == UNCHANGED else transport(crops, target, method, rho)

@@ -1,1 +1,1 @@
-"""Heckler et al., CVPR Workshops 2023: which pretrained extractor and layer suits AsymST, FastFlow and PatchCore."""
+"""Heckler et al., CVPR Workshops 2023: pretrained extractors and layers compared for AsymST, FastFlow and PatchCore."""

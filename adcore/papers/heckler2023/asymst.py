@@ -1,23 +1,26 @@
-"""AsymST: a normalizing flow teaches, a plain network learns; where they part, the image is anomalous.
+"""AsymST: a normalizing flow is the teacher, a convolutional network the student; their disagreement is the anomaly map.
 
 Rudolph et al., "Asymmetric Student-Teacher Networks for Industrial Anomaly Detection", WACV 2023; one of the three
-methods of heckler2023. Settings that the paper leaves open are those of its published code.
+methods of heckler2023. Settings that the paper leaves open are taken from its published code.
 
-    image -> frozen features x --+-> teacher: 4 couplings given the position, invertible -> z_t ~ N(0, 1)
-                                 +-> student: residual convolutions, not invertible      -> z_s
+    image -> frozen features x --+-> teacher: 4 affine couplings conditioned on the position, invertible -> z_t ~ N(0, 1)
+                                 +-> student: residual convolutions, not invertible                      -> z_s
                                      map = mean over channels of (z_t - z_s)^2
 
     paper     code        shape          meaning
-    x         features    (B, C, h, w)   features of the tap, or of several on the first one's grid
-    c         positions   (32, h, w)     sinusoidal encoding of the cell's place
-    f_t, f_s  teacher, student
+    x         features    (B, C, h, w)   features of the tap, or of several taps on the first one's grid
+    c         positions   (P, h, w)      sinusoidal encoding of the cell's position, P = 32
+    f_t       teacher     module         x, c -> z_t
+    f_s       student     module         x, c -> z_s
+    z_t       z           (B, C, h, w)   output of the teacher, N(0, 1) for normal features
 
-Two networks of one kind generalize alike, and may agree on an anomaly too. These two cannot: outside what it was trained
-on, a bijection goes its own way.
+Two networks of the same kind extrapolate similarly and may agree on an anomaly. An invertible teacher extrapolates
+differently from a convolutional student, so that they disagree there.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +38,7 @@ from adcore.data.transforms import Size
 from adcore.detector import Config, Prediction
 from adcore.errors import ParameterError
 from adcore.features import Tap, cached_features, concatenate
-from adcore.papers.heckler2023.flows import Shape, channel_moments, check_shape, check_spread, nll, torch_permutes
+from adcore.papers.heckler2023.flows import Shape, channel_moments, check_shape, check_spread, nll, seeded_permutations
 from adcore.papers.heckler2023.frozen import FrozenTaps
 from adcore.training import Run, seeded, train
 
@@ -44,13 +47,16 @@ from adcore.training import Run, seeded, train
 class AsymSTConfig(Config):
     """Settings of AsymST; defaults are those of the published code.
 
-    epochs          of the teacher, and again of the student
-    kernels         of the teacher's subnets, one a coupling
-    standardize     bring each channel to mean 0 and variance 1 over the training images first. Not in the published code;
-                    without it a short training is spent on finding the scale
+    standardize     scale each channel to mean 0 and variance 1 over the training images. Not in the published code; without
+                    it, a short training is spent on finding the scale
+    kernels         kernel sizes of the teacher's subnets, one per coupling
+    teacher_hidden  width of the teacher's subnets
+    clamp           bound of a coupling's log-scale
     student_hidden  width of the student
+    student_blocks  residual blocks of the student
     positions       channels of the position encoding, a multiple of 4
-    score           of the map: 'max', or 'mean' as in the paper's experiments with depth
+    epochs          epochs of the teacher, and again of the student
+    score           image score from the map: 'max', or 'mean' as in the paper's experiments with depth
     """
 
     backbone: str = "efficientnet_b5"
@@ -81,24 +87,24 @@ class AsymSTConfig(Config):
 
 
 def position_encoding(channels: int, h: int, w: int) -> Tensor:
-    """Sines and cosines of a cell's column, then of its row, at wavelengths from 2 pi to 10,000 * 2 pi: (channels, h, w)."""
+    """Sines and cosines of a cell's column, then of its row, with wavelengths from 2 pi to 10,000 * 2 pi: (channels, h, w)."""
     half = channels // 2
     frequency = torch.exp(torch.arange(0, half, 2) * (-math.log(10_000) / half))                # (half / 2,)
     encoded = torch.empty(channels, h, w)
-    for start, place in ((0, torch.arange(w)[None].expand(h, w)), (half, torch.arange(h)[:, None].expand(h, w))):
-        angle = place * frequency[:, None, None]                                                # (half / 2, h, w)
+    for start, index in ((0, torch.arange(w)[None].expand(h, w)), (half, torch.arange(h)[:, None].expand(h, w))):
+        angle = index * frequency[:, None, None]                                                # (half / 2, h, w)
         encoded[start:start + half:2], encoded[start + 1:start + half:2] = angle.sin(), angle.cos()
     return encoded
 
 
 class Subnet(nn.Module):
-    """Predicts a coupling's scale and shift: two convolutions, times gains that start at zero, so that the untrained flow
-    only permutes."""
+    """Predicts scale and shift of a coupling: two convolutions times gains, which start at 0, so the untrained flow only
+    permutes."""
 
     def __init__(self, channels: int, out: int, hidden: int, kernel: int) -> None:
         super().__init__()
-        same = {"padding": kernel // 2, "padding_mode": "replicate"}
-        self.first, self.second = nn.Conv2d(channels, hidden, kernel, **same), nn.Conv2d(hidden, out, kernel, **same)  # type: ignore[arg-type]
+        self.first = nn.Conv2d(channels, hidden, kernel, padding=kernel // 2, padding_mode="replicate")
+        self.second = nn.Conv2d(hidden, out, kernel, padding=kernel // 2, padding_mode="replicate")
         self.gain = nn.Parameter(torch.zeros(1, out, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,20 +112,18 @@ class Subnet(nn.Module):
 
 
 class Teacher(nn.Module):
-    """f_t, a conditional Real-NVP: each step permutes the channels and changes both halves in turn."""
+    """f_t, a conditional Real-NVP: each step permutes the channels, then transforms each half given the other."""
 
     def __init__(self, shape: Shape, config: AsymSTConfig) -> None:
         super().__init__()
         clamp, hidden = config.clamp, config.teacher_hidden
         self.flow = SequenceINN(*shape)
-        with torch_permutes():
+        with seeded_permutations():
             for kernel in config.kernels:
-                def constructor(channels: int, out: int, kernel: int = kernel) -> nn.Module:
-                    return Subnet(channels, out, hidden, kernel)
-
                 self.flow.append(PermuteRandom)
                 self.flow.append(GLOWCouplingBlock, cond=0, cond_shape=(config.positions, *shape[1:]), clamp=clamp,
-                                 subnet_constructor=constructor, clamp_activation=lambda s: 0.636 * torch.atan(s / clamp))
+                                 subnet_constructor=functools.partial(Subnet, hidden=hidden, kernel=kernel),
+                                 clamp_activation=lambda s: 0.636 * torch.atan(s / clamp))
 
     def forward(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, h, w), (B, P, h, w) -> z (B, C, h, w) and log |det dz/dx| (B,)."""
@@ -128,7 +132,7 @@ class Teacher(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions with batch norm and a skip."""
+    """Residual block: two convolutions with batch norm and leaky ReLU, and a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -140,7 +144,7 @@ class Block(nn.Module):
 
 
 class Student(nn.Sequential):
-    """f_s, a plain network: (B, C + P, h, w) -> (B, C, h, w)."""
+    """f_s, a convolutional network: (B, C + P, h, w) -> (B, C, h, w)."""
 
     def __init__(self, channels: int, config: AsymSTConfig) -> None:
         width = config.student_hidden
@@ -150,7 +154,7 @@ class Student(nn.Sequential):
 
 
 class AsymST(FrozenTaps):
-    """AsymST as a detector; one model a category.
+    """AsymST as a detector; one model per category.
 
     Raises:
         ParameterError: see `FrozenTaps`, and a tap with a single channel.
@@ -180,10 +184,10 @@ class AsymST(FrozenTaps):
         return concatenate(maps, self.shape[1:], align_corners=False)
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> AsymST:
-        """Train the teacher to its end, then the student to copy it. The last epochs count.
+        """Train the teacher, then the student to predict its output. The models of the last epochs are kept.
 
         Raises:
-            DataError: features that are one constant: see `flows.check_spread`.
+            DataError: features that are constant: see `flows.check_spread`.
         """
         if len(self.shapes) == 1:
             (data,) = self.cached_maps(samples, progress)                                       # (n, C, h, w)
@@ -208,12 +212,12 @@ class AsymST(FrozenTaps):
                      run=run)
 
     def teacher_loss(self, features: Tensor) -> Tensor:
-        """Negative log-likelihood a cell: (B, C, h, w) -> scalar."""
+        """Negative log-likelihood per cell: (B, C, h, w) -> scalar."""
         z, log_det = self.teacher(self._scaled(features), self._positions(features))
         return nll(z, log_det).mean() / (self.shape[1] * self.shape[2])
 
     def student_loss(self, features: Tensor) -> Tensor:
-        """Squared distance to the teacher's output, a mean over all numbers: (B, C, h, w) -> scalar."""
+        """Mean squared difference to the teacher's output: (B, C, h, w) -> scalar."""
         return self.distances(features).mean()
 
     def distances(self, features: Tensor) -> Tensor:
@@ -231,7 +235,7 @@ class AsymST(FrozenTaps):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """The distance of student and teacher, upsampled bicubically."""
+        """Distances of student and teacher, upsampled bicubically; the score is their maximum or mean."""
         size = images.shape[-2:]
         distances = self.distances(self.features(self.extractor(self.own_size(images))))        # (B, h, w)
         maps = F.interpolate(distances[:, None], size, mode="bicubic", align_corners=False)[:, 0]

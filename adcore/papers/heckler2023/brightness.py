@@ -1,9 +1,9 @@
-"""Brightness alone: how far an image's mean is from that of the training images. A check of the data, not a method.
+"""Brightness alone: distance of an image's mean from the training images' mean. A check of the data, not a method.
 
     image -> mean over colors and pixels b -> |b - mean of b over the training images|
 
-Where this scores far from 50 %, the test images of a set differ from its training images by their lighting, and a detector
-whose features keep lighting is measured by it, for better or for worse.
+If its AUROC is far from 50 %, normal and defective test images differ in lighting. A detector whose features depend on
+lighting then gains or loses by it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BrightnessConfig(Config):
 
 
 class Brightness(Detector):
-    """The deviation of an image's mean brightness, as a detector without maps; one number a category."""
+    """Deviation of an image's mean brightness, as a detector without maps; one number per category."""
 
     name: ClassVar[str] = "brightness"
     paper: ClassVar[str] = "heckler2023"
@@ -45,7 +45,7 @@ class Brightness(Detector):
         return View(as_size(self.config.image_size))
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Brightness:
-        """Take the mean over the training images; nothing to interrupt, so `checkpoint` is not used."""
+        """Compute the mean over the training images; `checkpoint` is not used."""
         self.mean = float(torch.cat([images.mean(dim=(1, 2, 3)) for images in read_images(samples, self.view)]).mean())
         return self
 

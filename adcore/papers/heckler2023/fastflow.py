@@ -1,19 +1,20 @@
-"""FastFlow: a normalizing flow over the features of normal images; what it finds unlikely is anomalous.
+"""FastFlow: a normalizing flow learns the density of normal features; unlikely features are anomalous.
 
 Yu et al., "FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows", 2021; one of the three
-methods of heckler2023. There is no official code: what the paper leaves open follows its common reimplementations.
+methods of heckler2023. There is no official code: settings that the paper leaves open follow its common reimplementations.
 
     image -> frozen features -> layer norm -> 8 steps of a flow -> z -> exp(-|z|^2 / 2C) -> map
 
     paper     code        shape          meaning
-    y_i       x           (B, C, h, w)   features of one tap, normalized over C, h and w together
-    z_i       z           (B, C, h, w)   the same as the flow sees them, N(0, 1) if normal
+    y_i       features    (B, C, h, w)   features of one tap; the layer norm is over C, h and w together
+    z_i       z           (B, C, h, w)   output of the flow, N(0, 1) for normal features
 
-Each tap has a flow of its own; the map is the mean over the taps.
+Each tap has its own flow; the map is the mean over the taps.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +30,18 @@ from adcore.data import Sample
 from adcore.data.transforms import Size
 from adcore.detector import Config, Prediction
 from adcore.features import Tap
-from adcore.papers.heckler2023.flows import Shape, check_shape, check_spread, nll, torch_permutes
+from adcore.papers.heckler2023.flows import Shape, check_shape, check_spread, nll, seeded_permutations
 from adcore.papers.heckler2023.frozen import FrozenTaps
 from adcore.training import Run, seeded, train
 
 
 @dataclass(frozen=True, kw_only=True)
 class FastFlowConfig(Config):
-    """Settings of FastFlow; defaults are those of the paper and, where it is silent, of its reimplementations.
+    """Settings of FastFlow; defaults are those of the paper and, where it gives none, of its reimplementations.
 
-    kernels       of the subnets, step by step: 3x3 and 1x1 by turns, or '3x3' in every step (the paper's ResNet-18)
-    hidden_ratio  width of a subnet over the channels of its input
+    steps         coupling steps of the flow
+    kernels       kernels of the subnets: 'alternating' 3x3 and 1x1 from step to step, or '3x3' (the paper's ResNet-18)
+    hidden_ratio  width of a subnet divided by its input channels
     clamp         largest log-scale of a coupling, by tanh
     """
 
@@ -61,40 +63,36 @@ class FastFlowConfig(Config):
 
 
 def subnet(kernel: int, hidden_ratio: float, channels: int, out: int) -> nn.Sequential:
-    """What predicts a coupling's scale and shift from its other half: convolution, ReLU, convolution."""
+    """Predicts scale and shift of one half of the channels from the other: convolution, ReLU, convolution."""
     hidden = max(1, int(hidden_ratio * channels))
     return nn.Sequential(nn.Conv2d(channels, hidden, kernel, padding="same"), nn.ReLU(),
                          nn.Conv2d(hidden, out, kernel, padding="same"))
 
 
 class TapFlow(nn.Module):
-    """The flow of one tap: layer norm, then affine couplings, each followed by a fixed permutation of the channels."""
+    """The flow of one tap: layer norm, then `steps` affine couplings, each followed by a fixed permutation of channels."""
 
     def __init__(self, shape: Shape, config: FastFlowConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(shape)
         self.flow = SequenceINN(*shape)
-        with torch_permutes():
+        with seeded_permutations():
             for step in range(config.steps):
                 kernel = 1 if config.kernels == "alternating" and step % 2 else 3
-
-                def constructor(channels: int, out: int, kernel: int = kernel) -> nn.Module:
-                    return subnet(kernel, config.hidden_ratio, channels, out)
-
-                self.flow.append(AllInOneBlock, subnet_constructor=constructor, affine_clamping=config.clamp,
-                                 permute_soft=False)
+                self.flow.append(AllInOneBlock, subnet_constructor=functools.partial(subnet, kernel, config.hidden_ratio),
+                                 affine_clamping=config.clamp, permute_soft=False)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, h, w) -> z (B, C, h, w) and log |det dz/dx| of the flow (B,), the layer norm not counted."""
+        """(B, C, h, w) -> z (B, C, h, w) and log |det dz/dx| of the flow (B,), without the layer norm."""
         z, log_det = self.flow(self.norm(features))
         return z, log_det
 
 
 class FastFlow(FrozenTaps):
-    """FastFlow as a detector; one model a category.
+    """FastFlow as a detector; one model per category.
 
     Raises:
-        ParameterError: see `FrozenTaps`, and a tap with a single channel or a single number.
+        ParameterError: see `FrozenTaps`, and a tap with a single channel.
     """
 
     name: ClassVar[str] = "fastflow"
@@ -111,10 +109,10 @@ class FastFlow(FrozenTaps):
         self.losses: list[float] = []
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> FastFlow:
-        """Maximize the likelihood of normal features. The last epoch is the one that counts.
+        """Maximize the likelihood of normal features. The model of the last epoch is kept.
 
         Raises:
-            DataError: features that are one constant: see `flows.check_spread`.
+            DataError: features that are constant: see `flows.check_spread`.
         """
         c = self.config
         maps = self.cached_maps(samples, progress)
@@ -127,18 +125,17 @@ class FastFlow(FrozenTaps):
         return self
 
     def loss(self, *maps: Tensor) -> Tensor:
-        """Negative log-likelihood, a sum over the taps and a mean over the batch: [(B, C_j, h_j, w_j)] -> scalar."""
-        return torch.stack([nll(*flow(m)).mean()
-                            for flow, m in zip(self.flows, maps, strict=True)]).sum()
+        """Negative log-likelihood, mean over the batch, sum over the taps: [(B, C_j, h_j, w_j)] -> scalar."""
+        return torch.stack([nll(*flow(m)).mean() for flow, m in zip(self.flows, maps, strict=True)]).sum()
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Minus the probability of each cell, upsampled bilinearly; the score is the map's maximum."""
+        """-exp(-|z|^2 / 2C) of each cell, upsampled bilinearly; the score is the map's maximum."""
         size = images.shape[-2:]
         maps = []
         for flow, features in zip(self.flows, self.extractor(self.own_size(images)), strict=True):
             z, _ = flow(features)
             probability = torch.exp(-0.5 * z.square().mean(1, keepdim=True))                    # (B, 1, h, w)
             maps.append(F.interpolate(-probability, size, mode="bilinear", align_corners=False))
-        joined = torch.stack(maps).mean(0)[:, 0]                                                # (B, H, W)
-        return Prediction(joined.amax(dim=(1, 2)), joined)
+        mean = torch.stack(maps).mean(0)[:, 0]                                                  # (B, H, W)
+        return Prediction(mean.amax(dim=(1, 2)), mean)

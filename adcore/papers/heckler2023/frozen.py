@@ -1,8 +1,8 @@
-"""Detectors on the frozen features of a pretrained network: what PatchCore, FastFlow and AsymST share.
+"""Base class of PatchCore, FastFlow and AsymST: a detector on frozen features of a pretrained network.
 
     image -> resized to the view -> backbone -> maps at the taps [(B, C_j, h_j, w_j)]
 
-The paper compares them one tap at a time; each takes any tap, several of them, and any image size.
+The paper compares the methods with one tap at a time. Each method takes one or several taps and any image size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from adcore.features import FeatureExtractor, cached_features
 
 
 class FrozenTaps(Detector):
-    """A detector whose config has backbone, taps, weights and image_size.
+    """A detector whose config has `backbone`, `taps`, `weights` and `image_size`.
 
     Raises:
         ParameterError: an unknown backbone or tap, or images smaller than a tap's stride.
@@ -45,7 +45,7 @@ class FrozenTaps(Detector):
         return self.extractor.digest
 
     def cached_maps(self, samples: Sequence[Sample], progress: bool | None = None) -> list[Tensor]:
-        """The taps' maps of all samples, taken in one pass and memory-mapped: [(n, C_j, h_j, w_j)] in half precision."""
+        """The taps' maps of all samples, computed in one pass, cached and memory-mapped: [(n, C_j, h_j, w_j)] float16."""
         stored = cached_features(samples, self.view, self.extractor, lambda maps: torch.cat([m.flatten(1) for m in maps], 1),
                                  "maps", half=True, device=self.device, progress=progress)      # (n, sum C_j h_j w_j)
         parts = stored.split([math.prod(shape) for shape in self.shapes], dim=1)

@@ -1,6 +1,6 @@
-"""One tap at a time: which layer of a network suits which object (heckler2023, Figs. 2 to 5).
+"""Comparison of layers with one tap at a time: tables by tap and counts of the best (Figs. 2 to 5).
 
-Every table here has a column a tap, shallow to deep, which is also the order of the relative receptive field (RRF).
+Every table has one column per tap, from shallow to deep, which is also the order of the relative receptive field (RRF).
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ STRIDES = (4, 8, 16, 32)
 
 
 def taps_of(backbone: str) -> list[tuple[int | str, ...]]:
-    """The four taps to compare, each alone, as settings for `grid`: those of Table 2, and in any other EfficientNet or ResNet
-    the ends of the stages of strides 4, 8, 16 and 32.
+    """The four taps to compare, each alone, as values of the setting `taps`.
+
+    The taps of Table 2 for its four networks; for any other EfficientNet or ResNet the ends of the stages of strides 4, 8, 16
+    and 32.
 
     Raises:
-        ParameterError: a network whose stages have no numbers.
+        ParameterError: a network without numbered stages.
     """
     if backbone in TABLE_2:
         return [(node,) for node in TABLE_2[backbone]]
@@ -36,11 +38,12 @@ def taps_of(backbone: str) -> list[tuple[int | str, ...]]:
 
 
 def by_tap(table: ResultTable, metric: str, rows: Sequence[str] = ("method", "backbone", "category")) -> pd.DataFrame:
-    """A metric in per cent, a mean over seeds and whatever `rows` does not name: `rows` down, taps across, shallow to deep.
+    """A metric in per cent: one row per combination of the fields `rows`, one column per tap, from shallow to deep.
+
+    Each cell is the mean over seeds and over all fields that `rows` does not name.
 
     Raises:
-        ParameterError: a result of several taps at once, a metric that was not measured, or networks whose taps go by
-            different names.
+        ParameterError: a result of several taps at once, a metric that was not measured, or a tap that is not compared.
     """
     frame = table.frame[table.frame.metric == metric]
     if frame.empty:
@@ -59,11 +62,11 @@ def by_tap(table: ResultTable, metric: str, rows: Sequence[str] = ("method", "ba
 
 
 def best_counts(wide: pd.DataFrame, within: Sequence[str] = ("method", "backbone")) -> pd.DataFrame:
-    """In how many rows each tap is the best, within each group of rows (Fig. 2). Taps that tie share the row."""
+    """Number of rows in which each tap is the best, within each group of rows (Fig. 2). Of k tied taps each counts 1 / k."""
     best = wide.eq(wide.max(axis=1), axis=0)
     return best.div(best.sum(axis=1), axis=0).groupby(level=list(within), sort=False).sum()
 
 
 def best_place(wide: pd.DataFrame) -> pd.Series:
-    """Which column is the best of each row: 0 for the shallowest. Of taps that tie, the shallower; one not measured is none."""
+    """Index of each row's best column, 0 for the shallowest. Among tied taps the shallowest wins; missing values never win."""
     return pd.Series(wide.fillna(float("-inf")).to_numpy().argmax(axis=1), wide.index)

@@ -1,4 +1,4 @@
-"""PatchCore: distance of each patch to the nearest patch of normal images.
+"""PatchCore: the distance of each patch to the nearest patch of normal images is its anomaly score.
 
 Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022; one of the three methods of heckler2023.
 
@@ -6,8 +6,9 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022; 
 
     paper     code        shape          meaning
     phi_j     maps        (B, C, h, w)   backbone maps at the taps j
-    M         bank        (m, D)         patch features of normal images, thinned by greedy k-center
-    s*        score       (B,)           largest patch distance of the image
+    P         features    (B, D, h, w)   patch features, averaged over 3x3 neighborhoods
+    M         bank        (m, D)         patch features of normal images, subsampled by greedy k-center
+    d         distances   (B, h, w)      distance of each patch to the bank; the image score s* is their maximum
 """
 
 from __future__ import annotations
@@ -35,10 +36,14 @@ from adcore.papers.heckler2023.frozen import FrozenTaps
 class PatchCoreConfig(Config):
     """Settings of PatchCore; defaults are those of the published code's standard run.
 
-    embed_dim       a tap's C x 3 x 3 neighborhood is averaged down to that many numbers, and so are the joined taps;
-                    0 keeps one mean a channel, which for narrow backbones is the same idea in fewer numbers
-    coreset         fraction of the patches that is kept, or their number when above 1
-    max_bank_bytes  refuse to hold more than that in memory while fitting (see `PatchCore.memory`)
+    embed_dim       adaptive average pooling of each tap's C x 3 x 3 neighborhood, and of the concatenated taps, to this many
+                    numbers; 0 takes the mean of each channel over the neighborhood, which suits narrow backbones
+    coreset         fraction of the patches that is kept, or their number if above 1
+    projection      dimensions of the random projection before the coreset selection
+    starts          random starting points of the coreset selection
+    neighbors       nearest neighbors whose distances are averaged
+    sigma           standard deviation in pixels of the Gaussian that smooths the map
+    max_bank_bytes  `fit` refuses to need more memory than this (see `PatchCore.memory`)
     """
 
     backbone: str = "wide_resnet50_2"
@@ -55,14 +60,14 @@ class PatchCoreConfig(Config):
     max_bank_bytes: int = 8 * 2**30
 
 
-def patch_features(maps: Sequence[Tensor], embed_dim: int) -> Tensor:
+def neighborhood_features(maps: Sequence[Tensor], embed_dim: int) -> Tensor:
     """Locally aware patch features (Sec. 3.1): [(B, C_j, h_j, w_j)] -> (B, D, h, w) on the first tap's grid.
 
-    Each cell takes in its 3x3 neighborhood. D is `embed_dim`, or the sum of the channels when that is 0.
+    Each cell is averaged over its 3x3 neighborhood. D is `embed_dim`, or the sum of the channels if that is 0.
     """
     grid = maps[0].shape[-2], maps[0].shape[-1]
     if not embed_dim:
-        # Zeros beyond the border count, as in the unfolded neighborhoods below.
+        # Zero padding is part of the mean, as in the unfolded neighborhoods below.
         return concatenate([F.avg_pool2d(m, 3, stride=1, padding=1) for m in maps], grid, align_corners=False)
     embedded = []
     for m in maps:
@@ -74,7 +79,7 @@ def patch_features(maps: Sequence[Tensor], embed_dim: int) -> Tensor:
 
 
 class PatchCore(FrozenTaps):
-    """PatchCore as a detector; one bank a category."""
+    """PatchCore as a detector; one bank per category."""
 
     name: ClassVar[str] = "patchcore"
     Config: ClassVar[type[Any]] = PatchCoreConfig
@@ -91,13 +96,13 @@ class PatchCore(FrozenTaps):
 
     def features(self, maps: list[Tensor]) -> Tensor:
         """(B, D, h, w) patch features on the first tap's grid."""
-        return patch_features(maps, self.config.embed_dim)
+        return neighborhood_features(maps, self.config.embed_dim)
 
     def memory(self, images: int) -> dict[str, int]:
-        """Bytes that `fit` holds at its height for so many training images, known before anything is computed.
+        """Peak memory of `fit` in bytes for this number of training images, computed in advance.
 
         patches    all patch features
-        projected  the same, projected at random for the coreset; 0 when they are narrow enough or all are kept
+        projected  their random projection for the coreset; 0 if they are narrow enough or all are kept
         bank       the patches that are kept
         """
         c, (_, h, w) = self.config, self.shapes[0]
@@ -107,15 +112,15 @@ class PatchCore(FrozenTaps):
         return {"patches": 4 * patches * width, "projected": 4 * projected, "bank": 4 * keep * width}
 
     def kept(self, patches: int) -> int:
-        """How many of so many patches the bank keeps."""
+        """Number of patches that the bank keeps out of `patches`."""
         coreset = self.config.coreset
         return min(patches, max(1, round(coreset if coreset > 1 else coreset * patches)))
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> PatchCore:
-        """Fill the bank (Sec. 3.2). There is no training to interrupt, so `checkpoint` is not used.
+        """Fill the bank (Sec. 3.2). Nothing is trained; `checkpoint` is not used.
 
         Raises:
-            ParameterError: `memory` comes to more than `max_bank_bytes`.
+            ParameterError: `memory` is more than `max_bank_bytes`.
         """
         c = self.config
         memory = self.memory(len(samples))
@@ -131,7 +136,7 @@ class PatchCore(FrozenTaps):
         return self
 
     def _coreset(self, patches: Tensor, keep: int, progress: bool | None) -> Tensor:
-        """Indices of the kept patches: greedy k-center after a random projection, from ten random starting points."""
+        """Indices of the kept patches: greedy k-center after a random projection, from random starting points."""
         if keep == len(patches):
             return torch.arange(keep, device=patches.device)
         generator = torch.Generator().manual_seed(self.seed)

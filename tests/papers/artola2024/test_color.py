@@ -1,4 +1,4 @@
-"""Color transport against POT, against pencil and paper, and by its properties."""
+"""Color transport compared with the POT library, with results by hand, and by its properties."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from support.color_images import few, gray, images, plain, seeds
 from torch import Tensor
 from torch.testing import assert_close
 
-from adcore.papers.artola2024.color import METHODS, ColorMoments, chroma, color_map, color_moments, pool, transport
+from adcore.papers.artola2024.color import TRANSPORTS, ColorMoments, chroma, color_map, color_moments, pool, transport
 
 MK = "monge_kantorovich"
-each_method = pytest.mark.parametrize("method", METHODS)
+each_method = pytest.mark.parametrize("method", TRANSPORTS)
 
 
 def moments_by_numpy(image: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +23,7 @@ def moments_by_numpy(image: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return pixels.mean(1), np.cov(pixels, bias=True)
 
 
-shares = st.floats(0, 1)
+fractions = st.floats(0, 1)
 sides = st.integers(4, 12)
 
 
@@ -31,7 +31,7 @@ sides = st.integers(4, 12)
 
 @given(seeds, sides, sides)
 @few
-def test_the_moments_are_numpys_mean_and_population_covariance(seed, h, w):
+def test_moments_equal_numpys_mean_and_population_covariance(seed, h, w):
     batch = images(seed, batch=3, size=(h, w))
     found = color_moments(batch)
     for b in range(3):
@@ -41,14 +41,14 @@ def test_the_moments_are_numpys_mean_and_population_covariance(seed, h, w):
     assert found.pixels.tolist() == [h * w] * 3
 
 
-def test_a_small_spread_beside_a_large_mean_keeps_its_digits_in_float32():
-    """Sums of squares in float32 would leave two digits of a variance of 1e-6 beside a mean of 0.9."""
+def test_a_small_variance_next_to_a_large_mean_keeps_its_digits_in_float32():
+    """Plain sums of squares in float32 would keep two digits of a variance of 1e-6 next to a mean of 0.9."""
     image = 0.9 + 1e-3 * images(0, size=(64, 64))
     exact = moments_by_numpy(image[0].float())[1]
     assert color_moments(image.float()).covariance[0].numpy() == approx(exact, rel=1e-4)
 
 
-def test_only_pixels_under_the_mask_count_whatever_the_others_hold():
+def test_only_pixels_inside_the_mask_count_even_if_the_others_are_nan():
     image = images(1, batch=2, size=(6, 5))
     mask = torch.zeros(2, 6, 5, dtype=torch.bool)
     mask[0, 2:5, 1:4], mask[1, 0, 0] = True, True
@@ -63,7 +63,7 @@ def test_only_pixels_under_the_mask_count_whatever_the_others_hold():
 
 @given(seeds, st.integers(1, 5))
 @few
-def test_pooled_moments_are_those_of_all_pixels_side_by_side(seed, batch):
+def test_pooled_moments_are_the_moments_of_all_pixels_together(seed, batch):
     several, other = images(seed, batch, size=(4, 5)), images(seed + 1, 2, size=(7, 3))
     found = pool([color_moments(several), color_moments(other)])
     pixels = torch.cat([several.permute(1, 0, 2, 3).flatten(1), other.permute(1, 0, 2, 3).flatten(1)], dim=1)
@@ -76,7 +76,7 @@ def test_pooled_moments_are_those_of_all_pixels_side_by_side(seed, batch):
 
 @given(seeds)
 @few
-def test_the_map_is_that_of_pot(seed):
+def test_the_map_equals_the_one_of_pot(seed):
     gaussian = pytest.importorskip("ot.gaussian")
     u, v = images(seed), images(seed + 1, size=(5, 8))
     (mu, Su), (nu, Sv) = moments_by_numpy(u[0]), moments_by_numpy(v[0])
@@ -87,7 +87,7 @@ def test_the_map_is_that_of_pot(seed):
 
 @given(seeds, st.floats(0.05, 0.95))
 @few
-def test_on_the_way_the_moments_are_those_of_pots_barycenter(seed, rho):
+def test_interpolated_images_have_the_moments_of_pots_barycenter(seed, rho):
     gaussian = pytest.importorskip("ot.gaussian")
     u, v = images(seed), images(seed + 1, size=(5, 8))
     means, covariances = (np.stack(parts) for parts in zip(moments_by_numpy(u[0]), moments_by_numpy(v[0]), strict=True))
@@ -99,7 +99,7 @@ def test_on_the_way_the_moments_are_those_of_pots_barycenter(seed, rho):
 
 @given(seeds)
 @few
-def test_monge_kantorovich_reaches_the_whole_covariance_and_the_diagonal_its_variances_only(seed):
+def test_monge_kantorovich_reaches_the_whole_covariance_and_diagonal_only_the_variances(seed):
     u, v = images(seed), images(seed + 1, size=(6, 10))
     goal = color_moments(v)
     full, scaled = (color_moments(transport(u, v, method)) for method in (MK, "diagonal"))
@@ -113,7 +113,7 @@ def test_monge_kantorovich_reaches_the_whole_covariance_and_the_diagonal_its_var
 @each_method
 @given(seeds)
 @few
-def test_the_map_is_symmetric_and_positive_also_for_targets_without_full_rank(method, seed):
+def test_the_map_is_symmetric_and_positive_semidefinite_also_for_targets_without_full_rank(method, seed):
     for target, rank in ((images(seed + 1), 3), (gray(seed + 1), 1), (plain(0.2, 0.4, 0.6), 0)):
         T = color_map(color_moments(images(seed)), color_moments(target), method)[0]
         values = torch.linalg.eigvalsh(T)
@@ -123,15 +123,15 @@ def test_the_map_is_symmetric_and_positive_also_for_targets_without_full_rank(me
             assert int((values > 1e-6).sum()) == rank
 
 
-def test_by_hand_channels_without_correlation_are_scaled_by_their_standard_deviations_in_both_methods():
+def test_both_methods_scale_uncorrelated_channels_by_the_ratio_of_standard_deviations():
     def of(*deviations: float) -> ColorMoments:
         return ColorMoments(torch.zeros(3), torch.diag(torch.tensor(deviations) ** 2), torch.tensor(1.0))
-    for method in METHODS:
+    for method in TRANSPORTS:
         T = color_map(of(0.1, 0.2, 0.4), of(0.3, 0.1, 0.4), method)
         assert_close(T, torch.diag(torch.tensor([3, 0.5, 1.0], dtype=torch.float64)), atol=1e-5, rtol=0)
 
 
-def test_of_all_maps_to_the_same_gaussian_monge_kantorovich_moves_colors_least():
+def test_monge_kantorovich_moves_colors_less_than_other_maps_to_the_same_gaussian():
     u, v = images(3), images(4)
     moved = transport(u, v)
     nearest = (moved - u).square().sum()
@@ -144,26 +144,26 @@ def test_of_all_maps_to_the_same_gaussian_monge_kantorovich_moves_colors_least()
         assert (turned.reshape(u.shape) - u).square().sum() > nearest
 
 
-# --- on the way ---------------------------------------------------------------------------------------------------------
+# --- interpolation ------------------------------------------------------------------------------------------------------
 
 @each_method
 @given(seeds)
 @few
-def test_nothing_of_the_way_is_the_image_and_half_of_it_the_mean_of_both_ends(method, seed):
+def test_rho_0_returns_the_image_and_rho_one_half_the_mean_of_image_and_transport(method, seed):
     u, v = images(seed, batch=2), images(seed + 1, batch=2, size=(4, 6))
     assert_close(transport(u, v, method, rho=0), u, atol=1e-12, rtol=0)
     assert_close(transport(u, v, method, rho=0.5), (u + transport(u, v, method)) / 2, atol=1e-12, rtol=0)
 
 
-@given(seeds, shares, shares)
+@given(seeds, fractions, fractions)
 @few
-def test_two_stretches_of_the_way_are_one(seed, first, second):
+def test_two_interpolations_in_a_row_equal_one(seed, first, second):
     u, v = images(seed), images(seed + 1)
     both = first + (1 - first) * second
     assert_close(transport(transport(u, v, rho=first), v, rho=second), transport(u, v, rho=both), atol=1e-6, rtol=0)
 
 
-def test_each_image_may_go_its_own_share_of_the_way():
+def test_each_image_may_have_its_own_rho():
     u, v = images(0, batch=3), images(1)
     found = transport(u, v, rho=torch.tensor([0.0, 0.3, 1.0]))
     for b, rho in enumerate((0.0, 0.3, 1.0)):
@@ -174,7 +174,7 @@ def test_each_image_may_go_its_own_share_of_the_way():
 
 @given(seeds)
 @few
-def test_a_gray_target_makes_the_image_gray_with_monge_kantorovich_and_not_with_the_diagonal(seed):
+def test_a_gray_target_makes_the_image_gray_by_monge_kantorovich_and_not_by_diagonal(seed):
     u, v = images(seed), gray(seed + 1)
     assert transport(u, v)[0].diff(dim=0).abs().max() < 1e-7
     assert transport(u, v, "diagonal")[0].diff(dim=0).abs().max() > 1e-2
@@ -183,31 +183,31 @@ def test_a_gray_target_makes_the_image_gray_with_monge_kantorovich_and_not_with_
 @given(seeds)
 @few
 def test_a_gray_target_leaves_no_color_in_a_source_that_is_nearly_gray_itself(seed):
-    """Its inverse is large, and would make color of the rounding in the target's two eigenvalues of zero."""
+    """The source's inverse is large and would turn rounding errors of the target's two zero eigenvalues into color."""
     u = gray(seed, size=(9, 7)) + 0.01 * images(seed + 1)
     assert transport(u, gray(seed + 2))[0].diff(dim=0).abs().max() < 1e-10
 
 
 @given(seeds)
 @few
-def test_a_gray_target_gives_the_plain_mean_of_the_channels_in_its_brightness_and_contrast(seed):
-    """T is symmetric of rank one and its image is the line R=G=B: T = c 1 1^T, whatever the source."""
+def test_a_gray_target_gives_the_mean_of_the_channels_with_the_targets_mean_and_deviation(seed):
+    """T is symmetric, has rank one and maps to the line R=G=B, so T = c 1 1^T for every source."""
     u, v = images(seed), gray(seed + 1)
     mean = u.mean(1)
     expected = (mean - mean.mean()) / mean.std(correction=0) * v.std(correction=0) + v.mean()
     assert_close(transport(u, v), expected[:, None].expand(-1, 3, -1, -1), atol=1e-7, rtol=0)
 
 
-@given(seeds, shares)
+@given(seeds, fractions)
 @few
-def test_towards_a_gray_target_chroma_fades_in_proportion(seed, rho):
+def test_with_a_gray_target_chroma_decreases_linearly_in_rho(seed, rho):
     u, v = images(seed), gray(seed + 1)
     assert_close(chroma(transport(u, v, rho=rho)), (1 - rho) * chroma(u), atol=1e-6, rtol=0)
 
 
 @given(seeds)
 @few
-def test_the_diagonal_leaves_as_much_color_as_the_channels_are_uncorrelated(seed):
+def test_the_color_left_by_diagonal_transport_follows_from_the_channels_correlations(seed):
     """E (R - G)^2 = 2 s^2 (1 - corr(R, G)) when both have the gray target's standard deviation s and mean."""
     u, v = images(seed), gray(seed + 1)
     moved = transport(u, v, "diagonal")[0].flatten(1)
@@ -235,7 +235,7 @@ def test_a_single_colored_source_becomes_the_targets_mean_color(method, dtype):
 
 
 @each_method
-def test_noise_of_rounding_is_not_blown_up_to_the_targets_spread(method):
+def test_rounding_noise_is_not_stretched_to_the_targets_spread(method):
     generator = torch.Generator().manual_seed(0)
     noise = 1e-7 * torch.randn(1, 3, 16, 16, generator=generator, dtype=torch.float64)
     found = transport(plain(0.3, 0.6, 0.1, size=(16, 16)) + noise, images(0), method)
@@ -243,8 +243,8 @@ def test_noise_of_rounding_is_not_blown_up_to_the_targets_spread(method):
     assert images(0).std((2, 3)).max() > 0.05
 
 
-def test_a_gray_source_goes_along_the_limit_of_full_rank_sources():
-    """A line of colors with direction d becomes the line Sv d / sqrt(d^T Sv d), up to the root of the floor."""
+def test_a_gray_source_is_mapped_as_the_limit_of_full_rank_sources():
+    """A line of colors with direction d becomes a line with direction Sv d / sqrt(d^T Sv d), up to the root of the floor."""
     u, v = gray(0), images(1)
     Sv = color_moments(v).covariance[0]
     d = torch.ones(3, dtype=torch.float64) / 3**0.5
@@ -257,7 +257,7 @@ def test_a_gray_source_goes_along_the_limit_of_full_rank_sources():
 # --- batches, numbers and gradients -------------------------------------------------------------------------------------
 
 @each_method
-def test_a_batch_is_a_loop_over_its_images(method):
+def test_a_batch_gives_the_same_as_a_loop_over_its_images(method):
     u, v = images(0, batch=4), images(1, batch=4, size=(5, 3))
     targets = color_moments(v)
     for found in (transport(u, v, method, rho=0.7), transport(u, targets, method, rho=0.7)):
@@ -271,7 +271,7 @@ def test_a_batch_is_a_loop_over_its_images(method):
 
 @each_method
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
-def test_fewer_digits_stay_near_float64_and_keep_their_dtype(method, dtype, error):
+def test_lower_precision_stays_near_float64_and_keeps_its_dtype(method, dtype, error):
     u, v = images(0, batch=2, size=(256, 256)), images(5, size=(200, 100))
     found = transport(u.to(dtype), v.to(dtype), method)
     assert found.dtype == dtype
@@ -283,7 +283,7 @@ def test_a_gray_target_leaves_no_visible_color_in_float32():
     assert found[0].diff(dim=0).abs().max() < 1e-5
 
 
-def test_automatic_mixed_precision_does_not_reach_in():
+def test_autocast_does_not_change_the_result():
     u, v = images(0, dtype=torch.float32), images(1, dtype=torch.float32)
     alone = transport(u, v)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -292,14 +292,14 @@ def test_automatic_mixed_precision_does_not_reach_in():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @each_method
-def test_a_gpu_says_what_the_cpu_says_also_when_the_target_lies_elsewhere(method):
+def test_a_gpu_gives_the_same_as_the_cpu_also_for_a_target_on_another_device(method):
     u, v = images(0, batch=2), images(1, size=(5, 8))
     for target in (v, v.cuda(), color_moments(v)):
         assert_close(transport(u.cuda(), target, method).cpu(), transport(u, v, method), atol=1e-9, rtol=0)
 
 
 @each_method
-def test_the_gradient_is_that_of_finite_differences(method):
+def test_the_gradient_equals_finite_differences(method):
     u, v = images(0, size=(3, 4)).requires_grad_(), images(1, size=(3, 3)).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: transport(a, b, method, rho=0.8), (u, v))
 

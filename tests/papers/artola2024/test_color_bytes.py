@@ -1,4 +1,4 @@
-"""Color transport of images of 8 bits, and what transport refuses."""
+"""Color transport of images of 8 bits, and inputs that transport refuses."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.testing import assert_close
 
 from adcore.errors import DataError, ParameterError
 from adcore.kernels.color import moments as byte_moments
-from adcore.papers.artola2024.color import METHODS, ColorMoments, color_moments, pool, transport, transport_uint8
+from adcore.papers.artola2024.color import TRANSPORTS, ColorMoments, color_moments, pool, transport, transport_uint8
 
-each_method = pytest.mark.parametrize("method", METHODS)
+each_method = pytest.mark.parametrize("method", TRANSPORTS)
 
 
 # --- 8 bits -------------------------------------------------------------------------------------------------------------
 
 @each_method
-def test_images_of_8_bits_come_back_rounded_to_the_nearest_of_256(method):
+def test_results_of_8_bits_are_rounded_to_the_nearest_integer(method):
     u, v = ((images(seed).clamp(0, 1) * 255).round().byte() for seed in (0, 1))
     found = transport_uint8(u, v, method, rho=0.75)
     exact = transport(u.double() / 255, v.double() / 255, method, rho=0.75, clip=True) * 255
@@ -32,7 +32,7 @@ def test_images_of_8_bits_come_back_rounded_to_the_nearest_of_256(method):
 
 @given(seeds, st.integers(1, 40), st.integers(1, 400), st.integers(0, 3))
 @few
-def test_moments_of_bytes_are_exactly_those_of_whole_numbers(seed, h, w, spread):
+def test_moments_of_bytes_equal_exact_integer_sums(seed, h, w, spread):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, (1, 2, 17, 256)[spread], (2, 3, h, w), generator=generator, dtype=torch.uint8)
     mean, covariance, number = byte_moments(pixels)
@@ -46,7 +46,7 @@ def test_moments_of_bytes_are_exactly_those_of_whole_numbers(seed, h, w, spread)
 
 @each_method
 @pytest.mark.parametrize("size", [(1, 1), (130, 157), (101, 203)])
-def test_bytes_of_several_blocks_and_images_equal_the_colors_in_float64(method, size):
+def test_bytes_of_several_blocks_and_images_agree_with_float64_colors(method, size):
     u, v = ((images(seed, batch=2, size=size).clamp(0, 1) * 255).round().byte() for seed in (0, 1))
     exact = transport(u.double() / 255, v.double() / 255, method, clip=True) * 255
     assert (transport_uint8(u, v, method).double() - exact).abs().max() < 0.5 + 1e-2
@@ -59,7 +59,7 @@ def test_bytes_of_several_blocks_and_images_equal_the_colors_in_float64(method, 
     (torch.rand(2, 1, 4, 5), r"not \(2, 1, 4, 5\)$"), (torch.rand(2, 3, 0, 5), "at least one pixel"),
     (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), "not torch.uint8: for uint8 there is transport_uint8$"),
     (np.zeros((1, 3, 4, 5)), "not ndarray$")])
-def test_what_is_no_batch_of_images_is_refused(given_images, message):
+def test_an_input_that_is_not_a_batch_of_images_is_refused(given_images, message):
     with pytest.raises(ParameterError, match=message):
         transport(given_images, images(0))
 
@@ -76,7 +76,7 @@ def test_a_target_that_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_no_number_is_found_and_its_image_named(value):
+def test_an_image_with_a_nan_or_infinite_value_is_named(value):
     broken = images(0, batch=3)
     broken[1, 2, 4, 4] = value
     with pytest.raises(DataError, match=r"^image 1 has NaN or infinite values"):
@@ -88,13 +88,13 @@ def test_a_value_that_is_no_number_is_found_and_its_image_named(value):
 
 
 @pytest.mark.parametrize("rho", [-0.1, 1.5, float("nan"), torch.tensor([0.5, 2.0])])
-def test_a_share_outside_0_to_1_is_refused(rho):
-    with pytest.raises(ParameterError, match=r"give a share of the way in \[0, 1\]"):
+def test_a_rho_outside_0_to_1_is_refused(rho):
+    with pytest.raises(ParameterError, match=r"^rho is .*: give a value in \[0, 1\], 0 for the image itself"):
         transport(images(0, batch=2), images(1), rho=rho)
 
 
-def test_a_share_for_other_images_an_unknown_method_and_unfit_dtypes_are_refused():
-    with pytest.raises(ParameterError, match=r"rho takes a number or a tensor .* \(2,\), not \(3,\)"):
+def test_a_rho_of_another_batch_an_unknown_method_and_wrong_dtypes_are_refused():
+    with pytest.raises(ParameterError, match=r"rho takes a number or a tensor with one value per image, \(2,\), not \(3,\)"):
         transport(images(0, batch=2), images(1), rho=torch.ones(3))
     with pytest.raises(ParameterError, match=r"unknown method 'monge' ?.*: use diagonal or monge_kantorovich"):
         transport(images(0), images(1), "monge")

@@ -1,4 +1,4 @@
-"""Contrastive fine-tuning: its loss against a slow loop, what training may change, its negatives, its runs and messages."""
+"""Contrastive fine-tuning: the loss compared with a slow loop, what training changes, negatives, resumed runs, messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features import FeatureExtractor
 from adcore.features.stages import stage_parameters
 from adcore.models import METHODS, Contrastive, ContrastiveConfig
-from adcore.papers.artola2024.negatives import find_negatives, random_crops, recolored
+from adcore.papers.artola2024.negatives import find_negatives, photograph_crops
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (3,), "image_size": 64, "dim": 6, "components": 2, "epochs": 1,
          "batch_size": 3, "cells": 0, "lr": 1e-3, "negatives": "photographs", "held_out": 0.3,
@@ -31,7 +31,7 @@ def detector(seed: int = 0, **changes: object) -> Contrastive:
 
 @pytest.fixture(scope="module")
 def untouched(tiny):
-    """A mixture of untouched features; tests leave it as it is."""
+    """A mixture of untouched features; no test changes it."""
     return detector(epochs=0).fit(tiny.train)
 
 
@@ -56,11 +56,12 @@ def cells(one: Contrastive, images: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("filtered", [True, False])
 @pytest.mark.parametrize(("alpha", "shift"), [(0.2, 1.0), (0.5, 40.0)])
-def test_the_loss_of_a_batch_is_the_mean_over_cells_of_both_kinds_of_eqs_2_and_4(untouched, images, alpha, shift, filtered):
+def test_the_loss_is_the_mean_of_eq_2_over_positives_plus_that_of_eq_4_over_negatives(
+        untouched, images, alpha, shift, filtered):
     one = detector(alpha=alpha, filter=filtered, volume="given", log_volume=float(untouched.network.log_volume) + shift)
     one.network.mixture = untouched.network.mixture
     negatives = untouched.negatives(images, generator=torch.Generator().manual_seed(1))
-    found = float(one.contrast(images, negatives).detach())
+    found = float(one.contrastive_loss(images, negatives).detach())
     inlier = {kind: (1 - alpha) * np.exp(log_density(one, cells(one, x)) + one.config.log_volume)
               for kind, x in (("+", images), ("-", negatives))}                    # both densities times L
     positive = [-math.log(p / (p + alpha)) for p in inlier["+"]]
@@ -69,7 +70,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_cells_of_both_kinds_of_eqs_2_and_4
     sent = inlier["-"] if not filtered else outside if len(outside) >= len(least) else least
     negative = [-math.log(alpha / (p + alpha)) for p in sent]
     assert found == approx(sum(positive) / len(positive) + sum(negative) / len(negative), rel=1e-3)
-    assert filtered is (0 < len(sent) < len(inlier["-"])) and one._step[3] == approx(len(sent) / len(inlier["-"]))
+    assert filtered is (0 < len(sent) < len(inlier["-"])) and one._measured["passing"] == approx(len(sent) / len(inlier["-"]))
 
 
 def test_negatives_that_the_filter_stops_send_no_gradient(untouched, images):
@@ -80,40 +81,40 @@ def test_negatives_that_the_filter_stops_send_no_gradient(untouched, images):
         one.network.mixture = untouched.network.mixture
         kept: list[torch.Tensor] = []
         one.network.register_forward_hook(lambda module, inputs, out, kept=kept: (out.retain_grad(), kept.append(out))[0])
-        one.contrast(images, negatives).backward()
+        one.contrastive_loss(images, negatives).backward()
         gradients[filtered] = kept[1].grad.flatten(0, 2).norm(dim=1)
         u = kept[1].detach().flatten(0, 2)
     outside = torch.from_numpy(log_density(untouched, u.double().numpy())) + untouched.network.log_volume < 0
     assert 0.1 < outside.float().mean() < 0.9
     assert gradients[True][~outside].max() == 0 and gradients[False][~outside].min() > 0
-    # The others share the mean among fewer.
+    # The mean is over fewer negatives, so each of them weighs more.
     scaled = gradients[False][outside] * len(outside) / outside.sum()
     assert gradients[True][outside].numpy() == approx(scaled.numpy(), rel=1e-4)
 
 
-def test_the_gradient_of_a_weight_is_the_slope_of_the_loss(untouched, images):
+def test_the_gradient_of_a_weight_equals_finite_differences_of_the_loss(untouched, images):
     one = detector(volume="given", log_volume=float(untouched.network.log_volume), filter=False)
     one.network.load_state_dict(untouched.network.state_dict())
     one.network.double()
     images = images.double()
     negatives = untouched.negatives(images, generator=torch.Generator().manual_seed(1))
     name, weight = [(n, p) for n, p in one.network.named_parameters() if p.requires_grad][-1]
-    one.contrast(images, negatives).backward()
+    one.contrastive_loss(images, negatives).backward()
     values = []
     for step in (1e-6, -1e-6):
         with torch.no_grad():
             weight.flatten()[0] += step
-            values.append(float(one.contrast(images, negatives)))
+            values.append(float(one.contrastive_loss(images, negatives)))
             weight.flatten()[0] -= step
     assert float(weight.grad.flatten()[0]) == approx((values[0] - values[1]) / 2e-6, rel=1e-4), name
 
 
-def test_of_a_batch_as_many_cells_count_as_are_asked_for(untouched, images):
+def test_the_loss_uses_the_configured_number_of_cells_per_batch(untouched, images):
     one = detector(cells=50, volume="given", log_volume=float(untouched.network.log_volume))
     one.network.mixture = untouched.network.mixture
-    one.contrast(images, images)
-    assert one._positives.shape == (50, 6)
-    assert len(torch.unique(one._positives, dim=0)) == 50
+    one.contrastive_loss(images, images)
+    assert one._positive.shape == (50, 6)
+    assert len(torch.unique(one._positive, dim=0)) == 50
 
 
 # What training changes.
@@ -130,7 +131,7 @@ def test_only_tuned_stages_change_and_batch_norms_keep_their_statistics(tiny):
     assert trained == {f"network.{name}" for name in stage_parameters(one.network.extractor, (3,))} >= changed
 
 
-def test_the_stages_of_a_network_are_its_parameters_in_order_the_stem_being_of_the_first():
+def test_stages_are_consecutive_parameters_of_the_network_and_the_stem_belongs_to_the_first():
     with torch.device("meta"):
         extractor = FeatureExtractor("resnet18", (1, 2, 3), "random")
     names = [name for name, _ in extractor.network.named_parameters()]
@@ -141,7 +142,7 @@ def test_the_stages_of_a_network_are_its_parameters_in_order_the_stem_being_of_t
     assert {name.split(".")[1] for name in stage_parameters(extractor, (4,))} == {"3", "4"}    # stage 4 ends with blocks.4
 
 
-def test_no_epoch_leaves_the_features_untouched_and_the_map_is_minus_the_log_density(untouched, images):
+def test_without_an_epoch_features_are_unchanged_and_the_map_is_minus_the_log_density(untouched, images):
     frozen = FeatureExtractor("efficientnet_lite0", (3,))
     (maps,) = frozen(images)
     u = torch.einsum("bchw,cd->bhwd", maps, untouched.network.projection)
@@ -154,34 +155,34 @@ def test_no_epoch_leaves_the_features_untouched_and_the_map_is_minus_the_log_den
     assert untouched.predict(torch.rand(1, 3, 40, 90)).map.shape == (1, 40, 90) and untouched.history.empty
 
 
-def test_oblong_images_and_taps_of_several_grids_are_joined_on_the_first(tiny):
+def test_images_that_are_not_square_and_taps_of_several_grids_are_concatenated_on_the_first_grid(tiny):
     one = detector(image_size=(64, 96), taps=(3, 4), dim=5).fit(tiny.train)
-    assert one.network(torch.rand(2, 3, 64, 96)).shape == (2, 8, 12, 5) and one._positives.shape == (3 * 96, 5)
+    assert one.network(torch.rand(2, 3, 64, 96)).shape == (2, 8, 12, 5) and one._positive.shape == (3 * 96, 5)
     deeper = {name.split(".")[1] for name, p in one.network.extractor.network.named_parameters() if p.requires_grad}
     assert deeper == {"2", "3", "4"} and one.predict(torch.rand(2, 3, 50, 70)).map.shape == (2, 50, 70)
 
 
-def test_the_mixture_follows_the_features_with_the_step_that_is_set(tiny, images):
-    one = detector(gamma=0.3, batch_size=6, lr=1e-9)                     # one step, features as good as still
+def test_the_mixture_follows_the_features_with_the_configured_step(tiny, images):
+    one = detector(gamma=0.3, batch_size=6, lr=1e-9)                     # one step; the features hardly change
     one.fit(tiny.train)
     u, before = torch.from_numpy(cells(one, images)), detector(epochs=0).fit(tiny.train).network.mixture
-    shares = before.responsibilities(u.float()).double()
-    for name, batch in (("s0", shares.mean(0)), ("s1", shares.T @ u / len(u))):
+    r = before.responsibilities(u.float()).double()
+    for name, batch in (("s0", r.mean(0)), ("s1", r.T @ u / len(u))):
         expected = 0.7 * getattr(before, name) + 0.3 * batch
         assert getattr(one.network.mixture, name).numpy() == approx(expected.numpy(), rel=1e-4, abs=1e-4)
     falling = detector(gamma=0.0, batch_size=6, lr=1e-9).fit(tiny.train).network.mixture       # 2^-0.6 at the first step
-    expected = (1 - 2**-0.6) * before.s0 + 2**-0.6 * shares.mean(0)
+    expected = (1 - 2**-0.6) * before.s0 + 2**-0.6 * r.mean(0)
     assert falling.s0.numpy() == approx(expected.numpy(), rel=1e-4)
 
 
-def test_after_drifting_features_the_mixture_is_nearer_to_them_than_the_one_it_started_as(tiny, images, untouched):
+def test_after_fine_tuning_the_mixture_fits_the_features_better_than_the_initial_mixture(tiny, images, untouched):
     one = detector(epochs=6, gamma=0.2).fit(tiny.train)
     u = torch.from_numpy(cells(one, images)).float()
     assert (u - torch.from_numpy(cells(untouched, images)).float()).abs().mean() > 0.05
     assert one.network.mixture(u).mean() > untouched.network.mixture(u).mean() + 0.3
 
 
-def test_a_clipped_gradient_is_recorded_as_it_was_and_each_step_has_its_row(tiny):
+def test_history_has_one_row_per_step_with_the_gradient_norm_before_clipping(tiny):
     free, clipped = detector().fit(tiny.train), detector(clip_norm=1e-9).fit(tiny.train)
     assert list(free.history) == ["positive", "negative", "gradient", "passing", "outside"] and len(free.history) == 2
     assert free.history.gradient[0] == approx(clipped.history.gradient[0], rel=1e-5) and free.history.gradient[0] > 1e-3
@@ -196,7 +197,7 @@ def test_without_the_filter_all_negatives_pass_and_the_first_gradient_is_larger(
     assert with_it.passing.to_list() == approx(with_it.outside.clip(0.1).to_list(), abs=0.01)
 
 
-def test_fine_tuning_takes_held_out_negatives_out_of_the_mixture_and_leaves_normal_cells_in_it(tiny):
+def test_fine_tuning_moves_held_out_negatives_out_of_the_mixture_and_keeps_normal_cells_inside(tiny):
     normal = [sample for sample in tiny.test if not sample.label]
     positive, negative = detector(epochs=0, dim=3).fit(tiny.train).misclassification(normal)
     assert positive.shape == negative.shape == (3 * 64,) and min(positive.min(), negative.min()) >= 0
@@ -209,16 +210,16 @@ def test_fine_tuning_takes_held_out_negatives_out_of_the_mixture_and_leaves_norm
                         "misclassified_negative": approx(negative_after.mean())}
 
 
-def test_misclassification_is_measured_by_both_posteriors_of_given_images(untouched, images, tiny):
+def test_misclassification_of_given_images_is_the_posterior_of_the_wrong_class(untouched, images, tiny):
     positive, negative = untouched.misclassification(tiny.train, images)
-    assert positive + negative == approx(np.ones(6 * 64), abs=1e-5)     # the same images on both sides
+    assert positive + negative == approx(np.ones(6 * 64), abs=1e-5)     # the same images as positives and negatives
     p = np.exp(log_density(untouched, cells(untouched, images)) + float(untouched.network.log_volume))
     assert positive == approx(1 / (1 + p), abs=1e-4)
 
 
 # Runs.
 
-def test_a_run_stopped_between_epochs_ends_with_equal_weights_mixture_and_history(tiny, tmp_path):
+def test_a_resumed_run_ends_with_equal_weights_mixture_and_history(tiny, tmp_path):
     whole = detector(epochs=3).fit(tiny.train, checkpoint=tmp_path / "a")
     detector(epochs=1).fit(tiny.train, checkpoint=tmp_path / "b")
     resumed = detector(epochs=3).fit(tiny.train, checkpoint=tmp_path / "b")
@@ -229,12 +230,12 @@ def test_a_run_stopped_between_epochs_ends_with_equal_weights_mixture_and_histor
     assert torch.equal(done.predict(torch.ones(1, 3, 64, 64) / 2).map, whole.predict(torch.ones(1, 3, 64, 64) / 2).map)
 
 
-def test_a_seed_gives_the_same_numbers_again_and_another_seed_others(tiny):
+def test_equal_seeds_give_equal_numbers_and_another_seed_gives_others(tiny):
     first, again, other = (detector(seed).fit(tiny.train).history for seed in (0, 0, 1))
     assert first.equals(again) and not np.isclose(first.negative, other.negative).any()
 
 
-def test_random_numbers_of_the_caller_are_left_alone(tiny):
+def test_fitting_does_not_change_the_callers_random_state(tiny):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -242,7 +243,7 @@ def test_random_numbers_of_the_caller_are_left_alone(tiny):
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_pca_keeps_the_directions_in_which_untouched_features_vary_most(tiny, images):
+def test_pca_projects_on_the_directions_in_which_untouched_features_vary_most(tiny, images):
     one = detector(reduction="pca", epochs=0).fit(tiny.train)
     with torch.no_grad():
         x = FeatureExtractor("efficientnet_lite0", (3,))(images)[0].permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
@@ -255,10 +256,13 @@ def test_pca_keeps_the_directions_in_which_untouched_features_vary_most(tiny, im
 # Negatives.
 
 @pytest.mark.parametrize("method", ["monge_kantorovich", "diagonal", "none"])
-def test_negatives_have_the_colors_of_the_image_beside_them(untouched, images, method):
+def test_negatives_have_the_colors_of_the_image_at_the_same_place_in_the_batch(untouched, images, method):
     one = detector(transport=method)
     one.photographs, one.colors = untouched.photographs, untouched.colors
-    pixels = one.negatives(images, generator=torch.Generator().manual_seed(2)).double().flatten(2).numpy()
+    negatives = one.negatives(images, generator=torch.Generator().manual_seed(2))
+    crops = photograph_crops(one.photographs.train, 6, (64, 64), 0.25, torch.Generator().manual_seed(2))
+    assert torch.equal(negatives, crops) is (method == "none")
+    pixels = negatives.double().flatten(2).numpy()
     goal = images.double().flatten(2).numpy()
     for p, g in zip(pixels, goal, strict=True):
         same_mean = np.allclose(p.mean(1), g.mean(1), atol=1e-3)
@@ -269,7 +273,7 @@ def test_negatives_have_the_colors_of_the_image_beside_them(untouched, images, m
             assert close
 
 
-def test_negatives_take_the_colors_of_the_category_or_half_of_the_way(untouched, images):
+def test_negatives_take_the_colors_of_the_category_or_are_interpolated_by_rho(untouched, images):
     pixels = {}
     for name, changes in (("category", {"target": "category"}), ("half", {"rho": 0.5}), ("none", {"transport": "none"}),
                           ("image", {})):
@@ -282,12 +286,12 @@ def test_negatives_take_the_colors_of_the_category_or_half_of_the_way(untouched,
     assert (pixels["half"] - (pixels["none"] + pixels["image"]) / 2).abs().max() < 1e-4
 
 
-def test_a_crop_is_a_window_of_its_photograph_of_the_asked_aspect_and_share(tmp_path):
+def test_a_crop_is_a_window_of_its_photograph_with_the_given_aspect_and_size(tmp_path):
     rows, columns = np.mgrid[0:200, 0:240]
     Image.fromarray(np.stack([rows, columns, 0 * rows], -1).astype(np.uint8)).save(tmp_path / "a.png")
-    seen = random_crops([str(tmp_path / "a.png")], 64, (30, 60), 0.5, torch.Generator().manual_seed(0)) * 255
+    seen = photograph_crops([str(tmp_path / "a.png")], 64, (30, 60), 0.5, torch.Generator().manual_seed(0)) * 255
     step = seen.diff(dim=2)[:, 0, 2:-2, 2:-2].mean((1, 2)), seen.diff(dim=3)[:, 1, 2:-2, 2:-2].mean((1, 2))
-    assert step[0].tolist() == approx(step[1].tolist(), abs=0.05)        # the aspect is kept
+    assert step[0].tolist() == approx(step[1].tolist(), abs=0.05)        # the aspect ratio is kept
     assert step[0].min() >= 1.98 and step[0].max() <= 4.02              # 60 columns of 120 to 240
     assert step[0].min() < 2.3 and step[0].max() > 3.7
     assert seen[:, 0].max() > 190 and seen[:, 0].min() < 5 and seen[:, 1].min() < 5 and seen[:, 1].max() > 230
@@ -308,12 +312,11 @@ def test_held_out_photographs_are_always_the_same_and_never_trained_on(tmp_path,
     assert found.train + found.held_out != tuple(sorted(found.train + found.held_out))
     below = find_negatives("imagenet/n1")
     assert all("/n1/" in name for name in below.train + below.held_out)
-    assert recolored(torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), "none", 1.0).min() == 1
 
 
 # Messages.
 
-def test_photographs_that_are_not_here_are_asked_for_in_one_sentence(tiny, tmp_path, nothing_here):
+def test_missing_photographs_are_reported_with_where_to_put_them(tiny, tmp_path, nothing_here):
     sentence = ("negatives 'imagenet' are not here: put photographs, ImageNet's or any others, into a folder imagenet below "
                 "ADCORE_DATA, or set negatives='photographs' for the few that come with installed packages")
     with pytest.raises(DataError, match=f"^{re.escape(sentence)}$"):
@@ -325,7 +328,7 @@ def test_photographs_that_are_not_here_are_asked_for_in_one_sentence(tiny, tmp_p
         find_negatives(str(tmp_path))
 
 
-def test_what_cannot_be_fitted_is_refused_with_its_numbers(tiny):
+def test_inputs_that_cannot_be_fitted_are_refused(tiny):
     with pytest.raises(ParameterError, match=r"^dim=41 is more than the 40 channels of taps \(3,\) of efficientnet_lite0: "):
         detector(dim=41)
     with pytest.raises(ParameterError, match="384 points cannot start 385 components"):
@@ -347,10 +350,10 @@ def test_what_cannot_be_fitted_is_refused_with_its_numbers(tiny):
 @pytest.mark.parametrize(("changes", "says"), [
     ({"alpha": 1.0}, "alpha 1.0"), ({"gamma": 1.5}, "gamma=1.5"), ({"rho": -0.1}, "rho=-0.1"), ({"dim": 0}, "dim=0"),
     ({"filter_share": 0.0}, "filter_share=0.0"), ({"held_out": 1.0}, "held_out=1.0"), ({"cells": -1}, "cells=-1"),
-    ({"log_volume": 3.0}, "counts with volume='given' only"),
+    ({"log_volume": 3.0}, "is used only with volume='given'"),
     ({"transport": "mk"}, "transport is one of diagonal, monge_kantorovich, none"),
 ])
-def test_a_setting_out_of_its_range_is_named_before_anything_is_computed(changes, says):
+def test_a_setting_outside_its_range_is_refused_by_the_config(changes, says):
     with pytest.raises(ParameterError, match=re.escape(says)):
         ContrastiveConfig(**changes)
 

@@ -1,4 +1,4 @@
-"""The losses of Artola et al. against their printed equations, written out; the outlier filter against a loop."""
+"""The losses compared with the printed equations written out, and the outlier filter with a loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adcore.papers.artola2024.losses import (
     misclassified,
     negative_gradient,
     negative_loss,
-    passing,
+    outlier_filter,
     positive_gradient,
     positive_loss,
 )
@@ -35,12 +35,12 @@ def mixture(d: int = 3, seed: int = 0) -> Mixture:
 
 
 def near(gmm: Mixture, count: int = 40) -> Tensor:
-    """Points in and around a mixture, wider than itself."""
+    """Points inside and around a mixture, 1.5 times as far from the origin as its samples."""
     return 1.5 * gmm.sample(count, torch.Generator().manual_seed(1))
 
 
 def printed(gmm: Mixture, u: Tensor, alpha: float, volume: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """P(+|u), P(-|u), dL_pos/du and dL_neg/du of one point as Eqs. (2), (4), (9), (13) and (16) print them."""
+    """P(+|u), P(-|u), dL_pos/du and dL_neg/du of one point, as printed in Eqs. (2), (4), (9), (13) and (16)."""
     terms, pulls = [], []
     for pi, mu, sigma in zip(gmm.weights, gmm.means, gmm.covariances, strict=True):
         precision, away = sigma.inverse(), u - mu
@@ -54,14 +54,14 @@ def printed(gmm: Mixture, u: Tensor, alpha: float, volume: float) -> tuple[Tenso
 
 
 @pytest.mark.parametrize(("alpha", "volume"), [(0.5, 1e3), (0.1, 50.0), (0.9, 1e6)])
-def test_losses_and_gradients_are_those_of_the_printed_equations(alpha, volume):
+def test_losses_and_gradients_equal_the_printed_equations(alpha, volume):
     gmm, outliers = mixture(), Outliers(math.log(volume), alpha)
     u = near(gmm).requires_grad_()
     logit = outliers.logit(gmm(u))
     pos, neg = positive_loss(logit), negative_loss(logit)
     by_autograd = [torch.autograd.grad(loss.sum(), u, retain_graph=True)[0] for loss in (pos, neg)]
     closed = [gradient(gmm.direction(u), logit) for gradient in (positive_gradient, negative_gradient)]
-    assert 5 < int((logit > 0).sum()) < 35                       # both sides of the boundary are there
+    assert 5 < int((logit > 0).sum()) < 35                       # points on both sides of the boundary
     for i, point in enumerate(u.detach()):
         p_plus, p_minus, d_pos, d_neg = printed(gmm, point, alpha, volume)
         assert pos[i].item() == approx(-math.log(p_plus), rel=1e-10, abs=1e-10)
@@ -79,7 +79,7 @@ def test_the_losses_gradients_pass_finite_differences():
         assert torch.autograd.gradcheck(lambda u, loss=loss: loss(outliers.logit(gmm(u))), near(gmm, 12).requires_grad_())
 
 
-def test_descent_on_the_positives_goes_up_the_density_and_on_the_negatives_down():
+def test_descent_raises_the_density_of_positives_and_lowers_the_density_of_negatives():
     gmm, outliers = mixture(), Outliers(6.0)
     u = near(gmm)
     h, logit = gmm.direction(u), outliers.logit(gmm(u))
@@ -88,10 +88,10 @@ def test_descent_on_the_positives_goes_up_the_density_and_on_the_negatives_down(
     assert (gmm(u - step * negative_gradient(h, logit)) <= gmm(u)).all()
 
 
-@given(st.one_of(numbers, st.floats(-40, 40)))  # torch's softplus is cut off at 20
+@given(st.one_of(numbers, st.floats(-40, 40)))  # torch's softplus becomes linear at 20
 @example(25.0)
 @settings(max_examples=200, deadline=None)
-def test_the_losses_hold_for_logits_up_to_ten_thousand(x):
+def test_the_losses_are_exact_for_logits_up_to_ten_thousand(x):
     logit = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     pos, neg = positive_loss(logit), negative_loss(logit)
     # softplus by the standard library, which has log1p: max(x, 0) + log(1 + exp(-|x|))
@@ -104,12 +104,12 @@ def test_the_losses_hold_for_logits_up_to_ten_thousand(x):
     assert misclassified(logit, True).item() + misclassified(logit, False).item() == approx(1)
 
 
-def test_the_logit_stays_exact_where_l_is_far_beyond_floating_point():
+def test_the_logit_is_exact_for_a_volume_that_would_overflow():
     outliers = Outliers(log_volume=2000.0, alpha=0.25)           # L = e^2000
     assert outliers.logit(torch.tensor(-2000.0, dtype=torch.float64)).item() == approx(math.log(3), abs=1e-12)
 
 
-def test_the_box_s_volume_is_the_product_of_the_ranges():
+def test_the_volume_of_the_box_is_the_product_of_the_ranges():
     points = torch.tensor([[0.0, 1.0, -5.0], [2.0, 4.0, 5.0], [1.0, 2.0, 0.0]])
     box = Outliers.around(points, 0.2)
     assert box.log_volume == approx(math.log(2 * 3 * 10), rel=1e-15) and box.alpha == 0.2
@@ -117,10 +117,10 @@ def test_the_box_s_volume_is_the_product_of_the_ranges():
     assert Outliers.around(many).log_volume > 710                # exp would overflow
 
 
-def test_a_box_that_cannot_be_drawn_is_refused_in_words():
+def test_a_box_without_volume_and_invalid_outliers_are_refused():
     with pytest.raises(ParameterError, match="has no volume: all 4 features are equal in dimension 1 and 1 more;"):
         Outliers.around(torch.tensor([[0.0, 1, 2]] * 3 + [[1.0, 1, 2]]))
-    with pytest.raises(ParameterError, match="NaN or infinity"):
+    with pytest.raises(ParameterError, match="some features are NaN or infinite"):
         Outliers.around(torch.tensor([[0.0, math.nan], [1, 1]]))
     for alpha in (0.0, 1.0, -0.1, math.nan):
         with pytest.raises(ParameterError, match="must be between 0 and 1"):
@@ -131,8 +131,8 @@ def test_a_box_that_cannot_be_drawn_is_refused_in_words():
 
 # --- the filter ---------------------------------------------------------------------------------------------------------
 
-def passing_by_hand(logits: list[float], tenths: int) -> list[bool]:
-    """Outside, or the share of lowest likelihood one at a time, in whole tenths so that nothing is rounded."""
+def filtered_by_hand(logits: list[float], tenths: int) -> list[bool]:
+    """Those outside, or the fraction with the lowest likelihood one by one; in whole tenths, so that nothing is rounded."""
     outside = [x < 0 for x in logits]
     if 10 * sum(outside) >= tenths * len(logits):
         return outside
@@ -144,36 +144,36 @@ def passing_by_hand(logits: list[float], tenths: int) -> list[bool]:
 
 @given(st.lists(st.one_of(numbers, st.sampled_from([0.0, 1.0, 2.0])), max_size=60), st.integers(1, 10))
 @settings(max_examples=300, deadline=None)
-def test_the_filter_is_the_loop_s(logits, tenths):
-    mask = passing(torch.tensor(logits, dtype=torch.float64), tenths / 10)
-    assert mask.dtype == torch.bool and mask.tolist() == passing_by_hand(logits, tenths)
+def test_the_filter_equals_the_loop(logits, tenths):
+    mask = outlier_filter(torch.tensor(logits, dtype=torch.float64), tenths / 10)
+    assert mask.dtype == torch.bool and mask.tolist() == filtered_by_hand(logits, tenths)
     assert int(mask.sum()) >= len(logits) * tenths / 10 - 1e-9
 
 
-def test_negatives_outside_pass_and_the_boundary_is_inside():
-    assert passing(torch.tensor([-3.0, -1e-9, 0.0, 2.0])).tolist() == [True, True, False, False]
+def test_negatives_outside_pass_and_the_boundary_counts_as_inside():
+    assert outlier_filter(torch.tensor([-3.0, -1e-9, 0.0, 2.0])).tolist() == [True, True, False, False]
 
 
-def test_with_all_inside_exactly_the_tenth_of_lowest_likelihood_passes():
+def test_if_all_are_inside_the_tenth_with_the_lowest_likelihood_passes():
     logits = torch.arange(30.0, 0, -1)
-    assert passing(logits).nonzero().flatten().tolist() == [27, 28, 29]
-    assert 0.07 * 100 > 7 and int(passing(torch.arange(1.0, 101), 0.07).sum()) == 7  # a product that is rounded upwards
-    assert passing(logits[:1]).tolist() == [True] and passing(logits[:0]).tolist() == []
+    assert outlier_filter(logits).nonzero().flatten().tolist() == [27, 28, 29]
+    assert 0.07 * 100 > 7 and int(outlier_filter(torch.arange(1.0, 101), 0.07).sum()) == 7  # the product is rounded up
+    assert outlier_filter(logits[:1]).tolist() == [True] and outlier_filter(logits[:0]).tolist() == []
 
 
-def test_no_gradient_comes_through_a_negative_that_was_kept_back():
+def test_a_negative_that_the_filter_stops_gets_no_gradient():
     gmm, outliers = mixture(), Outliers(6.0)
     u = near(gmm).requires_grad_()
     logit = outliers.logit(gmm(u))
-    mask = passing(logit)
+    mask = outlier_filter(logit)
     assert not mask.requires_grad and 0 < int(mask.sum()) < len(mask)
     (gradient,) = torch.autograd.grad(negative_loss(logit[mask]).mean(), u)
     assert (gradient[~mask] == 0).all() and (gradient[mask] != 0).any(1).all()
 
 
-def test_logits_that_are_nan_and_shares_that_are_none_are_refused():
+def test_nan_logits_and_fractions_outside_0_to_1_are_refused():
     with pytest.raises(ParameterError, match=r"^1 of 2 logits for the outlier filter are NaN$"):
-        passing(torch.tensor([0.0, math.nan]))
-    for share in (0.0, 1.1, math.nan):
+        outlier_filter(torch.tensor([0.0, math.nan]))
+    for fraction in (0.0, 1.1, math.nan):
         with pytest.raises(ParameterError, match="must be above 0 and at most 1"):
-            passing(torch.zeros(3), share)
+            outlier_filter(torch.zeros(3), fraction)

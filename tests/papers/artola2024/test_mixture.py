@@ -1,4 +1,4 @@
-"""The mixture against scikit-learn's and against EM written out, and what online EM must do."""
+"""The mixture compared with scikit-learn's and with EM written out, and the properties of online EM."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def blobs(n: int = 300, d: int = 3, centers: int = 3, seed: int = 0) -> Tensor:
-    """Correlated blobs, near enough to each other that responsibilities are soft."""
+    """Correlated blobs, close enough to each other that responsibilities are not 0 or 1."""
     g = generator(seed)
     mix = torch.randn(centers, d, d, dtype=torch.float64, generator=g) / 2 + torch.eye(d, dtype=torch.float64)
     noise = torch.randn(n, d, dtype=torch.float64, generator=g)
@@ -47,16 +47,16 @@ def em_by_hand(mixture: Mixture, points: np.ndarray, ridge: float) -> tuple[np.n
     """Weights, means and covariances after one EM step, point by point."""
     weights, means, covariances = (x.double().numpy() for x in (mixture.weights, mixture.means, mixture.covariances))
     n, d = points.shape
-    shares = np.zeros((n, len(weights)))
+    responsibilities = np.zeros((n, len(weights)))
     for i, u in enumerate(points):
         for k in range(len(weights)):
             away = u - means[k]
-            shares[i, k] = weights[k] * math.exp(-away @ np.linalg.inv(covariances[k]) @ away / 2) / math.sqrt(
+            responsibilities[i, k] = weights[k] * math.exp(-away @ np.linalg.inv(covariances[k]) @ away / 2) / math.sqrt(
                 (2 * math.pi) ** d * np.linalg.det(covariances[k]))
-        shares[i] /= shares[i].sum()
-    count = shares.sum(0)
-    means = shares.T @ points / count[:, None]
-    spread = [sum(r * np.outer(u - mu, u - mu) for r, u in zip(shares[:, k], points, strict=True)) / count[k]
+        responsibilities[i] /= responsibilities[i].sum()
+    count = responsibilities.sum(0)
+    means = responsibilities.T @ points / count[:, None]
+    spread = [sum(r * np.outer(u - mu, u - mu) for r, u in zip(responsibilities[:, k], points, strict=True)) / count[k]
               for k, mu in enumerate(means)]
     return count / n, means, np.stack(spread) + ridge * np.eye(d)
 
@@ -68,7 +68,7 @@ def assert_same_parameters(mixture: Mixture, weights: object, means: object, cov
 
 # --- batch EM -----------------------------------------------------------------------------------------------------------
 
-def test_steps_of_em_are_scikit_learn_s():
+def test_em_steps_equal_scikit_learn_s():
     points = blobs()
     mixture = started(points)
     ridge = 1e-6 * float(points.var(0, correction=0).mean())
@@ -83,7 +83,7 @@ def test_steps_of_em_are_scikit_learn_s():
     assert likelihoods == sorted(likelihoods)
 
 
-def test_one_step_is_em_written_out_point_by_point_ridge_included():
+def test_one_step_equals_em_written_out_point_by_point_with_the_ridge():
     points = blobs(60, 2)
     mixture = started(points, floor=1e-2)
     ridge = 1e-2 * float(points.var(0, correction=0).mean())
@@ -92,7 +92,7 @@ def test_one_step_is_em_written_out_point_by_point_ridge_included():
     assert_same_parameters(mixture, *expected)
 
 
-def test_the_start_is_that_of_scikit_learn_from_the_same_clusters():
+def test_the_initialization_equals_scikit_learn_s_from_the_same_clusters():
     points = blobs()
     mixture = started(points, floor=1e-9)
     model = GaussianMixture(3, init_params="kmeans", random_state=0, max_iter=1, reg_covar=1e-9)
@@ -112,7 +112,7 @@ def test_the_likelihood_never_falls(seed, k, d):
     assert len(gained) == 15 and all(after > before - 1e-6 for before, after in itertools.pairwise(gained))
 
 
-def test_fit_finds_the_parameters_that_points_were_drawn_from():
+def test_fit_recovers_the_parameters_that_the_points_were_drawn_from():
     wanted = truth()
     found = Mixture(2, 2)
     found.fit(wanted.sample(20_000, generator()))
@@ -122,7 +122,7 @@ def test_fit_finds_the_parameters_that_points_were_drawn_from():
     torch.testing.assert_close(found.covariances[order].double(), wanted.covariances, atol=0.1, rtol=0)
 
 
-def test_a_mixture_of_given_parameters_has_them_and_samples_have_its_moments():
+def test_a_mixture_of_given_parameters_keeps_them_and_its_samples_have_its_moments():
     weights, means = torch.tensor([0.25, 0.75]).double(), torch.tensor([[1.0, 2.0], [-1.0, 0.0]]).double()
     covariances = torch.tensor([[[2.0, -0.5], [-0.5, 1.0]], [[0.3, 0.1], [0.1, 0.4]]]).double()
     mixture = Mixture.of(weights, means, covariances)
@@ -138,18 +138,18 @@ def test_a_mixture_of_given_parameters_has_them_and_samples_have_its_moments():
 
 @given(st.integers(0, 30), st.integers(1, 4), st.integers(1, 4), st.integers(20, 90))
 @settings(max_examples=20, deadline=None)
-def test_online_em_with_gamma_one_on_the_whole_set_is_a_batch_step(seed, k, d, n):
+def test_online_em_with_gamma_one_on_the_whole_set_equals_a_batch_step(seed, k, d, n):
     points = blobs(n, d, seed=seed)
     batch, online = started(points, k), started(points, k)
     online.update(blobs(n, d, seed=seed + 1), 0.3)
     online.load_state_dict({**online.state_dict(), **{x: getattr(batch, x) for x in ("log_weights", "means", "factors")}})
-    assert not torch.equal(online.s1, batch.s1)                  # another past, which gamma = 1 forgets
+    assert not torch.equal(online.s1, batch.s1)                  # other statistics, which gamma = 1 forgets
     assert online.update(points, 1.0) == approx(batch.em_step(points))
     for name in ("s0", "s1", "s2", "log_weights", "means", "factors"):
         torch.testing.assert_close(getattr(online, name), getattr(batch, name))
 
 
-def test_a_step_of_online_em_blends_the_statistics_written_out():
+def test_a_step_of_online_em_equals_the_update_of_the_statistics_written_out():
     points, batch = blobs(50, 2), blobs(20, 2, seed=3)
     mixture = started(points)
     before = [mixture.s0.clone(), mixture.s1.clone(), mixture.s2.clone()]
@@ -166,7 +166,7 @@ def test_a_step_of_online_em_blends_the_statistics_written_out():
 
 @given(st.integers(0, 100), st.floats(0.1, 0.5))
 @settings(max_examples=10, deadline=None)
-def test_online_em_follows_means_that_drift_and_a_mixture_left_alone_does_not(seed, gamma):
+def test_online_em_follows_drifting_means_and_a_fixed_mixture_does_not(seed, gamma):
     g, where = generator(seed), torch.tensor([[0.0, 0.0], [8.0, 0.0]])
     def batch(shift: float) -> Tensor:
         return where.repeat(60, 1) + torch.tensor([0.0, shift]) + torch.randn(120, 2, generator=g)
@@ -175,14 +175,14 @@ def test_online_em_follows_means_that_drift_and_a_mixture_left_alone_does_not(se
     still.load_state_dict(mixture.state_dict())
     for step in range(1, 201):
         mixture.update(batch(0.1 * step), gamma)
-    # A share gamma of the way a step: in the steady state the mean lags behind by about 0.1 (1 - gamma) / gamma.
+    # Each step moves the mean by gamma times its distance: in the steady state it lags by about 0.1 (1 - gamma) / gamma.
     lag = 20 - mixture.means[:, 1]
     assert (lag - 0.1 * (1 - gamma) / gamma).abs().max() < 0.9
     assert (mixture.means[:, 0].sort().values - where[:, 0]).abs().max() < 0.9
     assert mixture(batch(20)).mean() > still(batch(20)).mean() + 50
 
 
-def test_falling_steps_settle_on_the_fit_to_everything_they_have_seen():
+def test_falling_steps_converge_to_the_fit_on_all_points():
     points = truth().sample(4000, generator())
     whole, online, constant = started(points, 2), started(points[:100], 2), started(points[:100], 2)
     for _ in range(30):
@@ -193,10 +193,10 @@ def test_falling_steps_settle_on_the_fit_to_everything_they_have_seen():
             constant.update(batch, 0.5)
     assert int(online.steps) == 800
     off, jumps = (float((mixture(points) - whole(points)).abs().mean()) for mixture in (online, constant))
-    assert off < 0.02 < 5 * off < jumps                          # a constant step never comes to rest
+    assert off < 0.02 < 5 * off < jumps                          # a constant step does not converge
 
 
-# --- what can go wrong --------------------------------------------------------------------------------------------------
+# --- degenerate features and errors -------------------------------------------------------------------------------------
 
 def finite(mixture: Mixture) -> bool:
     return all(bool(x.isfinite().all()) for x in mixture.state_dict().values())
@@ -213,17 +213,17 @@ def test_duplicates_and_flat_features_leave_a_finite_mixture(dtype, points):
     assert finite(mixture) and mixture(points.to(dtype)).isfinite().all()
 
 
-def test_a_component_that_loses_its_points_keeps_its_place_and_takes_points_up_again():
+def test_a_component_that_loses_its_points_keeps_its_parameters_and_can_recover():
     g = torch.Generator().manual_seed(0)
     near, far = torch.randn(50, 2, generator=g), torch.randn(50, 2, generator=g) + 60
     mixture = Mixture(2, 2).start(torch.cat([near, far]))
     away = int(mixture.means[:, 0].argmax())
     place, shape = mixture.means[away].clone(), mixture.covariances[away].clone()
     for _ in range(40):
-        mixture.update(near, 0.5)                                # its share halves at each step
+        mixture.update(near, 0.5)                                # its weight halves at each step
     assert finite(mixture) and mixture.weights[away] < 1e-9
     torch.testing.assert_close(mixture.means[away], place)
-    mixture.update(near, 1.0)                                    # and now nothing of it is left
+    mixture.update(near, 1.0)                                    # now its weight is 0
     assert finite(mixture)
     torch.testing.assert_close(mixture.means[away], place)
     torch.testing.assert_close(mixture.covariances[away], shape, rtol=1e-2, atol=1e-3)
@@ -238,7 +238,7 @@ def test_features_with_a_large_offset_keep_their_covariance():
     torch.testing.assert_close(moved.covariances.sort(0).values, still.covariances.sort(0).values, rtol=1e-5, atol=1e-6)
 
 
-def test_no_gradient_enters_the_mixture_and_none_is_kept():
+def test_the_mixture_takes_no_gradient_and_stores_none():
     points = blobs(40, 2).requires_grad_()
     mixture = started(points.detach())
     mixture.update(points, 0.1)
@@ -252,7 +252,7 @@ def test_no_gradient_enters_the_mixture_and_none_is_kept():
         torch.testing.assert_close(mixture.direction(points), h)
 
 
-def test_any_leading_shape_is_taken_feature_maps_included():
+def test_any_leading_shape_works_also_feature_maps():
     points = blobs(24, 3)
     mixture = started(points)
     assert mixture(points.view(2, 3, 4, 3)).shape == (2, 3, 4)
@@ -260,7 +260,7 @@ def test_any_leading_shape_is_taken_feature_maps_included():
     assert torch.equal(mixture(points.view(2, 3, 4, 3)).flatten(), mixture(points))
 
 
-def test_a_saved_mixture_goes_on_as_if_it_had_not_been_saved():
+def test_a_saved_and_loaded_mixture_continues_identically():
     points = blobs(90, 3).float()
     mixture = Mixture(3, 3).start(points)
     mixture.update(points[:30])
@@ -276,7 +276,7 @@ def test_a_saved_mixture_goes_on_as_if_it_had_not_been_saved():
     assert int(other.steps) == 3 and other.s2.dtype == torch.float64 and other.means.dtype == torch.float32
 
 
-def test_what_cannot_be_fitted_is_refused_in_words():
+def test_points_and_steps_that_cannot_be_used_are_refused():
     points = blobs(20, 3)
     mixture = Mixture(4, 3, dtype=torch.float64)
     with pytest.raises(AdcoreError, match=r"no components yet: call start\(features\)"):
@@ -292,7 +292,7 @@ def test_what_cannot_be_fitted_is_refused_in_words():
     broken = points.clone()
     broken[7, 1], broken[9, 0] = math.nan, math.inf
     for step in (mixture.start, mixture.em_step, mixture.update):
-        with pytest.raises(AdcoreError, match=r"^2 of 20 features for the mixture hold NaN or infinity, the first in row 7"):
+        with pytest.raises(AdcoreError, match=r"^2 of 20 features for the mixture are NaN or infinite, the first in row 7"):
             step(broken)
     assert all(torch.equal(value, before[name]) for name, value in mixture.state_dict().items())
     for gamma in (0, -0.1, 1.5, math.nan):
@@ -304,7 +304,7 @@ def test_what_cannot_be_fitted_is_refused_in_words():
         mixture(points[:, :2])
 
 
-def test_a_mixture_that_makes_no_sense_is_refused():
+def test_a_mixture_with_invalid_parameters_is_refused():
     one, eye = torch.ones(1), torch.eye(2)[None]
     for make in (lambda: Mixture(0, 2), lambda: Mixture(2, 0), lambda: Mixture(2, 2, exponent=0.5),
                  lambda: Mixture(2, 2, floor=0),

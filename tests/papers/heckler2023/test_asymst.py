@@ -1,4 +1,4 @@
-"""AsymST: position encoding, teacher and student against slow loops, and what their training does to them."""
+"""AsymST: position encoding, teacher and student compared with slow loops, and the effect of training."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def detector(seed: int = 0, **changes: object) -> AsymST:
     return AsymST(AsymSTConfig(**{**SMALL, **changes}), seed=seed)
 
 
-def test_a_place_is_encoded_by_sines_and_cosines_of_its_column_and_then_of_its_row():
+def test_a_position_is_encoded_by_sines_and_cosines_of_its_column_and_then_of_its_row():
     found = position_encoding(8, 3, 5)
     for y in range(3):
         for x in range(5):
-            by_hand = [f(place / 10_000 ** (2 * i / 4)) for place in (x, y) for i in (0, 1) for f in (math.sin, math.cos)]
+            by_hand = [f(index / 10_000 ** (2 * i / 4)) for index in (x, y) for i in (0, 1) for f in (math.sin, math.cos)]
             assert found[:, y, x].tolist() == approx(by_hand, abs=1e-6)
     flat = position_encoding(32, 24, 24).flatten(1)
-    assert torch.cdist(flat.T, flat.T).fill_diagonal_(9).min() > 0.3     # no two places look alike
+    assert torch.cdist(flat.T, flat.T).fill_diagonal_(9).min() > 0.3     # no two positions have similar codes
 
 
 @pytest.mark.parametrize("positions", [0, 2, 6, -4])
-def test_a_position_encoding_needs_channels_in_fours(positions):
+def test_position_channels_that_are_not_a_multiple_of_4_are_refused(positions):
     with pytest.raises(ParameterError, match=rf"positions={positions} is not a positive multiple of 4"):
         AsymSTConfig(positions=positions)
 
@@ -49,7 +49,7 @@ def test_an_untrained_teacher_only_permutes_the_channels():
     assert not torch.equal(z, x)
 
 
-def test_the_published_teacher_has_couplings_of_kernels_3_3_3_5_with_both_halves_changed():
+def test_the_default_teacher_transforms_both_halves_with_kernels_3_3_3_5():
     teacher = Teacher((8, 2, 2), AsymSTConfig())
     couplings = [step for step in teacher.flow if hasattr(step, "subnet1")]
     assert [(c.subnet1.first.kernel_size[0], c.subnet2.second.kernel_size[0]) for c in couplings] == [(3, 3)] * 3 + [(5, 5)]
@@ -57,22 +57,22 @@ def test_the_published_teacher_has_couplings_of_kernels_3_3_3_5_with_both_halves
 
 
 @pytest.mark.parametrize("s", [-50.0, -1.0, 0.3, 4.0])
-def test_a_log_scale_is_the_arc_tangent_that_never_passes_1_9(s):
+def test_a_log_scale_is_an_arc_tangent_bounded_by_1_9(s):
     flow = Teacher((4, 1, 1), AsymSTConfig(teacher_hidden=2, positions=4)).flow
     coupling = next(step for step in flow if hasattr(step, "clamp"))
     found = float(coupling.clamp * coupling.f_clamp(torch.tensor(s, dtype=torch.float64)))
     assert found == approx(1.9 * 0.636 * math.atan(s / 1.9), rel=1e-12) and abs(found) < 1.9
 
 
-def test_a_subnet_continues_its_map_beyond_the_border():
+def test_a_subnet_pads_by_repeating_the_border():
     subnet = Subnet(2, 3, 4, 3).double()
     torch.nn.init.ones_(subnet.gain)
     flat = torch.ones(1, 2, 5, 6, dtype=torch.float64) * normal(1, 2, 1, 1)
     found = subnet(flat)
-    assert (found - found[:, :, :1, :1]).abs().max() < 1e-12   # zeros outside would show at the rim
+    assert (found - found[:, :, :1, :1]).abs().max() < 1e-12   # zero padding would change the border
 
 
-def test_the_student_is_four_residual_blocks_of_two_convolutions_between_two_more():
+def test_the_student_has_four_residual_blocks_between_two_convolutions():
     with torch.device("meta"):
         student = Student(304, AsymSTConfig())
     weights = [tuple(p.shape) for name, p in student.named_parameters() if p.ndim == 4]
@@ -92,7 +92,7 @@ def test_the_distance_is_the_mean_over_channels_of_the_squared_difference():
     assert float(one.teacher_loss(features)) == approx((0.5 * z.astype(float) ** 2).sum() / (2 * 64), rel=1e-4)
 
 
-def test_standardized_features_have_mean_0_and_variance_1_before_the_flow(tiny):
+def test_standardized_features_have_mean_0_and_variance_1_at_the_flow_s_input(tiny):
     one, seen = detector(standardize=True, epochs=1), []
     one.teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     one.fit(tiny.train)
@@ -104,7 +104,7 @@ def test_standardized_features_have_mean_0_and_variance_1_before_the_flow(tiny):
     assert torch.cat(seen[:2]).std() > 2
 
 
-def test_the_teacher_takes_no_gradient_from_the_student():
+def test_the_student_s_loss_gives_the_teacher_no_gradient():
     one = detector()
     one.student_loss(normal(2, 40, 8, 8).float()).backward()
     assert all(p.grad is None for p in one.teacher.parameters())
@@ -119,12 +119,12 @@ def test_the_score_is_the_largest_or_the_mean_distance_of_the_map(tiny, score):
     assert prediction.score.tolist() == approx(by_hand, rel=1e-5)
 
 
-def test_taps_of_several_grids_are_joined_on_the_first(tiny):
+def test_taps_of_several_grids_are_concatenated_on_the_first_grid(tiny):
     one = detector(taps=(4, 3), epochs=1)
     assert one.shape == (112 + 40, 4, 4) and one.fit(tiny.train).predict(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
 
 
-def test_training_brings_both_losses_down_and_a_defect_scores_above_the_normal_images(tiny):
+def test_training_lowers_both_losses_and_defects_score_above_normal_images(tiny):
     one = detector().fit(tiny.train)
     assert one.teacher_losses[-1] < one.teacher_losses[0] - 5 and one.losses[-1] < 0.8 * one.losses[0]
     scores = torch.cat([one.predict(images).score for images in read_images(tiny.test, one.view)])
@@ -133,7 +133,7 @@ def test_training_brings_both_losses_down_and_a_defect_scores_above_the_normal_i
 
 
 @pytest.mark.parametrize("kept", [("c-teacher",), ("c-teacher", "c")])
-def test_a_run_stopped_after_the_teacher_or_in_the_student_ends_with_equal_weights(tiny, tmp_path, kept):
+def test_a_run_resumed_after_the_teacher_or_within_the_student_ends_with_equal_weights(tiny, tmp_path, kept):
     whole = detector(epochs=3).fit(tiny.train, checkpoint=tmp_path / "c")
     detector(epochs=2).fit(tiny.train, checkpoint=tmp_path / "d")
     files = {"c-teacher": (tmp_path / "c-teacher").read_bytes(), "c": (tmp_path / "d").read_bytes()}
@@ -147,7 +147,7 @@ def test_a_run_stopped_after_the_teacher_or_in_the_student_ends_with_equal_weigh
     assert torch.equal(next(whole.teacher.parameters()), next(resumed.teacher.parameters())) and len(resumed.losses) == 3
 
 
-def test_the_defaults_are_those_of_the_published_code():
+def test_the_defaults_are_the_settings_of_the_published_code():
     c = AsymSTConfig()
     assert (c.backbone, c.taps, c.image_size) == ("efficientnet_b5", ("features.6.8.add",), 768)
     assert (c.kernels, c.teacher_hidden, c.clamp, c.student_hidden, c.student_blocks) == ((3, 3, 3, 5), 64, 1.9, 1024, 4)

@@ -1,4 +1,4 @@
-"""The check by brightness: against arithmetic, and on images whose only difference is their light."""
+"""The brightness check: compared with arithmetic, and on images that differ only in brightness."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adcore.experiments.runner import evaluate
 from adcore.papers.heckler2023.brightness import Brightness
 
 
-def test_the_score_is_the_distance_of_the_mean_from_that_of_the_training_images(tiny):
+def test_the_score_is_the_distance_of_the_mean_from_the_training_images_mean(tiny):
     detector = Brightness().fit(tiny.train)
     small = [sample.image.resize((128, 128), Image.Resampling.BILINEAR) for sample in tiny.train]
     means = [float(np.asarray(image).mean() / 255) for image in small]
@@ -38,6 +38,6 @@ def test_normal_images_that_are_darker_than_the_training_images_score_as_anomali
     assert maps == {} and next(m["value"] for m in measures if m["metric"] == "image_auroc") == 0.0
 
 
-def test_predict_before_fit_says_to_fit():
+def test_predict_before_fit_is_refused():
     with pytest.raises(AdcoreError, match=r"^Brightness has no mean yet: call fit before predict$"):
         Brightness().predict(torch.rand(1, 3, 8, 8))

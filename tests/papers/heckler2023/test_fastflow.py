@@ -1,4 +1,4 @@
-"""FastFlow: its subnets, its map against a loop over cells, and what training on normal images does to it."""
+"""FastFlow: its subnets, its map compared with a loop over cells, and the effect of training on normal images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_kernels_of_the_steps_alternate_or_are_all_3x3(kernels, expected):
 
 
 @pytest.mark.parametrize(("ratio", "hidden"), [(1.0, 4), (0.5, 2), (0.16, 1)])
-def test_a_subnet_sees_the_larger_half_and_is_as_wide_as_told(ratio, hidden):
+def test_a_subnet_takes_the_larger_half_and_has_the_configured_width(ratio, hidden):
     step = TapFlow((7, 2, 2), FastFlowConfig(hidden_ratio=ratio, steps=1)).flow[0]
     assert (step.subnet[0].in_channels, step.subnet[0].out_channels, step.subnet[2].out_channels) == (4, hidden, 6)
 
@@ -58,7 +58,7 @@ def test_the_map_is_minus_the_probability_of_each_cell_averaged_over_the_taps(ti
     assert prediction.score.tolist() == approx([float(m.max()) for m in prediction.map])
 
 
-def test_the_loss_is_the_mean_over_images_of_half_z_squared_less_the_log_determinant_summed_over_taps():
+def test_the_loss_is_half_z_squared_minus_the_log_determinant_averaged_over_images_and_summed_over_taps():
     one, maps = detector(taps=(3, 4)), (normal(2, 40, 8, 8).float(), normal(2, 112, 4, 4, seed=1).float())
     by_hand = 0.0
     for flow, x in zip(one.flows, maps, strict=True):
@@ -75,7 +75,7 @@ def test_training_raises_the_likelihood_and_a_defect_scores_above_every_normal_i
     assert scores[labels == 1].min() > scores[labels == 0].max()
 
 
-def test_interrupted_and_uninterrupted_runs_end_with_equal_weights(tiny, tmp_path):
+def test_a_resumed_run_ends_with_equal_weights(tiny, tmp_path):
     whole = detector(epochs=3).fit(tiny.train)
     detector(epochs=2).fit(tiny.train, checkpoint=tmp_path / "c")
     resumed = detector(epochs=3).fit(tiny.train, checkpoint=tmp_path / "c")
@@ -84,21 +84,21 @@ def test_interrupted_and_uninterrupted_runs_end_with_equal_weights(tiny, tmp_pat
         assert torch.equal(a, b)
 
 
-def test_the_seed_alone_decides_the_weights_and_the_permutations(tiny):
+def test_weights_and_permutations_depend_only_on_the_seed(tiny):
     states = [detector(seed).flows.state_dict() for seed in (0, 0, 1)]
     same = [torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True)]
     assert all(same) and any("w_perm" in key and not torch.equal(states[0][key], states[2][key]) for key in states[0])
 
 
-def test_empty_images_have_no_density(tiny, monkeypatch):
+def test_constant_features_of_empty_images_are_refused(tiny, monkeypatch):
     one = detector(epochs=1)
     monkeypatch.setattr(one.extractor, "forward", lambda images: [torch.ones(len(images), 40, 8, 8)])
     monkeypatch.setattr(type(one.extractor), "key", "constant")
-    with pytest.raises(DataError, match=r"^features of tap 3 are one constant over all 6 training images"):
+    with pytest.raises(DataError, match=r"^features of tap 3 are constant over all 6 training images"):
         one.fit(tiny.train)
 
 
-def test_the_defaults_are_those_of_the_reimplementations_that_the_field_uses():
+def test_the_defaults_are_the_settings_of_the_common_reimplementations():
     c = FastFlowConfig()
     assert (c.backbone, c.taps, c.image_size, c.steps, c.clamp, c.hidden_ratio) == ("wide_resnet50_2", (1, 2, 3), 256, 8, 2, 1)
     assert (c.epochs, c.batch_size, c.lr, c.weight_decay) == (500, 32, 1e-3, 1e-5)

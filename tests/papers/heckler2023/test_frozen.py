@@ -1,4 +1,4 @@
-"""What detectors on frozen taps share: the size they were built for, and taps that an image is too small for."""
+"""The base class of detectors on frozen taps: taps that do not exist or are too deep, image sizes, cached maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALL = [(PatchCore, PatchCoreConfig, {**LITE, "crop": None}), (FastFlow, FastFlow
 
 
 @pytest.mark.parametrize(("method", "config", "settings"), ALL)
-def test_a_tap_of_which_the_image_has_no_whole_cell_is_refused_with_size_stride_and_tap(method, config, settings):
+def test_an_image_smaller_than_a_tap_s_stride_is_refused(method, config, settings):
     with pytest.raises(ParameterError, match=r"^image_size 32x24 is smaller than the stride 32 of tap 5 of "
                                              r"efficientnet_lite0: use larger images or a shallower tap$"):
         method(config(**settings, taps=(2, 5), image_size=(32, 24)))
@@ -26,7 +26,7 @@ def test_a_tap_of_which_the_image_has_no_whole_cell_is_refused_with_size_stride_
 
 
 @pytest.mark.parametrize(("method", "config", "settings"), ALL)
-def test_a_tap_that_does_not_exist_is_answered_with_those_that_do(method, config, settings):
+def test_a_tap_that_does_not_exist_is_refused_with_those_that_exist(method, config, settings):
     with pytest.raises(ParameterError, match=r"has no stage 7; it has 1, 2, 3, 4, 5$"):
         method(config(**settings, taps=(7,)))
     with pytest.raises(ParameterError, match=r"has no tap 'blocks\.2\.9'; near it are blocks\.2\.\d"):
@@ -34,25 +34,25 @@ def test_a_tap_that_does_not_exist_is_answered_with_those_that_do(method, config
 
 
 @pytest.mark.parametrize("size", [(64, 64), (67, 93), (96, 160)])
-def test_the_shapes_foretold_are_those_of_the_maps(size):
+def test_shapes_computed_in_advance_equal_the_maps_shapes(size):
     extractor = FeatureExtractor("efficientnet_lite0", (5, "blocks.1", 3))
     maps = extractor(torch.rand(2, 3, *size))
     assert extractor.shapes(size) == [tuple(m.shape[1:]) for m in maps]
 
 
 @pytest.mark.parametrize(("method", "config", "settings"), ALL[1:])
-def test_images_of_another_size_are_brought_to_the_flow_s_own_and_maps_come_back_at_theirs(method, config, settings):
+def test_images_of_another_size_are_resized_for_the_flow_and_maps_have_the_images_size(method, config, settings):
     detector = method(config(**settings, taps=(4,), image_size=(64, 96)))
     images = torch.rand(2, 3, 48, 120, generator=torch.Generator().manual_seed(0))
     prediction = detector.predict(images)
     assert prediction.map.shape == (2, 48, 120) and prediction.score.shape == (2,)
     resized = torch.nn.functional.interpolate(images, (64, 96), mode="bilinear", antialias=True)
     cells = torch.nn.functional.interpolate(detector.predict(resized).map[:, None], (48, 120), mode="bilinear")[:, 0]
-    # Upsampled from the same few cells, so that the two agree but for the filter.
+    # Both are upsampled from the same few cells and differ only in the filter.
     assert torch.corrcoef(torch.stack([cells.flatten(), prediction.map.flatten()]))[0, 1] > 0.98
 
 
-def test_the_maps_of_several_taps_come_from_one_pass_and_are_those_of_the_extractor(tiny, monkeypatch):
+def test_the_maps_of_several_taps_are_computed_in_one_pass_and_equal_the_extractor_s(tiny, monkeypatch):
     detector, passes = FastFlow(FastFlowConfig(**LITE, steps=1, taps=(3, 4), image_size=(64, 96))), []
     forward = detector.extractor.forward
     monkeypatch.setattr(detector.extractor, "forward", lambda images: passes.append(len(images)) or forward(images))

@@ -1,4 +1,4 @@
-"""Comparing layers: tables by tap, counts of the best, against counting by hand."""
+"""Comparison of layers: tables by tap and counts of the best, compared with counts by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_network_without_numbered_stages_has_no_taps_to_compare():
         taps_of("torchvision:vgg11")
 
 
-def test_a_row_is_the_mean_over_seeds_in_per_cent_with_taps_from_shallow_to_deep(table):
+def test_a_table_by_tap_has_means_over_seeds_in_per_cent_from_shallow_to_deep(table):
     wide = by_tap(table, "image_auroc")
     assert list(wide.columns) == ["stride 4", "stride 8", "stride 16", "stride 32"]
     assert wide.loc["fastflow", "efficientnet_lite0", "screw"].tolist() == approx([60, 80, 60, 40])
@@ -47,14 +47,14 @@ def test_a_row_is_the_mean_over_seeds_in_per_cent_with_taps_from_shallow_to_deep
     assert by_tap(table, "image_auroc", ["backbone"]).loc["resnet50"].tolist() == approx([25, 25, 25, 25])
 
 
-def test_the_best_layer_of_each_object_is_counted_and_ties_share(table):
+def test_the_best_layer_of_each_object_is_counted_and_ties_count_in_parts(table):
     counts = best_counts(by_tap(table, "image_auroc"))
     assert counts.loc["fastflow", "efficientnet_lite0"].tolist() == [0, 1, 0.5, 0.5]
     assert counts.loc["fastflow", "resnet50"].tolist() == [1, 0, 0, 1]
     assert counts.sum(axis=1).tolist() == [2, 2]
 
 
-def test_the_best_place_of_a_row_is_its_largest_and_of_equals_the_shallower(table):
+def test_the_best_place_of_a_row_is_its_largest_value_and_among_equals_the_shallowest(table):
     places = best_place(by_tap(table, "image_auroc"))
     assert places["fastflow", "efficientnet_lite0", "screw"] == 1 and places["fastflow", "efficientnet_lite0", "tile"] == 2
     assert places["fastflow", "resnet50", "screw"] == 3 and places["fastflow", "resnet50", "tile"] == 0
@@ -62,7 +62,7 @@ def test_the_best_place_of_a_row_is_its_largest_and_of_equals_the_shallower(tabl
     assert best_place(gap).tolist() == [2]
 
 
-def test_what_cannot_be_compared_layer_by_layer_is_refused(table):
+def test_results_that_cannot_be_compared_by_layer_are_refused(table):
     with pytest.raises(ParameterError, match=r"^these results have no metric 'aupro'; they have image_auroc$"):
         by_tap(table, "aupro")
     for taps, complaint in (((2, 3), r"one tap at a time, not \(2, 3\)$"), ((1,), r"^tap 1 is none of the four")):

@@ -1,4 +1,4 @@
-"""PatchCore against slow loops: patch features, bank, distances; and its memory against what it says it takes."""
+"""PatchCore compared with slow loops: patch features, bank, distances; and its memory with the estimate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adcore.data import read_images
 from adcore.errors import AdcoreError, ParameterError
 from adcore.models import PatchCore, PatchCoreConfig
 from adcore.papers.heckler2023 import patchcore
-from adcore.papers.heckler2023.patchcore import patch_features
+from adcore.papers.heckler2023.patchcore import neighborhood_features
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (2, 3), "image_size": 64, "crop": None, "embed_dim": 0, "coreset": 0.25}
 
@@ -31,7 +31,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def neighborhood(plane: np.ndarray, y: int, x: int) -> list[float]:
-    """The 3 x 3 values around a cell, zeros beyond the border."""
+    """The 3 x 3 values around a cell, zeros outside the border."""
     h, w = plane.shape
     return [plane[v, u] if 0 <= v < h and 0 <= u < w else 0.0 for v in range(y - 1, y + 2) for u in range(x - 1, x + 2)]
 
@@ -43,7 +43,7 @@ def averaged_down(values: list[float], n: int) -> list[float]:
 
 
 def resized(plane: np.ndarray, h: int, w: int) -> np.ndarray:
-    """Bilinear with pixels as squares: the center of each new cell looked up between the centers of old ones."""
+    """Bilinear interpolation between the centers of cells."""
     def along(line: np.ndarray, n: int) -> np.ndarray:
         return np.interp((np.arange(n) + 0.5) * len(line) / n - 0.5, np.arange(len(line)), line)
     across = np.stack([along(row, w) for row in plane])
@@ -52,7 +52,7 @@ def resized(plane: np.ndarray, h: int, w: int) -> np.ndarray:
 
 def test_without_embedding_a_patch_is_the_mean_of_its_neighborhood_channel_by_channel():
     first, second = normal(2, 3, 5, 6), normal(2, 4, 3, 2, seed=1)
-    found = patch_features([first, second], 0).numpy()
+    found = neighborhood_features([first, second], 0).numpy()
     assert found.shape == (2, 3 + 4, 5, 6)
     for b in range(2):
         for c in range(7):
@@ -64,7 +64,7 @@ def test_without_embedding_a_patch_is_the_mean_of_its_neighborhood_channel_by_ch
 @pytest.mark.parametrize("embed_dim", [7, 27, 40])
 def test_with_embedding_a_patch_is_its_unfolded_neighborhoods_averaged_down_tap_by_tap_and_then_together(embed_dim):
     maps = [normal(1, 3, 4, 5), normal(1, 4, 2, 3, seed=1)]
-    found = patch_features(maps, embed_dim)[0].numpy()
+    found = neighborhood_features(maps, embed_dim)[0].numpy()
     embedded = []
     for m in (m[0].numpy() for m in maps):
         h, w = m.shape[1:]
@@ -77,7 +77,7 @@ def test_with_embedding_a_patch_is_its_unfolded_neighborhoods_averaged_down_tap_
 
 
 @pytest.mark.parametrize(("coreset", "kept"), [(0.25, 384), (0.1, 154), (50, 50), (10**6, 1536), (1.0, 1536), (0.0001, 1)])
-def test_the_bank_keeps_a_fraction_of_the_patches_or_so_many(tiny, coreset, kept):
+def test_the_bank_keeps_a_fraction_of_the_patches_or_a_number_of_them(tiny, coreset, kept):
     # Six images of 64 pixels; stride 4 at stage 2; stages 2 and 3 have 24 and 40 channels.
     assert 6 * (64 // 4) ** 2 == 1536
     assert detector(coreset=coreset).fit(tiny.train).bank.shape == (kept, 24 + 40)
@@ -85,13 +85,13 @@ def test_the_bank_keeps_a_fraction_of_the_patches_or_so_many(tiny, coreset, kept
 
 @pytest.mark.parametrize(("size", "crop"), [(64, None), ((64, 96), None), ((67, 93), None), (80, 61), (96, (40, 72))])
 @pytest.mark.parametrize("embed_dim", [0, 8])
-def test_the_memory_foretold_is_the_memory_that_the_patches_take(size, crop, embed_dim):
+def test_the_estimated_memory_equals_the_size_of_the_patches(size, crop, embed_dim):
     core = detector(image_size=size, crop=crop, embed_dim=embed_dim)
     features = core.features(core.extractor(torch.rand(3, 3, *core.view.shape)))
     assert core.memory(3)["patches"] == features.numel() * features.element_size()
 
 
-def test_the_memory_foretold_is_that_of_the_projected_patches_and_of_the_bank_too(tiny, monkeypatch):
+def test_the_estimated_memory_includes_the_projected_patches_and_the_bank(tiny, monkeypatch):
     core, seen = detector(projection=32, coreset=0.25), []
 
     def watched(points, *rest, **more):
@@ -102,12 +102,12 @@ def test_the_memory_foretold_is_that_of_the_projected_patches_and_of_the_bank_to
     core.fit(tiny.train)
     memory = core.memory(len(tiny.train))
     assert memory == {"patches": 1536 * 64 * 4, "projected": seen[0].numel() * 4, "bank": core.bank.numel() * 4}
-    # Nothing is projected where the features are narrow already, or where all are kept.
+    # Nothing is projected if the features are narrow already or if all are kept.
     assert detector(projection=64, coreset=0.25).memory(6)["projected"] == 0
     assert detector(projection=32, coreset=1.0).memory(6)["projected"] == 0
 
 
-def test_a_bank_over_the_limit_is_refused_before_anything_is_computed(tiny):
+def test_a_bank_over_the_memory_limit_is_refused_before_anything_is_computed(tiny):
     needed = sum(detector().memory(6).values())
     assert needed > 6 * 16 * 16 * (24 + 40) * 4
     detector(max_bank_bytes=needed).fit(tiny.train)
@@ -119,7 +119,7 @@ def test_a_bank_over_the_limit_is_refused_before_anything_is_computed(tiny):
 
 
 @pytest.mark.parametrize("neighbors", [1, 3])
-def test_the_score_is_the_largest_patch_distance_and_the_map_all_of_them(tiny, neighbors):
+def test_the_score_is_the_largest_patch_distance_and_the_map_has_all_distances(tiny, neighbors):
     core = detector(neighbors=neighbors, sigma=0.0).fit(tiny.train)
     images = next(read_images(tiny.test[-2:], core.view))
     found = core.predict(images)
@@ -134,7 +134,7 @@ def test_the_score_is_the_largest_patch_distance_and_the_map_all_of_them(tiny, n
         np.testing.assert_allclose(plane.numpy(), resized(distances, 64, 64), rtol=1e-3, atol=1e-3)
 
 
-def test_the_map_is_smoothed_by_a_gaussian_of_the_width_given(tiny):
+def test_the_map_is_smoothed_by_a_gaussian_with_the_given_deviation(tiny):
     sharp, smooth = (detector(sigma=sigma).fit(tiny.train) for sigma in (0.0, 2.0))
     images = next(read_images(tiny.test[-1:], sharp.view))
     plane, found = sharp.predict(images), smooth.predict(images)
@@ -153,7 +153,7 @@ def test_training_patches_are_at_distance_zero_when_the_bank_keeps_everything(ti
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 97), (131, 33)])
-def test_maps_come_back_at_the_size_of_the_images(tiny, size):
+def test_maps_have_the_size_of_the_images(tiny, size):
     found = detector().fit(tiny.train).predict(torch.rand(2, 3, *size))
     assert found.map.shape == (2, *size) and found.score.shape == (2,)
     assert bool(torch.isfinite(found.map).all())
@@ -169,12 +169,12 @@ def test_a_defect_scores_higher_than_any_normal_image_and_its_map_is_higher_insi
             assert plane[sample.mask].mean() > 1.5 * plane[~sample.mask].mean()
 
 
-def test_predict_before_fit_says_to_fit():
+def test_predict_before_fit_is_refused():
     with pytest.raises(AdcoreError, match=r"^PatchCore has no bank yet: call fit before predict$"):
         detector().predict(torch.rand(1, 3, 64, 64))
 
 
-def test_the_same_seed_keeps_the_same_patches_and_another_seed_others(tiny):
+def test_equal_seeds_keep_equal_patches_and_another_seed_keeps_others(tiny):
     torch.manual_seed(0)
     first = detector(seed=1, projection=16).fit(tiny.train).bank
     torch.manual_seed(1)
@@ -182,14 +182,14 @@ def test_the_same_seed_keeps_the_same_patches_and_another_seed_others(tiny):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_the_bank_is_made_of_patches_of_the_training_images(tiny):
+def test_the_bank_consists_of_patches_of_the_training_images(tiny):
     core = detector(coreset=20).fit(tiny.train)
     patches = core.features(core.extractor(next(read_images(tiny.train, core.view)))).permute(0, 2, 3, 1).flatten(0, 2)
     nearest_of_each = torch.cdist(core.bank.double(), patches.double()).amin(1)
     assert float(nearest_of_each.max()) < 1e-3 and len(torch.unique(core.bank, dim=0)) == 20
 
 
-def test_the_coreset_covers_the_patches_better_than_patches_taken_at_random(tiny):
+def test_the_coreset_covers_the_patches_better_than_a_random_choice(tiny):
     core = detector(coreset=60).fit(tiny.train)
     patches = core.features(core.extractor(next(read_images(tiny.train, core.view)))).permute(0, 2, 3, 1).flatten(0, 2)
     some = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:60]]
@@ -197,7 +197,7 @@ def test_the_coreset_covers_the_patches_better_than_patches_taken_at_random(tiny
     assert radius < at_random and not math.isnan(radius)
 
 
-def test_the_published_codes_settings_are_the_defaults():
+def test_the_defaults_are_the_settings_of_the_published_code():
     paper = PatchCoreConfig()
     assert (paper.image_size, paper.crop, paper.embed_dim, paper.coreset) == (256, 224, 1024, 0.1)
     assert (paper.projection, paper.starts, paper.neighbors, paper.sigma) == (128, 10, 1, 4.0)

@@ -1,4 +1,4 @@
-"""Receptive fields against arithmetic on paper, published layer tables, and gradients of networks with known geometry."""
+"""Receptive fields compared with arithmetic by hand, published layer tables, and networks of known geometry."""
 
 import copy
 
@@ -21,13 +21,13 @@ RESNET_50 = TABLE_2["wide_resnet50_2"]
 
 
 def narrow_resnet(block=Bottleneck, layers=(3, 4, 6, 3), **kwargs):
-    """A ResNet with the depth and geometry of ResNet-50, four channels a bottleneck, random weights from seed 0."""
+    """A ResNet with the depth and geometry of ResNet-50, narrow bottlenecks, random weights from seed 0."""
     torch.manual_seed(0)
     return ResNet(block, list(layers), width_per_group=4, **kwargs)
 
 
 class Toy(nn.Module):
-    """conv 3 stride 1, conv 3 stride 2, pool 2, and a branch of conv 1 beside conv 5 with dilation 2."""
+    """conv 3 stride 1, conv 3 stride 2, pool 2, then two branches: conv 1, and conv 5 with dilation 2."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ class Toy(nn.Module):
 # ---------------------------------------------------------------- arithmetic
 
 
-def test_a_toy_network_sees_what_paper_says():
+def test_the_fields_of_a_toy_network_equal_those_by_hand():
     # size, stride: conv 3 -> 3, 1; conv 3 / 2 -> 5, 2; pool 2 / 2 -> 7, 4; conv 5 dilated by 2 -> 7 + 4 * 2 * 4 = 39
     fields = analytic(Toy(), ["first", "second", "pool", "narrow", "wide", "cat"])
     assert [(f.size, f.stride) for f in fields.values()] == [(3, 1), (5, 2), (7, 4), (7, 4), (39, 4), (39, 4)]
@@ -55,7 +55,7 @@ def test_a_toy_network_sees_what_paper_says():
     assert fields["pool"].relative(70) == 0.1 and fields["pool"].relative((35, 70)) == 0.2
 
 
-def test_a_list_of_layers_is_followed_in_order_and_axes_are_kept_apart():
+def test_a_list_of_layers_is_followed_in_order_with_separate_axes():
     layers = [nn.Conv2d(3, 8, (1, 7), padding="same"), nn.BatchNorm2d(8), nn.SiLU(),
               nn.Conv2d(8, 8, (3, 1), stride=(2, 1)), nn.Sequential(nn.AvgPool2d(2), nn.Dropout())]
     fields = analytic(layers)
@@ -73,7 +73,7 @@ def test_a_list_of_layers_is_followed_in_order_and_axes_are_kept_apart():
     ("densenet201", TABLE_2["densenet201"], (59, 255, 1799, 3863)),
     ("efficientnet_b5", TABLE_2["efficientnet_b5"], (51, 195, 851, 1939)),
 ])
-def test_the_papers_taps_have_the_published_geometry(name, taps, sizes):
+def test_the_taps_of_table_2_have_the_known_sizes_and_strides(name, taps, sizes):
     with torch.device("meta"):                                          # geometry needs no weights
         fields = analytic(getattr(models, name)(), taps)
     assert tuple(field.size for field in fields.values()) == sizes
@@ -88,7 +88,7 @@ def test_timm_networks_are_followed_through_their_own_layers_and_gates():
     assert [field.size for field in gated.values()] == [7, 19, 67]      # the same layers, with squeeze-and-excitation
 
 
-def test_tensorflow_padding_puts_the_field_where_the_gradient_is():
+def test_with_tensorflow_padding_the_field_is_where_the_gradient_is():
     network, taps = timm.create_model("tf_efficientnet_lite0"), ["blocks.0", "blocks.2"]
     fields = analytic(network, taps)
     for tap, field in measure(linearized(network), taps, 192, threshold=0, border=0).items():
@@ -103,7 +103,7 @@ def test_tensorflow_padding_puts_the_field_where_the_gradient_is():
     (lambda: models.resnet18(), RESNET_18, (43, 99, 211, 435)),
     (narrow_resnet, RESNET_50, (35, 91, 267, 427)),
 ], ids=["ResNet-18", "Wide ResNet-50, narrowed"])
-def test_a_linearized_resnet_measures_its_analytic_field_and_box_exactly(network, taps, sizes):
+def test_the_measured_box_of_a_linearized_resnet_equals_the_analytic_one(network, taps, sizes):
     network = network()
     measured = measure(linearized(network), taps, size=512, threshold=0, border=0)
     fields = analytic(network, taps)
@@ -113,7 +113,7 @@ def test_a_linearized_resnet_measures_its_analytic_field_and_box_exactly(network
         assert field.box == fields[tap].box((cell, cell)) and not field.clipped
 
 
-def test_a_linearized_network_with_gates_and_concatenation_measures_its_analytic_field():
+def test_the_measured_field_of_linearized_networks_with_gates_or_branches_equals_the_analytic_one():
     torch.manual_seed(0)
     for network, taps in [(models.DenseNet(4, (2, 2, 2, 2), 8), TABLE_2["densenet201"][:3]),
                           (models.efficientnet_b0(), ("features.2.1.add", "features.3.1.add")),
@@ -122,7 +122,7 @@ def test_a_linearized_network_with_gates_and_concatenation_measures_its_analytic
         assert {t: f.size for t, f in measured.items()} == {t: f.size for t, f in analytic(network, taps).items()}
 
 
-def test_squeeze_and_excitation_alone_lets_the_whole_image_in():
+def test_only_squeeze_and_excitation_gives_a_gradient_outside_the_analytic_field():
     torch.manual_seed(0)
     network, tap = models.efficientnet_b0().eval(), "features.2.1.add"
     image = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(1))
@@ -132,11 +132,11 @@ def test_squeeze_and_excitation_alone_lets_the_whole_image_in():
     gated, free = (measure(net, [tap], image=image, threshold=0, border=0)[tap] for net in (network, ungated(network)))
     assert (free.gradient[~inside] == 0).all() and free.box == (top, left, bottom, right)
     assert (gated.gradient[~inside] > 0).mean() > 0.95 and gated.clipped
-    assert len([m for m in network.modules() if type(m).__name__ == "SqueezeExcitation"]) == 16, "the original keeps its gates"
+    assert len([m for m in network.modules() if type(m).__name__ == "SqueezeExcitation"]) == 16, "not changed"
 
 
 @pytest.mark.parametrize("network", [lambda: models.resnet18(), narrow_resnet], ids=["ResNet-18", "ResNet-50"])
-def test_a_real_resnet_sees_no_more_than_its_analytic_field(network):
+def test_the_measured_field_of_a_resnet_lies_within_the_analytic_one(network):
     torch.manual_seed(0)
     network = network()
     taps = RESNET_18 if isinstance(network.layer1[0], BasicBlock) else RESNET_50
@@ -146,11 +146,11 @@ def test_a_real_resnet_sees_no_more_than_its_analytic_field(network):
         cell = (512 // field.stride - 1) // 2
         top, left, bottom, right = fields[tap].box((cell, cell))
         assert top <= field.box[0] and left <= field.box[1] and field.box[2] <= bottom and field.box[3] <= right
-        assert 0.9 * fields[tap].size <= field.size                      # and, without a threshold, hardly less
+        assert 0.9 * fields[tap].size <= field.size                      # and is hardly smaller, without a threshold
 
 
 def whole_image(network, tap, image):
-    """What `measure` shortens: the gradient of the center's channel mean, through the whole image. (H, W), its maximum 1."""
+    """Gradient norm of the center's channel mean computed on the whole image: (H, W), maximum 1."""
     pixels = image.clone().requires_grad_()
     features = extract(network, [tap])(pixels)[tap]
     y, x = ((n - 1) // 2 for n in features.shape[2:])
@@ -166,7 +166,7 @@ def whole_image(network, tap, image):
     (lambda: models.DenseNet(4, (2, 2, 2, 2), 8), TABLE_2["densenet201"][:3], (256, 256)),
     (Toy, ["first", "pool", "cat"], (64, 84)),
 ], ids=["ResNet-18", "ResNet-50", "TensorFlow's padding", "DenseNet", "branches"])
-def test_the_part_of_the_image_that_is_computed_gives_the_gradient_of_the_whole(network, taps, size):
+def test_computing_on_a_part_of_the_image_gives_the_gradient_of_the_whole_image(network, taps, size):
     torch.manual_seed(0)
     network = network().eval().double()
     image = torch.randn(1, 3, *size, dtype=torch.float64)
@@ -184,7 +184,7 @@ class Shuffled(nn.Module):
 @pytest.mark.parametrize("layer", [lambda: nn.GroupNorm(1, 3), lambda: models.efficientnet_b0().features[1][0].block[1],
                                    lambda: nn.BatchNorm2d(3, track_running_stats=False), lambda: nn.Softmax(-1), Shuffled],
                          ids=["group norm", "gate", "batch statistics", "softmax", "unknown"])
-def test_a_network_with_statistics_of_the_map_is_measured_on_the_whole_image(layer):
+def test_a_network_that_uses_statistics_of_the_map_is_measured_on_the_whole_image(layer):
     torch.manual_seed(0)
     layer = layer()
     channels = 32 if isinstance(layer, SqueezeExcitation) else 3
@@ -196,7 +196,7 @@ def test_a_network_with_statistics_of_the_map_is_measured_on_the_whole_image(lay
     np.testing.assert_allclose(field.gradient, whole_image(network, tap, image), rtol=1e-6, atol=1e-12)
 
 
-def test_the_gradient_is_that_of_the_channel_mean_at_the_center_by_finite_differences():
+def test_the_gradient_of_the_center_s_channel_mean_equals_finite_differences():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.BatchNorm2d(5), nn.SiLU(), nn.Conv2d(5, 4, 3))
     network[1].running_mean.uniform_(-1, 1), network[1].running_var.uniform_(0.5, 2)
@@ -222,7 +222,7 @@ def test_the_gradient_is_that_of_the_channel_mean_at_the_center_by_finite_differ
 
 
 def weighted(weights):
-    """One convolution whose gradient is known: (C = 3 equal colors, k, k)."""
+    """One convolution with a known gradient: the same (k, k) weights for three colors."""
     layer = nn.Conv2d(3, 1, len(weights), padding=len(weights) // 2, bias=False)
     layer.weight.data[:] = torch.tensor(weights, dtype=torch.float32) / 3**0.5       # the norm over colors is |weight|
     return nn.Sequential(layer)
@@ -231,7 +231,7 @@ def weighted(weights):
 ROW_AND_COLUMN = [[0, 0, 0, 0, 0], [0, 0, 0.5, 0, 0], [0.004, 0.03, 2, 0.03, 0.004], [0, 0, 0.5, 0, 0], [0, 0, 0, 0, 0]]
 
 
-def test_the_threshold_is_relative_to_the_largest_gradient_unless_told_otherwise():
+def test_the_threshold_is_relative_to_the_largest_gradient_by_default():
     network = weighted(ROW_AND_COLUMN)
     field = measure(network, ["0"], 33)["0"]                              # 0.03 / 2 passes 1e-2, 0.004 / 2 does not
     assert field.box == (15, 15, 18, 18) and field.gradient.max() == 1
@@ -241,7 +241,7 @@ def test_the_threshold_is_relative_to_the_largest_gradient_unless_told_otherwise
     assert measure(network, ["0"], 33, threshold=0.003, relative=False)["0"].gradient.max() == pytest.approx(2)
 
 
-def test_a_gradient_is_clipped_by_the_border_and_says_so():
+def test_a_field_that_reaches_the_border_is_marked_as_clipped():
     network = linearized(nn.Sequential(nn.Conv2d(3, 2, 21, padding=10)))
     assert measure(network, ["0"], 41, border=8)["0"].box == (10, 10, 31, 31)
     assert not measure(network, ["0"], 41, border=8)["0"].clipped
@@ -250,7 +250,7 @@ def test_a_gradient_is_clipped_by_the_border_and_says_so():
     assert clipped.relative(31) == 15 / 31
 
 
-def test_of_two_middle_cells_the_first_is_the_center():
+def test_the_first_of_two_middle_cells_is_the_center():
     for n, center in [(8, 3), (9, 4)]:
         assert measure(weighted([[1.0]]), ["0"], n, border=0)["0"].box == (center, center, center + 1, center + 1)
 
@@ -263,7 +263,7 @@ def test_images_need_not_be_square():
     assert field.box == (11, 43, 102, 134)                               # centered on cells (7, 11) of 16 x 24, stride 8
 
 
-def test_one_call_for_all_taps_equals_one_call_a_tap():
+def test_one_call_for_all_taps_equals_one_call_per_tap():
     network = narrow_resnet()
     image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     together = measure(network, RESNET_50[:3], image=image)
@@ -273,7 +273,7 @@ def test_one_call_for_all_taps_equals_one_call_a_tap():
         np.testing.assert_allclose(alone.gradient, together[tap].gradient, atol=1e-5)
 
 
-def test_measuring_leaves_the_model_as_it_was():
+def test_measuring_does_not_change_the_model():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 3)).train()
     before = copy.deepcopy(network.state_dict())
@@ -284,7 +284,7 @@ def test_measuring_leaves_the_model_as_it_was():
     assert network[2].inplace and type(network[1]) is nn.BatchNorm2d
 
 
-def test_an_in_place_layer_behind_a_tap_does_not_change_what_was_tapped():
+def test_an_in_place_layer_after_a_tap_does_not_change_the_tapped_map():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 3))
     with torch.no_grad():
@@ -293,10 +293,10 @@ def test_an_in_place_layer_behind_a_tap_does_not_change_what_was_tapped():
     np.testing.assert_allclose(followed.gradient, alone.gradient, atol=1e-6)
 
 
-def test_paths_that_cancel_in_a_network_add_up_in_the_linearized_one():
+def test_paths_that_cancel_in_a_network_add_up_in_its_linearized_copy():
     network = nn.Sequential(nn.Conv2d(3, 2, 3))
     with torch.no_grad():
-        network[0].weight[1] = -network[0].weight[0]                     # the channel mean is 0 whatever the image
+        network[0].weight[1] = -network[0].weight[0]                     # the channel mean is 0 for every image
     with pytest.raises(ParameterError, match="is zero everywhere"):
         measure(network, ["0"], 24)
     assert measure(linearized(network), ["0"], 24, threshold=0)["0"].size == 3
@@ -305,7 +305,7 @@ def test_paths_that_cancel_in_a_network_add_up_in_the_linearized_one():
 # ---------------------------------------------------------------- messages
 
 
-def test_a_tap_that_is_not_there_is_answered_with_the_nearest_ones():
+def test_a_tap_that_does_not_exist_is_refused_with_similar_names():
     for function in (lambda taps: analytic(narrow_resnet(), taps), lambda taps: measure(narrow_resnet(), taps, 64)):
         with pytest.raises(ParameterError, match=r"ResNet has no node 'layer1.2.relu_3': the nearest are .*layer1.2.relu_2"):
             function(["layer1.2.relu_3"])
@@ -317,12 +317,12 @@ def test_a_tap_that_is_not_there_is_answered_with_the_nearest_ones():
         analytic(narrow_resnet())
 
 
-def test_a_fresh_network_on_an_empty_image_has_no_gradient_and_the_message_says_what_to_do():
+def test_a_network_with_random_weights_and_an_empty_image_is_refused_with_what_to_do():
     with pytest.raises(ParameterError, match=r"gradient of 'layer1.2.relu_2' is zero everywhere.*image=torch.randn"):
         measure(narrow_resnet(), RESNET_50, 64)
 
 
-def test_a_residual_network_whose_last_scales_are_zero_is_warned_about():
+def test_a_residual_network_whose_last_batch_norms_scale_by_zero_gives_a_warning():
     image = torch.randn(1, 3, 96, 96)
     with pytest.warns(UserWarning, match=r"3 batch norms \(the first is 'layer1.0.bn3'\) scale by zero"):
         field = measure(narrow_resnet(zero_init_residual=True), RESNET_50[0], image=image)[RESNET_50[0]]
@@ -370,7 +370,7 @@ def test_a_graph_that_cannot_be_followed_is_refused():
         analytic(Folded(), ["roll"])
     with pytest.raises(ParameterError, match="cannot follow 'roll'"):
         analytic(Rolled(), ["roll"])
-    with pytest.raises(ParameterError, match="cannot follow 'add'"):                   # added, it is more than a gate
+    with pytest.raises(ParameterError, match="cannot follow 'add'"):                   # an added global value is not a gate
         analytic(Crossed(), ["add"])
     with pytest.raises(ParameterError, match="joins branches of strides"):
         analytic(Strides(), ["add"])
@@ -379,7 +379,7 @@ def test_a_graph_that_cannot_be_followed_is_refused():
 
 
 @pytest.mark.parametrize("options", [{"size": 16}, {"size": 64, "border": -1}, {"size": 64, "threshold": -0.1}])
-def test_a_size_border_or_threshold_that_leaves_nothing_is_refused(options):
+def test_a_size_border_or_threshold_that_leaves_no_pixel_is_refused(options):
     with pytest.raises(ParameterError, match="nothing to measure: size"):
         measure(weighted([[1.0]]), ["0"], **options)
 

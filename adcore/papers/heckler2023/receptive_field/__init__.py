@@ -1,13 +1,13 @@
-"""How much of the image a feature sees: by arithmetic, and by the gradient that reaches the input.
+"""Receptive field of a feature: by arithmetic (analytic), and by the gradient at the input (measured).
 
 Heckler, König, Bergmann, "Exploring the Importance of Pretrained Feature Extractors for Unsupervised Anomaly Detection
 and Localization", CVPR Workshops 2023, supplement Sec. 1 (receptive field estimation), Sec. 5 and Table 2 (taps).
 
-    analytic    kernels, strides and dilations along the traced graph     -> Field, the largest area that can matter
-    measure     gradient of one feature cell with respect to the image    -> ReceptiveField, the area that does matter
-    linearized  the network with everything but its geometry removed      -> measured equals analytic
+    analytic    kernels, strides and dilations along the traced graph     -> Field, the area that can influence the feature
+    measure     gradient of one feature cell with respect to the image    -> ReceptiveField, the area that does influence it
+    linearized  a copy of the network reduced to its geometry             -> its measured field equals the analytic one
 
-A tap is a node's name as in torchvision's feature extraction, 'layer1.2.relu_2'; a module's name means its last node.
+A tap is the name of a node in torchvision's feature extraction, 'layer1.2.relu_2'; a module's name means its last node.
 """
 
 from adcore.papers.heckler2023.receptive_field.arithmetic import Field, analytic

@@ -11,6 +11,7 @@ from adcore.errors import ParameterError
 from adcore.papers.heckler2023.receptive_field.network import (
     Box,
     Pair,
+    detached_copy,
     extract,
     is_by_position,
     is_gate,
@@ -18,14 +19,15 @@ from adcore.papers.heckler2023.receptive_field.network import (
     names_of,
     pair,
     relative_side,
-    twin,
 )
 
 
 @dataclass(frozen=True)
 class Field:
-    """The input pixels that a tap's cells can see: cell (i, j) sees rows low[0] + i * jump[0] .. high[0] + i * jump[0],
-    both included, and columns likewise. Negative or too large ones lie in the padding.
+    """Receptive field of each cell of a tap.
+
+    Cell (i, j) sees rows low[0] + i * jump[0] to high[0] + i * jump[0], both included, and columns likewise. Indices outside
+    the image are padding.
     """
 
     low: Pair = (0, 0)
@@ -34,7 +36,7 @@ class Field:
 
     @property
     def size(self) -> int:
-        """Receptive field in pixels, the longer side."""
+        """Longer side of the receptive field in pixels."""
         return max(self.high[axis] - self.low[axis] + 1 for axis in (0, 1))
 
     @property
@@ -48,12 +50,12 @@ class Field:
         return self.low
 
     def box(self, cell: Pair) -> Box:
-        """(top, left, bottom, right) of what `cell` sees, bottom and right excluded, padding included."""
+        """(top, left, bottom, right) of the field of `cell`, bottom and right excluded, padding included."""
         y, x = (cell[axis] * self.jump[axis] for axis in (0, 1))
         return self.low[0] + y, self.low[1] + x, self.high[0] + y + 1, self.high[1] + x + 1
 
     def relative(self, input_size: int | Pair) -> float:
-        """Relative receptive field (RRF): the box's side over the input's, the larger of the two axes'."""
+        """Relative receptive field (RRF): the box's side divided by the input's, the larger of the two axes' ratios."""
         return relative_side(self.box((0, 0)), input_size)
 
     def through(self, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Field:
@@ -66,16 +68,16 @@ class Field:
 def analytic(model: nn.Module | Sequence[nn.Module], taps: Iterable[str] | None = None) -> dict[str, Field]:
     """Receptive fields computed layer by layer along the network's traced graph.
 
-    Where branches meet (add, cat) the larger reach counts. Squeeze-and-excitation and other gates (multiplication by a
-    globally pooled value) are ignored: they see the whole image, yet only scale a feature. So are normalization
-    statistics.
+    Where branches meet (add, cat), the field is the box around their fields. Squeeze-and-excitation and other gates
+    (multiplication by a globally pooled value) are ignored, although they see the whole image, because they only scale a
+    feature. Normalization statistics are ignored too.
 
     Args:
-        model: a network that torch.fx can trace, or a list of layers, applied in order.
-        taps: node names; may be left out for a list, whose taps are '0', '1', ...
+        model: a network that torch.fx can trace, or a list of layers that are applied in order.
+        taps: node names; optional for a list of layers, whose taps are '0', '1', ...
 
     Raises:
-        ParameterError: a tap that is not there, or a layer on the way whose geometry is unknown.
+        ParameterError: a tap that does not exist, or a layer before it whose geometry is unknown.
     """
     if not isinstance(model, nn.Module):
         taps = [str(i) for i in range(len(model))] if taps is None else taps
@@ -83,7 +85,7 @@ def analytic(model: nn.Module | Sequence[nn.Module], taps: Iterable[str] | None 
     if taps is None:
         raise ParameterError("analytic needs the taps of a network, such as those of TABLE_2['wide_resnet50_2']")
     names = names_of(taps)
-    fields, tapped = _fields(extract(twin(model), names))
+    fields, tapped = _fields(extract(detached_copy(model), names))
     result = {}
     for tap in names:
         field = fields[tapped[tap]]
@@ -94,12 +96,14 @@ def analytic(model: nn.Module | Sequence[nn.Module], taps: Iterable[str] | None 
 
 
 def window(extractor: fx.GraphModule, tap: str, cell: Pair, size: Pair) -> tuple[Box, Pair] | None:
-    """The smallest part of an image of `size` (H, W) from which `cell` of the tap comes out as from the whole image, and
-    which cell it is there.
+    """The smallest part of an image of `size` (H, W) that gives `cell` of the tap the same value as the whole image.
 
-    extractor: as `extract` gives it, cut at this tap alone. The part begins and ends on multiples of the tap's stride, so
-    that every layer falls on the same grid. None where only the whole image will do: a layer takes statistics of the map
-    (gates, group norm, a softmax), has an unknown geometry, or the field reaches into the padding.
+    Returns the part's box and the cell's index in the part. The box begins and ends on multiples of the tap's stride, so that
+    every layer keeps its grid. Returns None where the whole image is needed: a layer uses statistics of the map (gates, group
+    norm, softmax) or has an unknown geometry, or the field reaches into the padding.
+
+    Args:
+        extractor: result of `extract`, cut at this tap alone.
     """
     try:
         fields, tapped = _fields(extractor)
@@ -118,7 +122,7 @@ def window(extractor: fx.GraphModule, tap: str, cell: Pair, size: Pair) -> tuple
 
 
 def _fields(extractor: fx.GraphModule) -> tuple[dict[fx.Node, Field | None], dict[str, fx.Node]]:
-    """The field of every node on the way, and the nodes of the taps."""
+    """The field of every node of the graph, and the nodes of the taps."""
     fields: dict[fx.Node, Field | None] = {}
     tapped: dict[str, fx.Node] = {}
     for node in extractor.graph.nodes:
@@ -138,7 +142,7 @@ _LOCAL = {"add", "iadd", "sub", "mul", "imul", "truediv", "cat", "concat", "relu
 
 
 def _follow(extractor: fx.GraphModule, node: fx.Node, inputs: list[Field | None]) -> Field | None:
-    """The field of `node` from those of its inputs; None for a value of the whole image, which may only scale."""
+    """The field of `node` from those of its inputs; None for a value of the whole image, which may only scale a feature."""
     if node.op == "call_module":
         return _through_module(extractor.get_submodule(str(node.target)), inputs[0], str(node.target))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
@@ -169,7 +173,7 @@ def _through_module(module: nn.Module, field: Field | None, name: str) -> Field 
         kernel, stride = pair(module.kernel_size), pair(module.stride)
         dilation = pair(getattr(module, "dilation", 1))
         spare = [dilation[a] * (kernel[a] - 1) for a in (0, 1)]
-        if type(module).__name__.endswith("Same"):       # TensorFlow's rule, exact where the stride divides the input
+        if type(module).__name__.endswith("Same"):       # TensorFlow's rule, exact if the stride divides the input
             padding = pair([max(spare[a] + 1 - stride[a], 0) // 2 for a in (0, 1)])
         elif isinstance(module.padding, str):
             padding = pair([s // 2 for s in spare]) if module.padding == "same" else (0, 0)

@@ -1,4 +1,4 @@
-"""Receptive fields by the gradient that reaches the input, of a network as it is or with only its geometry left."""
+"""Receptive fields measured by the gradient at the input (supplement Sec. 1), and networks reduced to their geometry."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from adcore.papers.heckler2023.receptive_field.network import (
     Box,
     Pair,
     cut_at,
+    detached_copy,
     extract,
     is_gate,
     is_local,
     names_of,
     pair,
     relative_side,
-    twin,
 )
 
 
 @dataclass(frozen=True, eq=False)
 class ReceptiveField:
-    """What one tap's center cell was measured to see.
+    """Measured receptive field of one tap's center cell.
 
-    box: (top, left, bottom, right) in pixels, bottom and right excluded.  size: its longer side.
-    stride: the input's side over the map's, rounded.
-    gradient: (H, W) float32, norm over colors, before clipping; its maximum is 1 where `measure` was relative.
-    clipped: the box reaches the ignored border, so that the true field may be larger than what the input could show.
+    channels, stride  of the tap's map; the stride is the input's side divided by the map's, rounded
+    size              longer side of the box, the estimated receptive field
+    box               (top, left, bottom, right) in pixels, bottom and right excluded
+    gradient          (H, W) float32, norm over colors before the threshold; its maximum is 1 if `measure` was relative
+    clipped           the box reaches the ignored border, so the true field may be larger than this image can show
     """
 
     tap: str
@@ -48,7 +49,7 @@ class ReceptiveField:
     clipped: bool
 
     def relative(self, input_size: int | Pair) -> float:
-        """Relative receptive field (RRF): the box's side over the input's, the larger of the two axes'."""
+        """Relative receptive field (RRF): the box's side divided by the input's, the larger of the two axes' ratios."""
         return relative_side(self.box, input_size)
 
 
@@ -57,25 +58,28 @@ def measure(
     model: nn.Module, taps: Iterable[str], size: int | Pair = 1024, *, threshold: float = 1e-2, border: int = 8,
     relative: bool = True, image: Tensor | None = None, dtype: torch.dtype = torch.float32,
 ) -> dict[str, ReceptiveField]:
-    """Receptive fields measured as the paper does (supplement Sec. 1).
+    """Receptive fields measured by the paper's procedure (supplement Sec. 1).
 
-    The gradient of the center cell of the tap's channel mean with respect to an empty image; its norm over the
-    colors; values below the threshold become 0; a border is ignored; bounding box of what is left; longer side.
-    The model itself is left as it is: a twin without gradients on its weights, in eval mode, does the work. Where the
-    arithmetic knows that a part of the image decides the cell, the gradient is taken on that part and is 0 elsewhere; taps
-    for which it does not know (gates, fields larger than the image) share one pass forward over the whole image.
+    1. Gradient of the tap's center cell (mean over channels) with respect to an empty image.
+    2. Norm of the gradient over the colors, for each pixel.
+    3. Norms below the threshold become 0, and a border is ignored.
+    4. Bounding box of the non-zero pixels; its longer side is the receptive field.
+
+    The model is not changed: a copy in eval mode without gradients on its weights is measured. Where the analytic field shows
+    that a part of the image determines the cell, the gradient is computed on that part and is 0 elsewhere. All other taps
+    (gates, fields larger than the image) use one forward pass over the whole image.
 
     Args:
         size: side of the square image of zeros, or (H, W).
-        threshold: smaller gradients count as none. The paper's 1e-2.
+        threshold: smaller gradients become 0; the paper's 1e-2.
         border: pixels ignored along each edge. The paper gives no number; 8 is our choice.
-        relative: divide by the largest gradient before the threshold, which has no scale otherwise. The paper does not
-            say; the code it builds on does.
-        image: (1, C, H, W) in place of the zeros; a network fresh from its initialization needs one.
+        relative: divide by the largest gradient before the threshold is applied, because otherwise the threshold has no
+            scale. The paper does not mention it; the code on which it builds does it.
+        image: (1, C, H, W) instead of the zeros; needed for a network with random weights.
         dtype: float64 where deep products underflow (linearized DenseNet-201).
 
     Raises:
-        ParameterError: a tap that is not there or is no (B, C, H, W) map, a gradient that is zero everywhere, a size,
+        ParameterError: a tap that does not exist or is not a (B, C, H, W) map, a gradient that is zero everywhere, or a size,
             threshold or border that leaves no pixel.
     """
     names = names_of(taps)
@@ -83,7 +87,7 @@ def measure(
     if min(height, width) <= 2 * border or border < 0 or threshold < 0:
         raise ParameterError(f"nothing to measure: size {(height, width)}, border {border}, threshold {threshold}; "
                              f"expected a size above twice the border and a threshold of 0 or more")
-    extractor = extract(twin(model), names)
+    extractor = extract(detached_copy(model), names)
     cuts = _cuts(extractor, names, (height, width))
     network = _frozen(extractor, dtype)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -99,7 +103,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Cut:
-    """The part of the image from which a tap's center cell is computed; `shape` is that of the map of the whole image."""
+    """The part of the image from which a tap's center cell is computed; `shape` is the map's shape for the whole image."""
 
     shape: torch.Size
     box: Box
@@ -108,15 +112,15 @@ class _Cut:
 
 
 def _cuts(extractor: fx.GraphModule, names: list[str], size: Pair) -> dict[str, _Cut]:
-    """What each tap's center needs of the image: a part, where that is less than half of it."""
+    """The part of the image that each tap's center needs: the whole image if that is more than half of it."""
     with torch.no_grad():
-        features = twin(extractor).to("meta", torch.float32)(torch.empty(1, 3, *size, device="meta"))
+        features = detached_copy(extractor).to("meta", torch.float32)(torch.empty(1, 3, *size, device="meta"))
     cuts = {}
     for tap in names:
         shape = features[tap].shape
         if len(shape) != 4:
             raise ParameterError(f"{tap!r} is {tuple(shape)}, expected a map (B, C, H, W)")
-        center = ((shape[2] - 1) // 2, (shape[3] - 1) // 2)                 # of two middle cells, the first
+        center = ((shape[2] - 1) // 2, (shape[3] - 1) // 2)                 # the first of two middle cells
         box, cell = window(cut_at(extractor, [tap]), tap, center, size) or ((0, 0, *size), center)
         is_part = 2 * (box[2] - box[0]) * (box[3] - box[1]) <= size[0] * size[1]
         cuts[tap] = _Cut(shape, box, cell, True) if is_part else _Cut(shape, (0, 0, *size), center, False)
@@ -124,7 +128,7 @@ def _cuts(extractor: fx.GraphModule, names: list[str], size: Pair) -> dict[str, 
 
 
 def _norms(network: nn.Module, taps: list[str], cuts: dict[str, _Cut], image: Tensor) -> dict[str, Tensor]:
-    """Norm over colors (H, W) of the gradient of each tap's center, all from one part of the image; 0 outside it."""
+    """Norm over colors (H, W) of the gradient of each tap's center, computed on one part of the image; 0 outside it."""
     top, left, bottom, right = cuts[taps[0]].box
     pixels = image[..., top:bottom, left:right].contiguous(memory_format=torch.channels_last).requires_grad_()
     norms = {}
@@ -141,13 +145,13 @@ def _norms(network: nn.Module, taps: list[str], cuts: dict[str, _Cut], image: Te
 
 
 def _read(tap: str, norm: Tensor, shape: torch.Size, threshold: float, border: int, relative: bool) -> ReceptiveField:
-    """Threshold, border and bounding box of one gradient norm (H, W)."""
+    """Apply threshold and border to one gradient norm (H, W) and take the bounding box."""
     height, width = norm.shape
     peak = float(norm.max())
     if not peak > 0 or not np.isfinite(peak):
         raise ParameterError(
             f"the gradient of {tap!r} is {'zero everywhere' if peak == 0 else 'not finite'}: on an empty image a "
-            f"network without trained biases stays at 0, where a ReLU passes nothing; load trained weights, pass "
+            f"network without trained biases gives 0, where a ReLU has no gradient; load trained weights, pass "
             f"image=torch.randn(1, 3, {height}, {width}), or measure linearized(model)")
     norm = norm / peak if relative else norm
     seen = (norm >= threshold) & (norm > 0)
@@ -167,7 +171,7 @@ def _read(tap: str, norm: Tensor, shape: torch.Size, threshold: float, border: i
 
 
 class _Affine(nn.Module):
-    """A batch norm in eval mode, x * scale + shift: backward needs the scale alone, so that the input is not kept."""
+    """A batch norm in eval mode as x * scale + shift, whose backward pass does not need to store the input."""
 
     scale: Tensor
     shift: Tensor
@@ -185,27 +189,27 @@ class _Affine(nn.Module):
 
 
 def _frozen(extractor: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
-    """The extractor as `measure` runs it: batch norms folded to keep less memory, channels last, nothing in place."""
+    """The extractor as `measure` runs it: batch norms as `_Affine` to save memory, channels last, nothing in place."""
     silent = []
     for name, module in list(extractor.named_modules()):
         if hasattr(module, "inplace"):
-            module.inplace = False                       # an in-place layer behind a tap would change what was tapped
+            module.inplace = False                       # an in-place layer after a tap would change the tapped map
         if isinstance(module, nn.BatchNorm2d) and module.weight is not None and not module.weight.any():
             silent.append(name)
         if type(module) is nn.BatchNorm2d and module.running_mean is not None:
             extractor.set_submodule(name, _Affine(module))
     if silent:
-        warnings.warn(f"{len(silent)} batch norms (the first is {silent[0]!r}) scale by zero: their branches pass "
-                      f"nothing and the field comes out too small; load trained weights", stacklevel=3)
-    return extractor.to(dtype).to(memory_format=torch.channels_last)      # on a CPU, depthwise layers run 4 times faster
+        warnings.warn(f"{len(silent)} batch norms (the first is {silent[0]!r}) scale by zero: their branches have no "
+                      f"gradient and the field comes out too small; load trained weights", stacklevel=3)
+    return extractor.to(dtype).to(memory_format=torch.channels_last)      # depthwise layers run 4 times faster on a CPU
 
 
 def linearized(model: nn.Module) -> nn.Module:
-    """A copy in which only the geometry is left: measured with threshold 0 it shows the analytic field.
+    """A copy reduced to its geometry: measured with threshold 0, its field equals the analytic one.
 
-    Activations, normalization, dropout, stochastic depth and squeeze-and-excitation become identities, max pooling
-    becomes average pooling (a maximum lets one pixel through, not its window), each convolution's weights become
-    1 / fan_in and its biases 0, so that no two paths cancel. Activations called as functions stay as they are.
+    Activations, normalization, dropout, stochastic depth and squeeze-and-excitation become identities. Max pooling becomes
+    average pooling, because a maximum passes the gradient to one pixel of its window only. Each convolution's weights become
+    1 / fan_in and its biases 0, so that no two paths cancel. Activations called as functions do not change.
 
     Raises:
         ParameterError: a max pooling that average pooling cannot replace.
@@ -227,7 +231,7 @@ def linearized(model: nn.Module) -> nn.Module:
 
 
 def ungated(model: nn.Module) -> nn.Module:
-    """A copy whose squeeze-and-excitation passes everything unchanged: what is left sees its analytic field and no more."""
+    """A copy without squeeze-and-excitation: its features see only their analytic field."""
     result = copy.deepcopy(model).eval()
     for name, module in list(result.named_modules()):
         if name and is_gate(module):

@@ -1,4 +1,4 @@
-"""Cutting a network at its nodes, and what its layers are: shared by the arithmetic and the gradient."""
+"""Helpers for arithmetic and gradient: cut a network at its nodes, and classify its layers."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Pair = tuple[int, int]
 Box = tuple[int, int, int, int]
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules over the same memory, whose parameters take no gradient; the original never changes."""
+def detached_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules that uses the same memory for its tensors and takes no gradient; the original does not change."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     memo.update({id(b): b.detach() for b in model.buffers()})
     return copy.deepcopy(model, memo)
 
 
 def extract(model: nn.Module, taps: Sequence[str]) -> fx.GraphModule:
-    """The graph of `model` up to `taps`, in eval mode, returning a dictionary of them.
+    """The graph of `model` up to `taps`, in eval mode; its output is a dictionary from tap to map.
 
     Raises:
-        ParameterError: a tap that is not a node, with the nearest names; a network that cannot be traced.
+        ParameterError: a tap that is not a node (the message lists similar names), or a network that cannot be traced.
     """
     create, list_nodes = create_feature_extractor, get_graph_node_names
     if any(type(part).__module__.startswith("timm.") for part in model.modules()):
-        # timm knows which of its layers must not be traced; they may also sit in a network that was cut before.
+        # timm knows which of its layers must not be traced; a network that was cut before may contain them too.
         from timm.models import create_feature_extractor as create
         from timm.models import get_graph_node_names as list_nodes
     name = type(model).__name__
@@ -51,18 +51,18 @@ def extract(model: nn.Module, taps: Sequence[str]) -> fx.GraphModule:
 
 
 def cut_at(extractor: fx.GraphModule, taps: Sequence[str]) -> fx.GraphModule:
-    """The part of an extractor that leads to some of its taps, over the same modules."""
+    """The part of an extractor that some of its taps need, with the same modules."""
     graph = copy.deepcopy(extractor.graph)
     (output,) = (node for node in graph.nodes if node.op == "output")
     output.args = ({tap: output.args[0][tap] for tap in taps},)
-    for node in reversed(list(graph.nodes)):           # fx itself keeps dead nodes that work in place
+    for node in reversed(list(graph.nodes)):           # fx keeps unused nodes that work in place
         if not node.users and node.op not in ("output", "placeholder"):
             graph.erase_node(node)
     return fx.GraphModule(extractor, graph)
 
 
 def is_local(module: nn.Module) -> bool:
-    """Layers that work on each position by itself, in eval mode and apart from normalization statistics."""
+    """Whether a layer maps each position by itself, in eval mode and apart from normalization statistics."""
     local = (nn.Identity, nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.GroupNorm, nn.LayerNorm,
              FrozenBatchNorm2d, StochasticDepth)
     homes = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.drop")
@@ -71,7 +71,7 @@ def is_local(module: nn.Module) -> bool:
 
 
 def is_by_position(module: nn.Module) -> bool:
-    """Layers whose output at a position needs no more of the map than their window, also not a statistic of it."""
+    """Whether a layer's output at a position depends only on its window, and not on a statistic of the whole map."""
     if isinstance(module, nn.Sequential):
         return all(is_by_position(child) for child in module)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -82,17 +82,18 @@ def is_by_position(module: nn.Module) -> bool:
 
 
 def is_gate(module: nn.Module) -> bool:
-    """Squeeze-and-excitation of torchvision and timm."""
+    """Whether a layer is squeeze-and-excitation, of torchvision or timm."""
     timm_names = ("SEModule", "SqueezeExcite", "EffectiveSEModule")
     return isinstance(module, SqueezeExcitation) or type(module).__name__ in timm_names
 
 
 def names_of(taps: Iterable[str]) -> list[str]:
+    """The taps without repetition; a single name is one tap. Raises ParameterError for none, or for one inside another."""
     names = list(dict.fromkeys([taps] if isinstance(taps, str) else taps))
     if not names:
         raise ParameterError("no taps given: name at least one node")
     for outer, inner in itertools.permutations(names, 2):
-        if inner.startswith(f"{outer}."):                # torchvision would give one of them another node, silently
+        if inner.startswith(f"{outer}."):                # torchvision would silently return another node for one of them
             raise ParameterError(f"{outer!r} contains {inner!r}: name the node itself")
     return names
 
@@ -104,5 +105,6 @@ def pair(value: Any) -> Pair:
 
 
 def relative_side(box: Box, input_size: int | Pair) -> float:
+    """The box's side divided by the input's, the larger of the two axes' ratios."""
     height, width = pair(input_size)
     return max((box[2] - box[0]) / height, (box[3] - box[1]) / width)

@@ -1,4 +1,4 @@
-"""Checkpoints of self-supervised trainings: state dicts with the names that their trainers write, complete or refused."""
+"""Checkpoints of self-supervised training: files with the names of their trainers load completely or are refused."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adcore.errors import ParameterError, WeightsError
-from adcore.features import BACKBONES, PRETRAININGS, FeatureExtractor, find_pretraining
+from adcore.errors import WeightsError
+from adcore.features import BACKBONES, FeatureExtractor
 from adcore.features.checkpoints import translate
 from adcore.features.weights import load_weights
-from adcore.papers import published
 
 RESNET = BACKBONES["resnet50"]
 
@@ -24,7 +23,7 @@ def few(*shape: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def backbone() -> dict[str, Tensor]:
-    """ResNet-50 without its classifier, a different number in every tensor; memory for one number each."""
+    """ResNet-50 without its classifier, each tensor filled with another number; memory for one number per tensor."""
     with torch.device("meta"):
         names = RESNET.build().state_dict()
     return {name: torch.full((), i, dtype=value.dtype).expand(value.shape)
@@ -74,12 +73,12 @@ def save(value: object, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("trainer", WRITTEN)
-def test_every_tensor_of_the_backbone_finds_its_place_under_the_names_of_its_trainer(trainer, backbone, tmp_path):
+def test_every_tensor_of_the_backbone_is_loaded_from_the_names_of_its_trainer(trainer, backbone, tmp_path):
     network = RESNET.build()
     load_weights(network, RESNET, save(WRITTEN[trainer](backbone), tmp_path / "x.pth"))
     loaded = network.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in backbone.items())
-    # A pretraining without labels has no classifier; none is left to chance.
+    # A checkpoint trained without labels has no classifier, so the network has no random one either.
     assert isinstance(network.fc, nn.Linear if trainer in ("SimCLR", "supervised") else nn.Identity)
     assert trainer not in ("SimCLR", "supervised") or not network.fc.weight.any()
 
@@ -108,28 +107,17 @@ def test_a_checkpoint_that_does_not_fit_completely_is_refused(trainer, change, c
     ({"prototypes.weight": few(1), "projection_head.2.weight": few(1), "projection_head.3.bias": few(1)},
      {"projection_head.2.weight"}),
 ])
-def test_only_what_the_trainer_is_known_to_add_is_left_out(state, kept):
+def test_only_the_known_extra_tensors_of_a_trainer_are_left_out(state, kept):
     assert set(translate(state)[0]) == kept
 
 
-def test_a_wider_network_s_checkpoint_is_refused_by_its_shapes(backbone, tmp_path):
+def test_a_checkpoint_of_a_wider_network_is_refused(backbone, tmp_path):
     wide = {**backbone, "conv1.weight": few(128, 3, 7, 7)}
     with pytest.raises(WeightsError, match=r"1 of another shape \(first: conv1\.weight\)$"):
         load_weights(RESNET.build(), RESNET, save(moco(wide), tmp_path / "x.pth"))
 
 
-def test_table_1_has_the_printed_rows_and_each_has_weights_in_the_manifest():
-    assert list(PRETRAININGS) == list(dict.fromkeys(published("heckler2023.table_1")["row"]))
-    assert [row.name for row in PRETRAININGS.values() if row.labels] == ["supervised"]
-    for row in PRETRAININGS.values():
-        if row.weights != "random":
-            with pytest.raises(WeightsError, match=rf"^weights '{row.weights}' are not here: put \S+\.pth\S* .*from http"):
-                FeatureExtractor("resnet50", (1,), row.weights)
-    with pytest.raises(ParameterError, match=r"^unknown pretraining 'MoCov2' \(did you mean 'MoCo'\?\); Table 1 has MoCo"):
-        find_pretraining("MoCov2")
-
-
-def test_simclr_sees_pixels_as_they_are_and_the_others_imagenet_s_normalization(backbone, tmp_path, monkeypatch):
+def test_simclr_takes_pixels_in_0_to_1_and_the_others_imagenet_s_normalization(backbone, tmp_path, monkeypatch):
     monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path))
     save(simclr(backbone), tmp_path / "resnet50-1x.pth")
     save(moco(backbone), tmp_path / "moco_v2_800ep_pretrain.pth.tar")
@@ -137,7 +125,7 @@ def test_simclr_sees_pixels_as_they_are_and_the_others_imagenet_s_normalization(
     assert plain.mean.flatten().tolist() == [0, 0, 0] and plain.std.flatten().tolist() == [1, 1, 1]
     usual = FeatureExtractor("resnet50", (1,), "moco_v2_800ep")
     assert usual.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    # The same file by its path is read with the backbone's normalization: its cached features must not be those by name.
+    # The same file given by its path has the backbone's normalization, so its cached features need another key.
     by_path = FeatureExtractor("resnet50", (1,), tmp_path / "resnet50-1x.pth")
     assert by_path.digest == plain.digest and by_path.key != plain.key and str(by_path.statistics) not in by_path.key
     assert plain.digest != usual.digest != FeatureExtractor("resnet50", (1,), "random").digest
