@@ -12,7 +12,7 @@ from adcore.papers.atacnet.devnet import DevNet, DevNetConfig
 from adcore.papers.atacnet.dra import DRA, DRAConfig
 from adcore.papers.ds2.cutpaste import CutPaste, CutPasteConfig
 from adcore.papers.ds2.ds2 import DS2, DS2Config
-from adcore.papers.ds2.gde import GDE, GDEConfig
+from adcore.papers.ds2.localization import GDE, GDEConfig
 from adcore.papers.heckler2023.asymst import AsymST, AsymSTConfig
 from adcore.papers.heckler2023.brightness import Brightness
 from adcore.papers.heckler2023.fastflow import FastFlow, FastFlowConfig

@@ -1,4 +1,4 @@
-"""Where a method localizes well and where it fails: Figures 1 to 5 of DS2."""
+"""Successful and failed localizations, as in Figures 1 to 5 of DS2's supplement."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ RED = np.array([1.0, 0.1, 0.1])
 
 
 def best_and_worst(masks: Sequence[Any], maps: Sequence[Any], best: int = 6, worst: int = 2) -> list[int]:
-    """Numbers of the images whose defects are localized best, best first, then of the worst, worst last.
+    """Indices of the images with the best localization, best first, then of the worst ones, worst last.
 
-    Each image is judged by its own pixel AUROC. Images whose mask is empty do not count; of few images, none counts twice.
-    How the paper chose its examples is not stated.
+    Images are ranked by their own pixel AUROC; images with an empty mask are left out, and no image appears twice. The paper
+    does not say how its examples were chosen.
 
     Raises:
-        ParameterError: fewer masks than maps or the other way round, or no mask with a pixel in it.
+        ParameterError: another number of masks than maps, or no mask that marks a pixel.
     """
     if len(masks) != len(maps):
         raise ParameterError(f"{len(masks)} masks for {len(maps)} maps: give one for each")
-    judged = {}
+    aurocs = {}
     for number, (mask, scores) in enumerate(zip(masks, maps, strict=True)):
         mask, scores = np.asarray(mask, dtype=bool), np.asarray(scores)
         if mask.any() and not mask.all():
-            judged[number] = pixel_scores([mask], [scores]).auroc or 0.0
-    if not judged:
-        raise ParameterError("no mask marks a pixel: without a defect nothing is localized well or badly")
-    order = sorted(judged, key=lambda number: -judged[number])
+            aurocs[number] = pixel_scores([mask], [scores]).auroc or 0.0
+    if not aurocs:
+        raise ParameterError("no mask marks a pixel: localization can only be ranked on images with a defect")
+    order = sorted(aurocs, key=lambda number: -aurocs[number])
     failed = order[best:][-worst:] if worst else []
     return order[:best] + failed
 
 
 def localizations(categories: Mapping[str, tuple[Sequence[Sample], Sequence[Any]]], view: View, best: int = 6,
                   worst: int = 2) -> Figure:
-    """A row an example, three columns a category: the image, its defect in red, the map on it. Best first, failures below
-    a line.
+    """One row per example and three columns per category: image, ground truth in red, map overlaid on the image.
 
-    categories  name -> samples, and the (H, W) map of each at the view's size; the maps of a category share a color scale,
-                from the median of all of them, shown or not, to the 99.5th percentile
+    The best examples come first; a line separates the failures below.
+
+    categories  name -> samples, and the (H, W) map of each sample at the view's size. The maps of a category share one color
+                scale, from the median of all its maps to their 99.5th percentile
 
     Raises:
         ParameterError: see `best_and_worst`.
@@ -86,7 +87,7 @@ def localizations(categories: Mapping[str, tuple[Sequence[Sample], Sequence[Any]
 
 
 def marked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) in [0, 1] with the masked pixels half red."""
+    """An image (H, W, 3) in [0, 1] with the masked pixels mixed half with red."""
     shown = image.copy()
     shown[mask] = (shown[mask] + RED) / 2
     return shown

@@ -1,4 +1,4 @@
-"""Two views of an image and the positions of theirs that are paired: what DS2 learns from."""
+"""Two views of an image and their positive pairs, from which DS2 learns."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from adcore.figures.style import COLORS, bare
 
 def paired_views(image: Any, views: tuple[Any, Any], boxes: tuple[Any, Any], grid: tuple[int, int],
                  pairs: Mapping[str, Any]) -> Figure:
-    """The image with both crops in it, then the views with a line from each position to those it is paired with.
+    """Draw the image with both crops outlined, then both views with a line for each positive pair of positions.
 
-    image  (3, H, W) in [0, 1]; views (3, S, S) in [0, 1]
-    boxes  (4,) of each view, as `dense_views` has them: x0 > x1 where it is flipped
-    grid   (h, w) positions of a view
-    pairs  name of a rule -> (h * w, h * w) bool, True where position i of the first view goes with j of the second
+    image  (3, H, W) in [0, 1]
+    views  (3, S, S) in [0, 1] each
+    boxes  (4,) each, (x0, y0, x1, y1) with 0 and 1 the image's first and last pixel; x0 > x1 if the view is flipped
+    grid   (h, w), number of positions of a view
+    pairs  name of a rule -> (h * w, h * w) bool, True where position i of view 1 is paired with position j of view 2
 
     Raises:
         ParameterError: pairs of another shape.

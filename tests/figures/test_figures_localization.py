@@ -1,4 +1,4 @@
-"""Six that are localized best and two that are not: which they are, and how they are drawn."""
+"""The figure of six successful and two failed localizations: how they are chosen and drawn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def made(count: int = 12, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndar
     return masks, [mask * rng.random() + rng.normal(0, 0.5, (8, 8)) for mask in masks]
 
 
-def test_the_best_come_first_and_the_worst_last_by_each_image_s_own_auroc():
+def test_images_are_ranked_by_their_own_auroc_best_first_and_worst_last():
     masks, maps = made()
     own = [roc_auc_score(mask.ravel(), scores.ravel()) for mask, scores in zip(masks, maps, strict=True)]
     order = list(np.argsort(own)[::-1])
@@ -27,7 +27,7 @@ def test_the_best_come_first_and_the_worst_last_by_each_image_s_own_auroc():
     assert best_and_worst(masks, maps, 3, 0) == order[:3]
 
 
-def test_of_few_images_none_counts_twice_and_normal_ones_do_not_count():
+def test_no_image_appears_twice_and_normal_images_do_not_appear():
     masks, maps = made(7)
     masks[2] = np.zeros((8, 8), bool)
     chosen = best_and_worst(masks, maps)
@@ -36,13 +36,13 @@ def test_of_few_images_none_counts_twice_and_normal_ones_do_not_count():
     assert sorted(best_and_worst(masks, maps)) == list(range(7))
 
 
-def test_the_defect_is_half_red():
+def test_the_defect_is_mixed_half_with_red():
     image, mask = np.full((2, 2, 3), 0.5), np.array([[True, False], [False, False]])
     assert marked(image, mask)[0, 0].tolist() == pytest.approx([0.75, 0.3, 0.3]) and (marked(image, mask)[1] == 0.5).all()
     assert (image == 0.5).all()
 
 
-def test_rows_are_examples_and_a_category_has_one_scale(tiny, style):
+def test_rows_are_examples_and_a_category_has_one_color_scale(tiny, style):
     samples = list(tiny.test)
     maps = [np.random.default_rng(i).random((32, 32)) * (i + 1) for i in range(len(samples))]
     figure = figures.localizations({"cloth": (samples, maps), "felt": (samples, maps)}, View(32), best=2, worst=1)

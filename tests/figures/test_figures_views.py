@@ -1,4 +1,4 @@
-"""Two views and their pairs, drawn where they are."""
+"""Two views and lines between their positive pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adcore.errors import ParameterError
 PICTURE, VIEW = np.zeros((3, 11, 21)), np.zeros((3, 8, 8))
 
 
-def test_boxes_lie_on_the_pixels_that_a_view_shows_and_each_pair_has_a_line(style):
+def test_boxes_outline_the_pixels_that_a_view_shows_and_each_pair_has_a_line(style):
     mask = np.zeros((4, 4), bool)
     mask[1, 2] = mask[3, 0] = True
     figure = figures.paired_views(PICTURE, (VIEW, VIEW), ((0, 0, 1, 1), (0.5, 0.2, 0.1, 0.4)), (2, 2), {"near": mask})
@@ -28,6 +28,6 @@ def test_boxes_lie_on_the_pixels_that_a_view_shows_and_each_pair_has_a_line(styl
     plt.close(figure)
 
 
-def test_pairs_of_another_grid_get_one_sentence():
+def test_pairs_of_another_grid_are_refused_in_one_sentence():
     with pytest.raises(ParameterError, match=r"pairs 'near' are \(4, 4\) for views of 3x3 positions"):
         figures.paired_views(PICTURE, (VIEW, VIEW), ((0, 0, 1, 1),) * 2, (3, 3), {"near": np.ones((4, 4), bool)})

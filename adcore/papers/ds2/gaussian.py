@@ -1,18 +1,25 @@
-"""The Gaussian density of patches, by which DS2 and CutPaste localize.
+"""The Gaussian density of patch features and its Mahalanobis distance, with which DS2 and CutPaste localize.
 
-He et al., "Learning Transferable Representations for Image Anomaly Localization Using Dense Pretraining", WACV 2024, as its
-published evaluation does it.
+He et al., "Learning Transferable Representations for Image Anomaly Localization Using Dense Pretraining" (DS2), WACV 2024, as
+in its published evaluation. Shrinkage: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
+matrices", Journal of Multivariate Analysis 2004, Sec. 3.3.
 
-    features (n, N, D) -> PCA to d numbers -> covariance, shrunk -> distance of a patch to the mean (m, N)
+    features (n, N, D) -> PCA to d dimensions -> covariance, shrunk -> Mahalanobis distance of each patch (m, N)
 
-    symbol      code         shape       meaning
-    mu          mean         (P, D)      P = N where every position has a Gaussian of its own, 1 where one serves all
-    V           axes         (P, D, d)   the d directions in which normal patches vary most
-    s           variances    (P, d)      along them, after Ledoit and Wolf's shrinkage
+    paper        code         shape       meaning
+    mu           mean         (P, D)      P = N if every position has a Gaussian of its own, P = 1 if all share one
+    V            axes         (P, D, d)   principal axes: the d directions of largest variance of normal patches, as columns
+    lambda       variances    (P, d)      variances along the axes, the largest first; kept after shrinkage
+    d_n^2        delta        (P,)        mean_i (lambda_i - m_n)^2, with m_n the mean of lambda
+    b_n^2        beta         (P,)        (mean_k |z_k|^4 - sum_i lambda_i^2) / (d n), at most delta
+    b^2 / d^2    shrinkage    (P,)        S = (1 - shrinkage) diag(lambda) + shrinkage m_n I
 
-PCA and covariance come from the same patches: in the coordinates z = V^T (x - mu) their covariance is diagonal, and shrinking
-it towards a multiple of the identity leaves it so. The Mahalanobis distance is then sqrt(sum_i z_i^2 / s_i), and no matrix is
-left to factorise.
+PCA and covariance use the same patches. In the coordinates z = V^T (x - mu) the covariance is therefore diagonal, and it stays
+diagonal when it is shrunk towards a multiple of the identity. The Mahalanobis distance is then sqrt(sum_i z_i^2 / s_i) with s
+the shrunk variances, and no matrix has to be inverted.
+
+Ledoit and Wolf's formulas are written here for this diagonal covariance. A point enters b_n only by its length: the published
+sum over all pairs of coordinates, sum_ij z_ki^2 z_kj^2, is |z_k|^4. So the sum can be taken over the points in any portions.
 """
 
 from __future__ import annotations
@@ -24,29 +31,29 @@ import torch
 from torch import Tensor, nn
 
 from adcore.errors import AdcoreError, ParameterError
-from adcore.papers.ds2.shrunk import axes_of, ledoit_wolf, principal_axes, rounding
 
 Stream = Callable[[], Iterable[Tensor]]
-BUFFERS = {"mean": 2, "axes": 3, "variances": 2, "shrinkage": 1}  # and how many indices each has
+BUFFERS = {"mean": 2, "axes": 3, "variances": 2, "shrinkage": 1}  # name -> number of its dimensions
+EPSILON = torch.finfo(torch.float64).eps
 
 
 def published_dims(images: int, *, aligned: bool) -> int:
-    """Numbers that DS2's evaluation keeps of a patch: 500 where one Gaussian serves all positions, 200 where each has its own,
-    and 50 where there are too few images for that (toothbrush has 60)."""
+    """PCA dimensions in DS2's evaluation: 500 if all positions share one Gaussian, 200 if each has its own, and 50 if there are
+    too few images for 200 (toothbrush has 60)."""
     return 500 if not aligned else 200 if images > 200 else 50
 
 
 class GaussianDensity(nn.Module):
-    """PCA and a Gaussian with Ledoit-Wolf covariance of patch features, one for each position or one for all.
+    """PCA and a Gaussian with Ledoit-Wolf covariance of patch features, one per position or one for all positions.
 
-    dims         d; None takes `published_dims`, or as many as the patches can span where that is less
-    aligned      True for a Gaussian at every position (objects that lie still), False for one of all patches (textures)
-    dtype        of the parameters and of scores; fitting is float64 throughout
-    chunk_bytes  about what to take of memory beside features and parameters; changes speed, not the result
+    dims         d; None means `published_dims`, or fewer if the patches span fewer dimensions
+    aligned      True for a Gaussian at every position (aligned objects), False for one over all patches (textures)
+    dtype        of the parameters and scores; fitting always uses float64
+    chunk_bytes  working memory beside features and parameters, approximately; changes speed, not the result
 
-    Parameters are buffers, whose shapes follow what was fitted or loaded; the axes, P D d numbers, are most of them (1.3 GB in
-    float32 for 57 x 57 positions, 512 features and 200 dims). An axis along which the patches have no extent does
-    not count: where all images agree to the last digit, every patch scores 0.
+    Parameters are buffers whose shapes follow what was fitted or loaded. The axes, P D d numbers, are the largest (1.3 GB in
+    float32 for 57 x 57 positions, 512 features and 200 dimensions). Axes without variance are ignored: where all images
+    agree to the last digit, every patch scores 0.
 
     Raises:
         ParameterError: dims or chunk_bytes below 1.
@@ -74,11 +81,11 @@ class GaussianDensity(nn.Module):
     def fit(self, features: Tensor | Stream) -> GaussianDensity:
         """Fit to patches of normal images (n, N, D), on the density's own device.
 
-        features  a tensor, perhaps memory-mapped; where one Gaussian serves all positions also a function that yields parts
-                  (b, N, D) of it, which then never exists as a whole. It is called twice: the shrinkage needs the axes
+        features  a tensor, which may be memory-mapped. If all positions share one Gaussian, also a function that yields
+                  parts (b, N, D), so that the whole tensor never exists. It is called twice: the shrinkage needs the axes
 
         Raises:
-            ParameterError: features of another shape, or too few of them for so many dims.
+            ParameterError: features of another shape, or too few of them for `dims`.
             AdcoreError: NaN or infinity among the features.
         """
         if not self.aligned:
@@ -88,14 +95,14 @@ class GaussianDensity(nn.Module):
                                  "(n, N, D), or set aligned=False")
         n, positions, dim = _shape(features)
         d = self._dims(n, dim)
-        step = self._fitting(8 * (4 * n * dim + 3 * min(n, dim)**2 + dim * d))
-        parts = [self._each(self._taken(features[:, left:left + step], torch.float64, position=left), d)
+        step = self._chunk(8 * (4 * n * dim + 3 * min(n, dim)**2 + dim * d))
+        parts = [self._each(self._checked(features[:, left:left + step], torch.float64, position=left), d)
                  for left in range(0, positions, step)]
         return self._keep(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     @torch.no_grad()
     def score(self, features: Tensor) -> Tensor:
-        """Mahalanobis distances of patches (m, N, D) to the normal ones -> (m, N).
+        """Mahalanobis distances of patches to the Gaussian of normal ones: (m, N, D) -> (m, N).
 
         Raises:
             AdcoreError: called before `fit`, or NaN or infinity among the features.
@@ -110,27 +117,27 @@ class GaussianDensity(nn.Module):
                                  f"{positions if self.aligned else 'N'}, {dim}): give as many positions and dimensions")
         precisions = torch.where(self.variances > 0, 1 / self.variances, 0)
         scores = self.mean.new_empty(m, n)
-        step = self._fitting(2 * m * (dim + d) * scores.element_size())
+        step = self._chunk(2 * m * (dim + d) * scores.element_size())
         for left in range(0, n, step):
-            x = self._taken(features[:, left:left + step], scores.dtype, position=left)
+            x = self._checked(features[:, left:left + step], scores.dtype, position=left)
             here = slice(left, left + step) if self.aligned else slice(None)
             z = (x - self.mean[here]).transpose(0, 1) @ self.axes[here]                                     # (P, m, d)
             scores[:, left:left + step] = (z.square_() @ precisions[here, :, None]).squeeze(2).sqrt().T
         return scores
 
     def _each(self, x: Tensor, d: int) -> tuple[Tensor, ...]:
-        """A Gaussian at each of some positions, (n, P, D) float64."""
+        """A Gaussian at each position: (n, P, D) float64."""
         x = x.transpose(0, 1).contiguous()
         mean, variances, axes = principal_axes(x, d)
         z = (x - mean[:, None]) @ axes                                                                      # (P, n, d)
         return _shrunk(mean, axes, variances, z.square_().sum(2).square_().mean(1), len(x[0]))
 
     def _pooled(self, features: Stream) -> tuple[Tensor, ...]:
-        """One Gaussian of all patches, P = 1, from sums over portions of them."""
+        """One Gaussian over all patches, P = 1, from sums over portions of them."""
         count = 0
         for x in self._portions(features):
             if not count:
-                # Sums are taken about the first portion's mean: about zero, a mean far from it costs the covariance digits.
+                # Subtract the first portion's mean: with a mean far from zero, the covariance would lose digits.
                 origin = x.mean(0)                                                                          # (D,)
                 total, square = torch.zeros_like(origin), origin.new_zeros(len(origin), len(origin))
             x = x - origin
@@ -151,23 +158,23 @@ class GaussianDensity(nn.Module):
         return _shrunk(mean[None], axes, variances, lengths / count, count)
 
     def _portions(self, features: Stream) -> Iterator[Tensor]:
-        """Patches (r, D) in float64, as many at a time as working memory allows."""
+        """Portions of patches (r, D) in float64, as large as the working memory allows."""
         seen, dim = 0, None
         for part in features():
             b, positions, d = _shape(part)
             if dim not in (None, d):
                 raise ParameterError(f"features {tuple(part.shape)} after others of {dim} dimensions: they must agree")
             dim = d
-            rows = self._fitting(8 * 4 * d)
+            rows = self._chunk(8 * 4 * d)
             images, columns = max(1, rows // positions), min(rows, positions)
             for top in range(0, b, images):
                 for left in range(0, positions, columns):
                     some = part[top:top + images, left:left + columns]
-                    yield self._taken(some, torch.float64, seen + top, left).flatten(0, 1)
+                    yield self._checked(some, torch.float64, seen + top, left).flatten(0, 1)
             seen += b
 
-    def _taken(self, features: Tensor, dtype: torch.dtype, image: int = 0, position: int = 0) -> Tensor:
-        """Features (b, P, D) on the density's device, refused unless finite; the first has these numbers."""
+    def _checked(self, features: Tensor, dtype: torch.dtype, image: int = 0, position: int = 0) -> Tensor:
+        """Features (b, P, D) on the density's device; raises unless finite. `image`, `position`: indices of the first."""
         wrong = ~features.isfinite().all(2)
         if wrong.any():
             first = wrong.nonzero()[0].tolist()
@@ -183,8 +190,8 @@ class GaussianDensity(nn.Module):
                                  f"more images")
         return self.dims or min(most, published_dims(patches, aligned=self.aligned))
 
-    def _fitting(self, each: int) -> int:
-        """How many things of that many bytes the working memory holds."""
+    def _chunk(self, each: int) -> int:
+        """How many items of `each` bytes fit into the working memory, at least 1."""
         return max(1, self.chunk_bytes // each)
 
     def _keep(self, *fitted: Tensor) -> GaussianDensity:
@@ -193,7 +200,7 @@ class GaussianDensity(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Take the shapes that were saved; torch then copies the numbers."""
+        """Give the buffers the saved shapes; torch then copies the values."""
         for name in BUFFERS:
             if prefix + name in state_dict:
                 setattr(self, name, getattr(self, name).new_empty(state_dict[prefix + name].shape))
@@ -208,7 +215,59 @@ def _shape(features: Tensor) -> tuple[int, int, int]:
 
 
 def _shrunk(mean: Tensor, axes: Tensor, variances: Tensor, fourth: Tensor, n: int) -> tuple[Tensor, ...]:
-    """What is kept of a fit, in the order of BUFFERS."""
+    """The values to keep, in the order of BUFFERS."""
     shrinkage = ledoit_wolf(variances, fourth, n)
     shrunk = torch.lerp(variances, variances.mean(1, keepdim=True), shrinkage[:, None])
     return mean, axes, torch.where(variances > 0, shrunk, 0), shrinkage
+
+
+# Principal axes and shrinkage.
+
+def principal_axes(x: Tensor, dims: int) -> tuple[Tensor, Tensor, Tensor]:
+    """PCA of each of P sets of n points: (P, n, D) float64 -> mean (P, D), variances (P, d), axes (P, D, d).
+
+    Axes are orthonormal, with either sign. Axes without variance are zero.
+
+    Raises:
+        ParameterError: dims above min(n - 1, D), the most that n points in D dimensions span.
+    """
+    n, dim = x.shape[1:]
+    if not 1 <= dims <= min(n - 1, dim):
+        raise ParameterError(f"{dims} principal axes of {n} points in {dim} dimensions: take 1 to {min(n - 1, dim)}")
+    mean = x.mean(1)
+    x = x - mean[:, None]
+    smallest = rounding(mean, n)
+    if n >= dim:
+        return mean, *axes_of(x.mT @ x / n, dims, smallest)
+    # The n x n matrix is smaller and has the same variances; its eigenvectors are the points' coordinates up to scale.
+    variances, vectors = axes_of(x @ x.mT / n, dims, smallest)
+    length = (n * variances).sqrt()[:, None]                                                               # (P, 1, d)
+    return mean, variances, torch.where(length > 0, x.mT @ vectors / length, 0)
+
+
+def axes_of(covariances: Tensor, dims: int, smallest: Tensor) -> tuple[Tensor, Tensor]:
+    """The d largest eigenvalues and their vectors: (P, D, D) -> (P, d), (P, D, d).
+
+    Both are zero where an eigenvalue is not above rounding error: `smallest` (P,), or that of the largest eigenvalue.
+    """
+    values, vectors = torch.linalg.eigh(covariances)
+    values, vectors = values[:, -dims:].flip(1), vectors[:, :, -dims:].flip(2)
+    there = values > torch.maximum(smallest, len(covariances[0]) * EPSILON * values[:, 0])[:, None]        # (P, d)
+    return values * there, vectors * there[:, None]
+
+
+def rounding(mean: Tensor, n: int) -> Tensor:
+    """Rounding error of variances: what n equal points seem to have after subtracting their mean. (P, D) -> (P,)."""
+    return (n * EPSILON)**2 * mean.square().sum(1)
+
+
+def ledoit_wolf(variances: Tensor, fourth: Tensor, n: int) -> Tensor:
+    """Shrinkage (P,) in [0, 1] of the covariance of n points.
+
+    variances  (P, d) along the principal axes
+    fourth     (P,) mean of |z_k|^4 over the points
+    """
+    d = variances.shape[1]
+    delta = (variances - variances.mean(1, keepdim=True)).square().mean(1)
+    beta = (fourth - variances.square().sum(1)) / (d * n)
+    return torch.where(delta > 0, torch.minimum(beta, delta).clamp_min(0) / delta, 0)

@@ -1,16 +1,17 @@
-"""Instance branches beside DS2's dense loss: what else the encoder may learn from the same two views.
+"""Instance branches: what DS2's encoder may learn from whole images, beside the dense loss (Table 1 (b)).
 
-He et al. (DS2), supplement Table 1 (b); the published code. Its branches do not run beside two scales as they were published,
-so they are attached here to c5, the coarsest map.
+He et al. (DS2), supplement Table 1 (b) and the published code. As published, the branches do not run together with two scales,
+so we attach them to c5, the coarsest map.
 
-    branch    what it asks of an image                  head, on c5
-    byol      predict the other view's vector           1 x 1 layers, then the mean over positions
-    mocov2    find it among vectors of a queue          the same without a predictor
-    rotnet    by how much was it rotated                positions of the view and its rotated copy, joined
-    distaug   find it among the batch's, rotated ones   mean over positions, eight layers
-              being images of their own
+    branch    source                              task                                      head, on c5
+    byol      Grill et al. (BYOL), NeurIPS 2020   predict the vector of the other view      1 x 1 layers, mean over positions
+    mocov2    Chen et al. (MoCo v2), 2020         find the image in a queue of others       the same, without a predictor
+    rotnet    RotNet with an MLP head             predict the rotation of a copy            view and rotated copy, concatenated
+    distaug   Chen et al. (SimCLR), ICML 2020,    find the image among those of the batch   mean over positions, eight layers
+              each rotation an image of its own
 
-Each has a loss of both views, and may ask for views of its own making.
+Every loss here describes a whole image by one vector, while the dense loss has a vector at each position. Weights and
+temperatures are those of the published code of DS2.
 """
 
 from __future__ import annotations
@@ -25,36 +26,73 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.distributed import all_gather
-from adcore.papers.ds2.instance_losses import byol_loss, info_nce, rotation_loss, simclr_loss
 from adcore.papers.ds2.momentum import follow, target_of
 from adcore.papers.ds2.pixel_propagation import Projector
-from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, recolored, standardized, unstandardized
+from adcore.papers.ds2.resnet_encoder import CHANNELS
+from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, change_colors, standardized, unstandardized
 from adcore.training import full_precision
 
-CHANNELS = 512  # of c5
+TEMPERATURE = 0.2
+C5 = CHANNELS["c5"]
 Pair = tuple[Tensor, Tensor]
 
 
-class Branch(nn.Module, ABC):
-    """A loss beside the dense one.
+# Losses of unit vectors (B, d).
 
-    recipes  of both views, where the branch has its own
-    turns    quarter turns of an image that count as images of their own, 1 or 4
+@full_precision
+def byol_loss(predicted: Pair, keys: Pair) -> Tensor:
+    """-2 mean <p1, z2> - 2 mean <p2, z1>, -4 at best: predictions and keys of both views -> scalar."""
+    (p1, p2), (z1, z2) = predicted, keys
+    return -2 * (p1 * z2).sum(1).mean() - 2 * (p2 * z1).sum(1).mean()
+
+
+@full_precision
+def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Cross-entropy of choosing a query's own key among the negatives: (B, d), (B, d), negatives (K, d) -> scalar."""
+    own = (query * key).sum(1, keepdim=True)                                               # (B, 1)
+    logits = torch.cat([own, query @ negatives.mT], 1) / temperature                       # (B, 1 + K)
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+
+
+@full_precision
+def simclr_loss(first: Tensor, second: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Cross-entropy of choosing the other view of the same image among all views of the batch: (B, d), (B, d) -> scalar."""
+    views, count = torch.cat([first, second]), len(first)
+    logits = (views @ views.mT / temperature).fill_diagonal_(float("-inf"))                # (2B, 2B)
+    return F.cross_entropy(logits, torch.arange(2 * count, device=first.device).roll(count))
+
+
+@full_precision
+def rotation_loss(outputs: Tensor, quarters: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Cross-entropy of the number of quarter turns by which an image was rotated: (B, 4), (B,) -> scalar.
+
+    Outputs are normalized to unit length first.
+    """
+    return F.cross_entropy(F.normalize(outputs, dim=1) / temperature, quarters)
+
+
+# Branches.
+
+class Branch(nn.Module, ABC):
+    """A loss that is added to the dense one.
+
+    recipes  augmentations of both views; None takes those of the dense pretraining
+    turns    number of rotations of an image that count as images of their own, 1 or 4
     """
 
     recipes: ClassVar[tuple[Recipe, Recipe] | None] = None
     turns: ClassVar[int] = 1
 
     def follow(self, momentum: float) -> None:
-        """Key networks, where there are any, follow by one step."""
+        """Move the branch's key networks, if it has any, one step towards the trained ones."""
 
     @abstractmethod
     def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Scalar.
+        """Scalar loss.
 
-        views       (B, 3, S, S), standardized
-        query, key  maps c5 of both networks, (B, 512, h, w)
-        encode      images -> c5 of the trained network
+        views       both views (B, 3, S, S), standardized
+        query, key  their c5 maps (B, 512, h, w), from the trained encoder and the key encoder
+        encode      images -> c5 of the trained encoder
         """
 
 
@@ -63,7 +101,7 @@ class BYOL(Branch):
 
     def __init__(self, hidden: int = 4096, dim: int = 256) -> None:
         super().__init__()
-        self.projector, self.predictor = Projector(CHANNELS, hidden, dim), Projector(dim, hidden, dim)
+        self.projector, self.predictor = Projector(C5, hidden, dim), Projector(dim, hidden, dim)
         self.key_projector = target_of(self.projector)
 
     def follow(self, momentum: float) -> None:
@@ -77,14 +115,14 @@ class BYOL(Branch):
 
 
 class MoCoV2(Branch):
-    """All keys of the queue are negatives. The published code can leave out those of the image's own category, by labels."""
+    """All keys in the queue are negatives. The published code can leave out those of the same category, by their labels."""
 
     recipes = (Recipe(jitter_range=(0.4, 0.4, 0.4, 0.1), grayscale=0.2, blur=0.5),) * 2
     queue: Tensor
 
     def __init__(self, hidden: int = 4096, dim: int = 256, length: int = 4096) -> None:
         super().__init__()
-        self.projector = Projector(CHANNELS, hidden, dim)
+        self.projector = Projector(C5, hidden, dim)
         self.key_projector = target_of(self.projector)
         self.register_buffer("queue", F.normalize(torch.randn(length, dim), dim=1))
 
@@ -97,19 +135,19 @@ class MoCoV2(Branch):
             k1, k2 = (pooled(self.key_projector(x)) for x in key)
         loss = info_nce(q1, k2, self.queue) + info_nce(q2, k1, self.queue)
         if self.training:
-            # The newest come first, and the oldest fall off the end. A new tensor: the loss still holds the old one.
+            # New keys go to the front and the oldest drop off the end. A new tensor, because the loss still needs the old one.
             self.queue = torch.cat([all_gather(k1), all_gather(k2), self.queue])[:len(self.queue)]
         return loss
 
 
 class RotNet(Branch):
-    """With the MLP head, which sees a view and its rotated copy at once."""
+    """Rotation prediction with the MLP head, which receives a view and its rotated copy together."""
 
-    changed: ClassVar[Recipe] = Recipe(jitter=0.0, grayscale=0.2, blur=0.5, solarize=0.3)  # on top of the view's own
+    extra: ClassVar[Recipe] = Recipe(jitter=0.0, grayscale=0.2, blur=0.5, solarize=0.3)  # of the copy, after the view's own
 
     def __init__(self, view_size: int = 224) -> None:
         super().__init__()
-        self.reduce = Projector(CHANNELS, 256, 64)
+        self.reduce = Projector(C5, 256, 64)
         self.head = nn.Sequential(nn.Linear(2 * 64 * math.ceil(view_size / 32) ** 2, 1024), nn.BatchNorm1d(1024), nn.ReLU(),
                                   nn.Linear(1024, 512), nn.BatchNorm1d(512), nn.ReLU(),
                                   nn.Linear(512, 512), nn.Linear(512, 4))
@@ -117,10 +155,10 @@ class RotNet(Branch):
     def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
         return self._of(views[0], query[0], encode) + self._of(views[1], query[1], encode)
 
-    def _of(self, view: Tensor, seen: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def _of(self, view: Tensor, c5: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         quarters = torch.randint(4, (len(view),))
-        rotated = standardized(recolored(turned(unstandardized(view), quarters), self.changed))
-        both = torch.cat([self.reduce(seen).flatten(1), self.reduce(encode(rotated)).flatten(1)], 1)
+        rotated = standardized(change_colors(rotate_quarters(unstandardized(view), quarters), self.extra))
+        both = torch.cat([self.reduce(c5).flatten(1), self.reduce(encode(rotated)).flatten(1)], 1)
         return rotation_loss(self.head(both), quarters.to(view.device))
 
 
@@ -130,7 +168,7 @@ class DistAug(Branch):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = [layer for _ in range(7) for layer in (nn.Linear(CHANNELS, 512), nn.BatchNorm1d(512), nn.ReLU())]
+        layers = [layer for _ in range(7) for layer in (nn.Linear(C5, 512), nn.BatchNorm1d(512), nn.ReLU())]
         self.head = nn.Sequential(*layers, nn.Linear(512, 128))
 
     def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -142,7 +180,10 @@ BRANCHES = ("none", "byol", "mocov2", "rotnet", "distaug")  # the names of Table
 
 
 def branch(name: str, *, hidden: int = 4096, dim: int = 256, view_size: int = 224) -> Branch | None:
-    """A branch by its name, drawn from torch's random state; None for 'none'. Widths are those of the dense projectors."""
+    """A branch by its name, initialized from torch's random state; None for 'none'.
+
+    hidden, dim  widths of its projectors, as in the dense projectors
+    """
     build: dict[str, Callable[[], Branch]] = {"byol": lambda: BYOL(hidden, dim), "mocov2": lambda: MoCoV2(hidden, dim),
                                               "rotnet": lambda: RotNet(view_size), "distaug": DistAug}
     return None if name == "none" else build[name]()
@@ -154,7 +195,7 @@ def pooled(maps: Tensor) -> Tensor:
     return F.normalize(maps.mean((2, 3)), dim=1)
 
 
-def turned(images: Tensor, quarters: Tensor) -> Tensor:
+def rotate_quarters(images: Tensor, quarters: Tensor) -> Tensor:
     """Each image rotated counterclockwise by its own number of quarter turns: (B, C, S, S), (B,) on the CPU -> (B, C, S, S)."""
     result = images.clone()
     for turn in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""LARS, steps of a length that follows each layer's own, and the schedule with which DS2 trains by it.
+"""The LARS optimizer (layer-wise adaptive rate scaling) and DS2's learning-rate schedule.
 
 You et al., "Large Batch Training of Convolutional Networks", 2017; He et al. (DS2), supplement Sec. 2 and the published code.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose gradients are scaled, parameter by parameter, to a share of the parameter's length.
+    """SGD with momentum in which each parameter's gradient is scaled to a fixed fraction of the parameter's norm.
 
         g <- g + weight_decay * p
-        g <- g * trust * |p| / (|g| + eps)          unless p or g is 0
+        g <- g * trust * |p| / (|g| + eps)          if p and g are not 0
         v <- momentum * v + g
         p <- p - lr * v
 
-    The first two lines leave out what has one dimension, biases and norms: those take plain steps of SGD without decay.
+    The first two lines skip parameters with one dimension (biases and norms): these take plain SGD steps without weight decay.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, *, momentum: float = 0.9, weight_decay: float = 1e-5,
@@ -29,7 +29,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on all parameters that have a gradient, which stays as it is."""
+        """One step on all parameters that have a gradient. Gradients are not changed."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -49,14 +49,17 @@ class LARS(torch.optim.Optimizer):
     def _scaled(p: Tensor, group: dict[str, Any]) -> Tensor:
         g = p.grad + group["weight_decay"] * p
         length, own = p.norm(), g.norm()
-        # Chosen without looking, which would wait for the device.
+        # torch.where instead of an if, which would wait for the GPU.
         return g * torch.where((length > 0) & (own > 0), group["trust"] * length / (own + group["eps"]), 1.0)
 
 
 def step_schedule(optimizer: torch.optim.Optimizer, *, warmup: int = 5, start: float = 0.01,
                   decay_epochs: Sequence[int] = (120, 160, 200), decay: float = 0.1) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate of each epoch: it rises evenly from `start` of itself to all of it at epoch `warmup`, and falls by
-    the factor `decay` at each of `decay_epochs`. Epochs count from 0."""
+    """DS2's schedule: linear warm-up, then step decay. Epochs count from 0.
+
+    warmup, start  the factor on the learning rate rises linearly from `start` at epoch 0 to 1 at epoch `warmup`
+    decay_epochs   at each of them the factor is multiplied by `decay`
+    """
     def factor(epoch: int) -> float:
         if epoch < warmup:
             return start + (1 - start) * epoch / warmup

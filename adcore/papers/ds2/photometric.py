@@ -1,7 +1,7 @@
-"""Color operations and blur on a batch, each image with a strength of its own.
+"""Color operations and blur on a batch, each image with its own strength.
 
-Images are (B, 3, H, W) in [0, 1] and stay there, strengths (B,) on the same device. The operations are torchvision's on
-tensors, which take one strength for all; blurring is a Gaussian's whose deviation is what Pillow calls its radius.
+Images are (B, 3, H, W) in [0, 1] and stay there; strengths are (B,) on the same device. The operations are those of torchvision
+on tensors, which takes one strength for all images. The blur is a Gaussian whose standard deviation Pillow calls the radius.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ def grayscale(images: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """0 is black, 1 the image."""
+    """Factor 0 gives black, 1 the image."""
     return _blend(images, torch.zeros_like(images), factor)
 
 
 def contrast(images: Tensor, factor: Tensor, where: Tensor | None = None) -> Tensor:
-    """0 is the mean of the image's gray everywhere, 1 the image.
+    """Factor 0 gives the image's mean gray everywhere, 1 the image.
 
-    where  (B, 1, H, W) bool, the pixels whose mean it is; None takes all
+    where  (B, 1, H, W) bool, the pixels over which the mean is taken; None takes all
     """
     if where is None:
         return _blend(images, grayscale(images).mean((2, 3), keepdim=True), factor)
-    share = where / where.sum((2, 3), keepdim=True).to(images)
-    return _blend(images, (grayscale(images) * share).sum((2, 3), keepdim=True), factor)
+    weight = where / where.sum((2, 3), keepdim=True).to(images)
+    return _blend(images, (grayscale(images) * weight).sum((2, 3), keepdim=True), factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """0 is the image's gray, 1 the image."""
+    """Factor 0 gives the gray image, 1 the image."""
     return _blend(images, grayscale(images), factor)
 
 
-def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Hues moved along their circle, of which `turn` is a share: 0 and 1 are the image, 1/3 makes red green."""
+def hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Hues shifted along the color circle. `shift` is a fraction of it: 0 and 1 give the image, 1/3 turns red into green."""
     value, least = images.amax(1), images.amin(1)
     chroma = value - least
     red, green, blue = images.unbind(1)
     span = torch.where(chroma > 0, chroma, 1.0)
-    # In sixths of the circle, from the largest color's own place. Where all three are equal any hue will do.
+    # In sixths of the circle, counted from the largest color. Where all three are equal any hue will do.
     sixths = torch.where(red == value, (green - blue) / span,
                          torch.where(green == value, 2 + (blue - red) / span, 4 + (red - green) / span))
-    sixths = sixths + 6 * turn[:, None, None]
-    # A color is at its least opposite of its own place and rises from there within a sixth of the circle.
+    sixths = sixths + 6 * shift[:, None, None]
+    # A color is smallest opposite its own place on the circle, and within a sixth of the circle it rises from there.
     places = images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
     k = (sixths[:, None] + places) % 6                                                     # (B, 3, H, W)
     return (value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)).clamp(0, 1)
@@ -60,32 +60,32 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
 def color_jitter(images: Tensor, order: Tensor, strength: Tensor, where: Tensor | None = None) -> Tensor:
     """Brightness, contrast, saturation and hue changed one after the other, as torchvision's ColorJitter does.
 
-    order     (B, 4) the changes 0 to 3 in the order in which an image takes them
-    strength  (4, B) of each change: three factors and a turn
+    order     (B, 4), the order in which each image gets the changes 0 to 3
+    strength  (4, B), the strength of each change: three factors and a shift
     where     see `contrast`
     """
     images = images.clone()
-    for turn in order.T:
-        for step, change in enumerate((brightness, contrast, saturation, hue)):
-            mine = (turn == step).nonzero()[:, 0]
-            here, by = mine.to(images.device), strength[step, mine].to(images)
+    for position in order.T:
+        for number, change in enumerate((brightness, contrast, saturation, hue)):
+            mine = (position == number).nonzero()[:, 0]
+            here, by = mine.to(images.device), strength[number, mine].to(images)
             masked = change is contrast and where is not None
             images[here] = contrast(images[here], by, where[here]) if masked else change(images[here], by)   # type: ignore[index]
     return images
 
 
 def solarize(images: Tensor, threshold: float = 128 / 255) -> Tensor:
-    """What is as bright as the threshold or brighter is inverted, color by color."""
+    """Invert every color value that reaches the threshold."""
     return torch.where(images >= threshold, 1 - images, images)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, reach: float = 4.0) -> Tensor:
-    """Each image blurred by a Gaussian of its own: (B, C, H, W), (B,) in pixels -> (B, C, H, W).
+    """Each image blurred with its own standard deviation: (B, C, H, W), (B,) in pixels -> (B, C, H, W).
 
-    Beyond the border the border's own pixels go on, as in Pillow, so that images may be smaller than the window. All share
-    the widest image's window.
+    Border pixels are repeated outside the image, as in Pillow, so images may be smaller than the window. All images use the
+    window of the largest deviation.
 
-    reach  where the window ends, in deviations
+    reach  where the window ends, in standard deviations
     """
     b, c, h, w = images.shape
     if b == 0:
@@ -100,5 +100,5 @@ def gaussian_blur(images: Tensor, sigma: Tensor, reach: float = 4.0) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    share = factor[:, None, None, None]
-    return (share * images + (1 - share) * other).clamp(0, 1)
+    weight = factor[:, None, None, None]
+    return (weight * images + (1 - weight) * other).clamp(0, 1)

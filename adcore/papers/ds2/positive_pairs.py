@@ -1,12 +1,12 @@
-"""Which positions of two views show the same thing: dual positive-pair selection.
+"""Positive pairs: the positions of two views that should have similar features (dual positive-pair selection).
 
-He et al. (DS2), supplement Sec. 2 and the published code.
+He et al. (DS2), supplement Sec. 2 (the positive-pair distance threshold delta) and the published code.
 
-    geometric  the middles of both positions, where they lie in the image, are nearer than delta of the larger bin's diagonal
-    feature    of all pairs of an image, the k with the largest product of features
+    geometric  the distance between two bin centers in the image is less than delta times the diagonal of the larger bin
+    feature    the k pairs of an image with the largest product of features
 
-A pair is (i, j), position i of the query's view and j of the key's, both counted row by row; masks are (B, N, M) bool.
-Boxes are those of `dense_views`.
+A bin is the part of a view that belongs to one position of the feature map. A pair (i, j) is position i of the query's view and
+position j of the key's view, both counted row by row. Masks M_ij are (B, N, N) bool. Boxes are those of `views.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PAIRS = ("geometric", "feature", "both")
 
 
 def bin_centers(boxes: Tensor, h: int, w: int) -> Tensor:
-    """Middles of the positions of an h x w grid over each view, as (x, y) in the image: (B, 4) -> (B, h * w, 2).
+    """Centers of the h x w bins of each view, as (x, y) in the image: boxes (B, 4) -> (B, h * w, 2).
 
-    In a flipped view bins have a negative width, so that x falls from left to right.
+    In a flipped view bins have a negative width, so x decreases from left to right.
     """
     x0, y0, x1, y1 = boxes.unbind(1)
     x = x0[:, None] + (torch.arange(w).to(boxes) + 0.5) * ((x1 - x0) / w)[:, None]        # (B, w)
@@ -33,10 +33,10 @@ def bin_centers(boxes: Tensor, h: int, w: int) -> Tensor:
 
 
 def geometric_pairs(query_boxes: Tensor, key_boxes: Tensor, grid: tuple[int, int], delta: float = 0.1) -> Tensor:
-    """Pairs less than delta apart: (B, 4), (B, 4), positions of a view (h, w) -> (B, h * w, h * w) bool.
+    """Pairs of bin centers closer than delta: boxes (B, 4), (B, 4), grid of a view (h, w) -> (B, h * w, h * w) bool.
 
-    The unit is the diagonal of a bin, of the view in which that is larger: of the position that sees more, the paper's 0.1
-    reaches its midst only, where several positions of the other view may lie if that is much smaller.
+    The unit is the diagonal of a bin, in the view with the larger bins. The paper's 0.1 covers only the middle of such a bin;
+    several small bins of the other view may lie there.
     """
     h, w = grid
     diagonal = torch.stack([torch.hypot((boxes[:, 2] - boxes[:, 0]) / w, (boxes[:, 3] - boxes[:, 1]) / h)
@@ -49,9 +49,9 @@ def geometric_pairs(query_boxes: Tensor, key_boxes: Tensor, grid: tuple[int, int
 @torch.no_grad()
 @full_precision
 def top_pairs(query_features: Tensor, key_features: Tensor, k: int = 1) -> Tensor:
-    """The k pairs of an image whose features have the largest product: (B, C, h, w), (B, C, h', w') -> (B, N, M) bool.
+    """The k pairs of each image whose features have the largest product: (B, C, h, w), (B, C, h', w') -> (B, N, M) bool.
 
-    Features are taken as they are, not as unit vectors: a product is large where both are strong.
+    Features are not normalized, so a product is large where both features are strong.
 
     Raises:
         ParameterError: k is not between 1 and all pairs.
@@ -65,10 +65,12 @@ def top_pairs(query_features: Tensor, key_features: Tensor, k: int = 1) -> Tenso
 
 def positive_pairs(query_boxes: Tensor, key_boxes: Tensor, query_features: Tensor, key_features: Tensor, *,
                    pairs: str = "both", delta: float = 0.1, top_k: int = 1) -> Tensor:
-    """Pairs by one rule or by either: boxes (B, 4) and features (B, C, h, w) of query and key -> (B, N, N) bool.
+    """Dual positive-pair selection: boxes (B, 4) and features (B, C, h, w) of query and key -> mask M_ij (B, N, N) bool.
+
+    pairs  'geometric', 'feature', or 'both' for the union of the two rules
 
     Raises:
-        ParameterError: a rule that does not exist; see `top_pairs`.
+        ParameterError: an unknown rule; see also `top_pairs`.
     """
     if pairs not in PAIRS:
         raise ParameterError(f"pairs is one of {', '.join(PAIRS)}, not {pairs!r}")

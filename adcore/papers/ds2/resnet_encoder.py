@@ -1,4 +1,4 @@
-"""ResNet-18 from scratch, giving maps of several scales.
+"""ResNet-18 without pretrained weights, giving feature maps of several scales.
 
 He et al. (DS2), supplement Sec. 3.1 (He et al. 2016) and the published code.
 
@@ -22,10 +22,10 @@ CHANNELS = {"c2": 64, "c3": 128, "c4": 256, "c5": 512}
 
 
 class ResNetEncoder(nn.Module):
-    """ResNet-18 without its classifier, drawn from torch's random state; computed up to the last map that is asked for.
+    """ResNet-18 without its classifier, initialized from torch's random state.
 
-    Convolutions are drawn from N(0, 2 / (k^2 c_out)), and each residual block ends in a norm with weights 0, so that at first
-    it passes on what came in. Parameters have torchvision's names.
+    Convolutions are drawn from N(0, 2 / (k^2 c_out)). Each residual block ends in a batch norm with weight 0, so at first it
+    returns its input. Parameters have torchvision's names. Stages after the last requested map are not computed.
 
     Raises:
         ParameterError: a map that does not exist, or none.
@@ -40,7 +40,7 @@ class ResNetEncoder(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = whole.layer1, whole.layer2, whole.layer3, whole.layer4
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W), standardized -> the maps asked for, by name, finest first."""
+        """(B, 3, H, W), standardized -> the requested maps by name, finest first."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = {}
         for name, stage in zip(CHANNELS, (self.layer1, self.layer2, self.layer3, self.layer4), strict=True):
@@ -52,20 +52,11 @@ class ResNetEncoder(nn.Module):
         return maps
 
 
-class OneMap(nn.Module):
-    """One map of an encoder, for what takes a network with a single output: (B, 3, H, W) -> (B, C, h, w)."""
-
-    def __init__(self, encoder: ResNetEncoder, scale: str = "c5") -> None:
-        super().__init__()
-        self.encoder, self.scale = encoder, scale
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.encoder(images)[self.scale]
-
-
 def check_scales(scales: Sequence[str]) -> None:
-    """Raises:
-        ParameterError: not one or more of the maps, each once.
+    """Check the names of maps.
+
+    Raises:
+        ParameterError: no name, an unknown one, or one twice.
     """
     if not scales or len(set(scales)) != len(scales) or not set(scales) <= set(CHANNELS):
         raise ParameterError(f"scales={tuple(scales)} must be some of {', '.join(CHANNELS)}, each once")

@@ -1,8 +1,8 @@
-"""Scores of patches spread over the pixels that each patch has seen (receptive upsampling).
+"""Receptive upsampling: each patch score is spread over the pixels of its patch.
 
-Liznerski et al., "Explainable Deep One-Class Classification", ICLR 2021, Sec. 3; the evaluation of DS2 and CutPaste uses it.
+Liznerski et al., "Explainable Deep One-Class Classification", ICLR 2021, Sec. 3; used in the evaluation of DS2 and CutPaste.
 
-    scores (B, h, w) --transposed convolution with a Gaussian the size of a patch--> map (B, H, W)
+    scores (B, h, w) --transposed convolution with a Gaussian kernel as large as a patch--> map (B, H, W)
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from adcore.errors import ParameterError
 
 
 def receptive_kernel(k: int) -> Tensor:
-    """How a patch's score spreads over its k x k pixels: (k, k) float64, the outer product of a Gaussian with itself.
+    """Kernel of receptive upsampling for patches of k x k pixels: (k, k) float64, the outer product of a Gaussian with itself.
 
-    Its deviation is 10 from k = 32, below that log10(0.45 k + 1) + 0.25. An even k has no middle pixel: a window of length
-    k - 1 is taken, its middle doubled and the whole halved, so that the four middle values are 1/4 (for an odd k the one is 1).
+    Its standard deviation is 10 for k >= 32, and log10(0.45 k + 1) + 0.25 below. An even k has no central pixel: the Gaussian
+    of length k - 1 gets its center twice and is halved, so the four central values are 1/4 (for an odd k the central value is
+    1).
 
     Raises:
         ParameterError: k below 1.
@@ -36,13 +37,13 @@ def receptive_kernel(k: int) -> Tensor:
 
 
 def receptive_upsample(scores: Tensor, patch: int = 32, stride: int = 4, *, normalized: bool = False) -> Tensor:
-    """Map of pixels from scores of patches: (B, h, w) -> (B, (h - 1) * stride + patch, (w - 1) * stride + patch).
+    """Receptive upsampling of patch scores: (B, h, w) -> (B, (h - 1) * stride + patch, (w - 1) * stride + patch).
 
-    normalized  False adds up what reaches a pixel, as published, and so the border, under fewer patches, comes out lower;
+    normalized  False sums the scores that reach a pixel, as published; the border is lower because fewer patches cover it.
                 True takes the mean instead, weighted by the kernel
 
     Raises:
-        ParameterError: scores of another shape, or patches that leave pixels between them.
+        ParameterError: scores of another shape, or a stride larger than the patch.
     """
     if scores.ndim != 3 or not 1 <= stride <= patch:
         raise ParameterError(f"scores {tuple(scores.shape)} of patches of {patch} pixels, one every {stride}: expected "

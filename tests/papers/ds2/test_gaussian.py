@@ -1,4 +1,4 @@
-"""The Gaussian density of patches, against scikit-learn's PCA and Ledoit-Wolf and scipy's Mahalanobis distance."""
+"""The Gaussian density, against scikit-learn's PCA and Ledoit-Wolf shrinkage and scipy's Mahalanobis distance."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from adcore.errors import AdcoreError, ParameterError
 from adcore.features import patch_features, patch_grid
-from adcore.papers.ds2.gaussian import GaussianDensity, published_dims
-from adcore.papers.ds2.shrunk import ledoit_wolf, principal_axes
+from adcore.papers.ds2.gaussian import GaussianDensity, ledoit_wolf, principal_axes, published_dims
 from adcore.papers.ds2.upsampling import receptive_upsample
 from adcore.training import seeded
 
 
 def clouds(n: int, positions: int, dim: int, seed: int = 0, *, offset: float = 3.0, falls: float = 1e-2) -> Tensor:
-    """(n, N, D) float64: at each position a cloud of its own, whose deviations fall to that share, far from zero."""
+    """(n, N, D) float64: at each position a cloud of its own, far from zero. Its standard deviations fall to `falls`."""
     g = torch.Generator().manual_seed(seed)
     spread = torch.randn(positions, dim, dim, generator=g, dtype=torch.float64)
     spread *= torch.logspace(0, np.log10(falls), dim, dtype=torch.float64)
@@ -34,7 +33,7 @@ def clouds(n: int, positions: int, dim: int, seed: int = 0, *, offset: float = 3
 
 
 def distances_by_hand(train: np.ndarray, test: np.ndarray, dims: int) -> tuple[list[float], float]:
-    """Distances of points (m, D) to a cloud (n, D), and the shrinkage, by other libraries."""
+    """Distances of points (m, D) to a cloud (n, D), and the shrinkage, computed with other libraries."""
     pca = PCA(dims, svd_solver="full").fit(train)
     gauss = LedoitWolf().fit(pca.transform(train))
     inverse = np.linalg.inv(gauss.covariance_)
@@ -45,7 +44,7 @@ def exact(dims: int | None, **settings: object) -> GaussianDensity:
     return GaussianDensity(dims, dtype=torch.float64, **settings)
 
 
-# Each position by itself.
+# A Gaussian at each position.
 
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.integers(3, 30), st.integers(1, 5), st.integers(1, 24), st.integers(1, 6), st.integers(0, 9))
@@ -63,7 +62,7 @@ def test_the_distance_at_each_position_is_that_of_sklearn_and_scipy(data, n, pos
 
 
 @pytest.mark.parametrize(("n", "dim", "dims"), [(60, 128, 50), (60, 128, 59), (90, 40, 40), (220, 256, 200)])
-def test_it_holds_at_the_sizes_of_an_evaluation_and_for_deviations_of_four_decades(n, dim, dims):
+def test_this_holds_at_the_sizes_of_an_evaluation_and_for_deviations_over_four_decades(n, dim, dims):
     both = clouds(n + 5, 2, dim, falls=1e-4)
     found = exact(dims).fit(both[:n]).score(both[n:])
     for j in range(2):
@@ -84,7 +83,7 @@ def test_the_axes_are_sklearn_s_principal_components_up_to_sign(n, dim):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.integers(1, 12), st.integers(0, 9))
-def test_shrinkage_along_the_principal_axes_is_sklearn_s_of_the_points_as_they_are(n, dim, seed):
+def test_shrinkage_along_the_principal_axes_is_sklearn_s_shrinkage_of_the_points(n, dim, seed):
     x = clouds(n, 1, dim, seed)[:, 0]
     centered = x - x.mean(0)
     variances = torch.linalg.eigvalsh(centered.T @ centered / n)[None]
@@ -92,18 +91,18 @@ def test_shrinkage_along_the_principal_axes_is_sklearn_s_of_the_points_as_they_a
     assert float(found) == approx(ledoit_wolf_shrinkage(x.numpy()) if dim > 1 else 0.0, abs=1e-9)
 
 
-def test_one_number_is_never_shrunk_and_its_distance_is_in_standard_deviations():
+def test_in_one_dimension_there_is_no_shrinkage_and_the_distance_counts_standard_deviations():
     train = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64).reshape(4, 1, 1)
     density = exact(1).fit(train)
     assert float(density.shrinkage) == 0
     assert float(density.score(torch.full((1, 1, 1), 8.0))) == approx(5 / np.std([1, 2, 3, 6]))
 
 
-# All positions together.
+# One Gaussian for all positions.
 
 @settings(max_examples=25, deadline=None)
 @given(st.data(), st.integers(2, 9), st.integers(1, 6), st.integers(1, 10), st.integers(1, 4), st.integers(0, 9))
-def test_one_gaussian_of_all_patches_is_that_of_sklearn_over_all_of_them(data, n, positions, dim, m, seed):
+def test_one_gaussian_over_all_patches_is_that_of_sklearn(data, n, positions, dim, m, seed):
     dims = data.draw(st.integers(1, min(n * positions - 1, dim)))
     both = clouds(n + m, positions, dim, seed)
     train, test = both[:n].flatten(0, 1), both[n:].flatten(0, 1)
@@ -115,7 +114,7 @@ def test_one_gaussian_of_all_patches_is_that_of_sklearn_over_all_of_them(data, n
 
 @pytest.mark.parametrize("parts", [[30], [1] * 30, [7, 7, 7, 7, 2]])
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**28])
-def test_the_sums_may_be_taken_over_any_portions(parts, chunk_bytes):
+def test_the_result_does_not_depend_on_the_portions(parts, chunk_bytes):
     both = clouds(34, 9, 14)
     whole = exact(10, aligned=False).fit(both[:30])
     streamed = exact(10, aligned=False, chunk_bytes=chunk_bytes).fit(lambda: iter(both[:30].split(parts)))
@@ -123,14 +122,14 @@ def test_the_sums_may_be_taken_over_any_portions(parts, chunk_bytes):
     assert streamed.score(both[30:]).numpy() == approx(whole.score(both[30:]).numpy(), rel=1e-9)
 
 
-def test_moments_far_from_zero_keep_their_digits():
+def test_features_far_from_zero_lose_no_precision():
     both = clouds(40, 5, 8)
     near = exact(8, aligned=False).fit(both[:30]).score(both[30:])
     far = exact(8, aligned=False).fit(both[:30] + 1e5).score(both[30:] + 1e5)
     assert far.numpy() == approx(near.numpy(), rel=1e-6)
 
 
-def test_where_there_is_one_position_both_kinds_are_the_same():
+def test_with_one_position_both_kinds_are_the_same():
     both = clouds(40, 1, 9)
     aligned, pooled = (exact(7, aligned=flag).fit(both[:30]) for flag in (True, False))
     assert pooled.score(both[30:]).numpy() == approx(aligned.score(both[30:]).numpy(), rel=1e-9)
@@ -148,7 +147,7 @@ def test_the_size_of_chunks_does_not_change_the_result(aligned, shape):
         assert other.numpy() == approx(results[0].numpy(), rel=1e-9)
 
 
-def test_few_positions_are_in_work_at_a_time(monkeypatch):
+def test_chunk_bytes_limits_the_positions_per_eigendecomposition(monkeypatch):
     seen: list[int] = []
     algebra = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda x: (seen.append(len(x)), algebra(x))[1])
@@ -172,7 +171,7 @@ def test_features_may_be_in_half_precision_and_scores_are_float32_by_default(ali
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_fitted_density_is_saved_and_loaded_as_tensors_alone_or_within_a_module(aligned, tmp_path):
+def test_a_fitted_density_can_be_saved_and_loaded_within_a_module(aligned, tmp_path):
     both = clouds(30, 4, 9)
     density = GaussianDensity(5, aligned=aligned).fit(both[:25])
     torch.save(nn.Sequential(density).state_dict(), tmp_path / "density.pt")
@@ -184,7 +183,7 @@ def test_a_fitted_density_is_saved_and_loaded_as_tensors_alone_or_within_a_modul
     assert not unfitted.fitted
 
 
-def test_features_may_lie_in_a_file(tmp_path: Path):
+def test_features_may_be_memory_mapped(tmp_path: Path):
     both = clouds(30, 4, 9).float()
     np.save(tmp_path / "features.npy", both.numpy())
     mapped = torch.from_numpy(np.load(tmp_path / "features.npy", mmap_mode="r+"))
@@ -193,10 +192,10 @@ def test_features_may_lie_in_a_file(tmp_path: Path):
         assert torch.equal(one.score(both), two.score(both))
 
 
-# As it is used.
+# With patches of images.
 
 @pytest.mark.parametrize(("aligned", "dims"), [(True, 12), (False, 24)])
-def test_an_odd_square_is_where_the_map_of_patches_is_highest(aligned, dims):
+def test_the_map_is_highest_at_an_anomalous_square(aligned, dims):
     with seeded(0):
         encoder = nn.Sequential(nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU(), nn.Conv2d(32, 48, 3, 2, 1)).eval()
         texture = torch.rand(1, 3, 64, 80)
@@ -222,7 +221,7 @@ def test_dims_are_those_of_the_published_evaluation_unless_the_patches_span_fewe
 
 
 @pytest.mark.parametrize(("aligned", "where", "most"), [(True, " at each position", 5), (False, "", 11)])
-def test_more_dims_than_patches_span_are_refused(aligned, where, most):
+def test_more_dims_than_the_patches_span_are_refused(aligned, where, most):
     features = clouds(6, 2, 20)
     GaussianDensity(most, aligned=aligned).fit(features)
     with pytest.raises(ParameterError, match=rf"^a Gaussian density in {most + 1} dims of {most + 1} patches in 20 dimensions"
@@ -234,7 +233,7 @@ def test_more_dims_than_patches_span_are_refused(aligned, where, most):
         GaussianDensity(aligned=aligned).fit(features[:1, :1])
 
 
-def test_a_position_that_never_changes_does_not_count_and_leaves_the_others_alone():
+def test_a_constant_position_scores_0_and_does_not_change_the_others():
     for dim in (6, 40):
         train = clouds(20, 3, dim, offset=0.3).float()
         train[:, 1] = train[0, 1]
@@ -244,7 +243,7 @@ def test_a_position_that_never_changes_does_not_count_and_leaves_the_others_alon
 
 
 @pytest.mark.parametrize("dim", [6, 40])
-def test_directions_in_which_patches_have_no_extent_do_not_count(dim):
+def test_directions_without_variance_are_ignored(dim):
     """Ten images, five of them copies: they span four directions, and five are asked for."""
     train = clouds(5, 2, dim).repeat(2, 1, 1)
     density = exact(5).fit(train)
@@ -254,7 +253,7 @@ def test_directions_in_which_patches_have_no_extent_do_not_count(dim):
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_are_named_by_image_and_position(aligned, value):
+def test_an_error_names_image_and_position_of_features_that_are_not_finite(aligned, value):
     train = clouds(12, 6, 5)
     density = GaussianDensity(4, aligned=aligned, chunk_bytes=2000).fit(train)
     bad = train.clone()
@@ -266,7 +265,7 @@ def test_features_that_are_not_finite_are_named_by_image_and_position(aligned, v
             call(bad)
 
 
-def test_what_does_not_fit_is_refused():
+def test_wrong_shapes_and_a_missing_fit_are_refused():
     train = clouds(12, 6, 5)
     with pytest.raises(AdcoreError, match=r"^the Gaussian density has no mean yet: call fit\(features\) first$"):
         GaussianDensity().score(train)
@@ -283,7 +282,7 @@ def test_what_does_not_fit_is_refused():
         GaussianDensity(0)
 
 
-def test_a_stream_must_be_for_one_gaussian_and_yield_the_same_twice():
+def test_a_stream_needs_a_shared_gaussian_and_must_yield_the_same_twice():
     train = clouds(12, 6, 5)
     with pytest.raises(ParameterError, match=r"^a Gaussian at every position needs the features of all images at once"):
         GaussianDensity(3).fit(lambda: [train])

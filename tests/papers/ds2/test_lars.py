@@ -27,7 +27,7 @@ def taken(p: nn.Parameter, steps: list[Tensor], optimizer: torch.optim.Optimizer
     for g in steps:
         p.grad = g.clone()
         optimizer.step()
-        assert torch.equal(p.grad, g)                                   # whoever reads the gradient finds it as it was
+        assert torch.equal(p.grad, g)                                   # the gradient is not changed
     return p.detach().numpy()
 
 
@@ -48,26 +48,26 @@ def by_hand(start: Tensor, steps: list[Tensor]) -> np.ndarray:
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("shape", [(4, 3), (5, 2, 3, 3), (6,), (1, 1)])
-def test_steps_are_those_of_the_formula(steps, shape):
+def test_steps_equal_the_formula(steps, shape):
     p, steps = matrix(0, *shape), gradients(steps, *shape)
     expected = by_hand(p, steps)
     assert taken(p, steps, LARS([p], LR, weight_decay=DECAY)) == approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_what_has_one_dimension_takes_plain_steps_of_sgd():
+def test_parameters_with_one_dimension_take_plain_sgd_steps():
     ours, theirs, steps = matrix(1, 7), matrix(1, 7), gradients(4, 7)
     found = taken(ours, steps, LARS([ours], 0.1, weight_decay=DECAY))
     assert found == approx(taken(theirs, steps, torch.optim.SGD([theirs], 0.1, momentum=MOMENTUM)), rel=1e-6)
 
 
-def test_without_decay_it_is_timm_s_lars():
+def test_without_weight_decay_it_equals_timm_s_lars():
     timm = pytest.importorskip("timm.optim.lars")
     ours, theirs, steps = matrix(2, 5, 4), matrix(2, 5, 4), gradients(5, 5, 4)
     other = timm.Lars([theirs], LR, momentum=MOMENTUM, weight_decay=0, trust_coeff=TRUST, eps=EPS, always_adapt=True)
     assert taken(ours, steps, LARS([ours], LR, weight_decay=0)) == approx(taken(theirs, steps, other), rel=1e-5)
 
 
-def test_the_first_step_is_as_long_as_the_rate_says_whatever_the_gradient():
+def test_the_length_of_the_first_step_does_not_depend_on_the_gradient_s():
     for scale in (1e-3, 1.0, 1e4):
         p = matrix(3, 6, 6)
         start = p.detach().clone()
@@ -75,7 +75,7 @@ def test_the_first_step_is_as_long_as_the_rate_says_whatever_the_gradient():
         assert float((p.detach() - start).norm()) == approx(LR * TRUST * float(start.norm()), rel=1e-4)
 
 
-def test_a_parameter_of_length_0_takes_a_plain_step_and_a_gradient_of_0_none():
+def test_a_zero_parameter_takes_a_plain_step_and_a_zero_gradient_no_step():
     zero = nn.Parameter(torch.zeros(2, 2))
     steps = gradients(1, 2, 2)
     assert taken(zero, steps, LARS([zero], 0.5)) == approx(-0.5 * steps[0].numpy())
@@ -87,7 +87,7 @@ def test_a_parameter_of_length_0_takes_a_plain_step_and_a_gradient_of_0_none():
     assert torch.equal(unused, matrix(5, 2, 2))
 
 
-def test_going_on_from_a_saved_state_takes_the_same_steps(tmp_path):
+def test_a_resumed_optimizer_takes_the_same_steps(tmp_path):
     whole, steps = matrix(6, 3, 3), gradients(6, 3, 3)
     bias, biases = matrix(6, 3), gradients(6, 3)
     optimizer = LARS([whole, bias], LR, weight_decay=DECAY)
@@ -102,13 +102,13 @@ def test_going_on_from_a_saved_state_takes_the_same_steps(tmp_path):
     go(whole, bias, optimizer, range(3, 6))
     state = torch.load(tmp_path / "state", weights_only=True)
     p, b = nn.Parameter(state["p"]), nn.Parameter(state["b"])
-    resumed = LARS([p, b], 1.0, momentum=0.5, weight_decay=0)           # its own settings give way to those saved
+    resumed = LARS([p, b], 1.0, momentum=0.5, weight_decay=0)           # replaced by the saved settings
     resumed.load_state_dict(state["optimizer"])
     go(p, b, resumed, range(3, 6))
     assert torch.equal(p, whole) and torch.equal(b, bias)
 
 
-def test_a_closure_is_called_with_gradients_and_its_loss_comes_back():
+def test_a_closure_runs_with_gradients_and_its_loss_is_returned():
     p = matrix(7, 2, 2)
     optimizer = LARS([p], 0.1)
 
@@ -134,13 +134,13 @@ def rates(epochs: int, **settings: object) -> list[float]:
     return found
 
 
-def test_the_rate_rises_for_5_epochs_from_a_hundredth_and_falls_to_a_tenth_at_120_160_and_200():
+def test_the_learning_rate_rises_over_5_epochs_from_a_hundredth_and_is_divided_by_10_at_120_160_and_200():
     found = rates(400)
     assert found[:6] == approx([0.02, 0.416, 0.812, 1.208, 1.604, 2.0])
     assert set(found[5:120]) == {2.0}
     assert [found[epoch] for epoch in (119, 120, 159, 160, 199, 200, 399)] == approx([2, 0.2, 0.2, 0.02, 0.02, 0.002, 0.002])
 
 
-def test_without_warm_up_the_first_epoch_has_the_whole_rate_and_epochs_of_decay_may_be_others():
+def test_warm_up_and_decay_epochs_can_be_changed():
     assert rates(4, warmup=0, decay_epochs=(2,), decay=0.5) == [2, 2, 1, 1]
     assert rates(3, warmup=2, start=0.5, decay_epochs=()) == [1, 1.5, 2]

@@ -1,4 +1,4 @@
-"""The target that follows the trained network: its momentum by hand, its parameters, its norms."""
+"""Key networks: momentum, parameters and batch-norm statistics against values by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def network() -> nn.Sequential:
         return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
-def test_the_momentum_is_0_99_at_first_1_at_the_end_and_half_way_between_in_the_middle():
+def test_the_momentum_is_0_99_at_the_start_0_995_in_the_middle_and_1_at_the_end():
     assert cosine_momentum(0, 5600) == approx(0.99, abs=1e-15) and cosine_momentum(5600, 5600) == 1
     assert cosine_momentum(2800, 5600) == approx(0.995) and cosine_momentum(6000, 5600) == 1
     assert cosine_momentum(1400, 5600) == approx(1 - 0.01 * (math.sqrt(0.5) + 1) / 2)
@@ -27,7 +27,7 @@ def test_the_momentum_is_0_99_at_first_1_at_the_end_and_half_way_between_in_the_
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.99, 1.0])
-def test_a_target_takes_a_share_of_the_parameters_and_nothing_of_the_statistics(momentum):
+def test_a_target_averages_the_parameters_and_not_the_batch_norm_statistics(momentum):
     trained = network()
     target = target_of(trained)
     before = [p.clone() for p in target.parameters()]
@@ -40,7 +40,7 @@ def test_a_target_takes_a_share_of_the_parameters_and_nothing_of_the_statistics(
     assert not target[1].running_mean.any() and (trained[1].running_mean == 7).all()
 
 
-def test_over_steps_it_is_the_weighted_mean_of_what_the_network_was():
+def test_after_several_steps_the_target_is_the_weighted_mean_of_past_networks():
     trained = network()
     target, weight = target_of(trained), float(trained[0].weight.detach()[0, 0])
     by_hand = weight
@@ -53,7 +53,7 @@ def test_over_steps_it_is_the_weighted_mean_of_what_the_network_was():
     assert float(target[0].weight[0, 0]) == approx(by_hand, rel=1e-6)
 
 
-def test_a_target_is_a_copy_without_gradients_beside_a_network_that_has_them():
+def test_a_target_is_a_copy_without_gradients():
     trained = network()
     target = target_of(trained)
     assert all(p.requires_grad for p in trained.parameters()) and not any(p.requires_grad for p in target.parameters())

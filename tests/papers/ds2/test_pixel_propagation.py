@@ -1,4 +1,4 @@
-"""Propagation and the dense loss against loops in float64."""
+"""Pixel propagation and the dense loss, against loops in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def direction(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def test_propagation_is_the_loop_over_positions():
+def test_propagation_equals_the_loop_over_positions():
     layer, x = Propagation(5), random(2, 5, 3, 4)
     weight, bias = layer.value.weight.detach().double().numpy()[:, :, 0, 0], layer.value.bias.detach().double().numpy()
     found = layer(x).detach()
@@ -38,17 +38,17 @@ def test_propagation_is_the_loop_over_positions():
             assert result[:, i] == approx(direction(y), abs=1e-5)
 
 
-def test_positions_that_resemble_no_other_keep_their_own_value():
-    x = torch.eye(4).reshape(1, 4, 2, 2)                                    # right angles: a similarity of 0
+def test_a_position_similar_to_no_other_keeps_its_own_value():
+    x = torch.eye(4).reshape(1, 4, 2, 2)                                    # orthogonal: similarity 0
     layer = Propagation(4)
     assert torch.allclose(layer(x), F.normalize(layer.value(x), dim=1), atol=1e-6)
     opposite = torch.tensor([[1.0, -1.0]])[..., None, None].expand(1, 2, 1, 1).clone()
-    pair = torch.cat([opposite, -opposite], 3)                              # and so for opposite ones, whose cosine is -1
+    pair = torch.cat([opposite, -opposite], 3)                              # opposite: cosine -1, similarity 0
     small = Propagation(2)
     assert torch.allclose(small(pair), F.normalize(small.value(pair), dim=1), atol=1e-6)
 
 
-def test_the_projector_is_two_layers_at_every_position_and_a_norm_between():
+def test_the_projector_is_two_1x1_layers_with_a_batch_norm_between():
     projector = Projector(6, 10, 4)
     assert [type(layer) for layer in projector] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
     assert projector(random(2, 6, 3, 5)).shape == (2, 4, 3, 5)
@@ -57,7 +57,7 @@ def test_the_projector_is_two_layers_at_every_position_and_a_norm_between():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_loss_of_a_pair_of_views_is_the_loop_over_images_and_positions(seed):
+def test_the_loss_of_two_views_equals_the_loop_over_images_and_positions(seed):
     y, z = unit(3, 4, 2, 3, seed=seed), unit(3, 4, 2, 3, seed=seed + 10)
     mask = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(seed)) < 0.2
     mask[1] = False
@@ -68,19 +68,19 @@ def test_the_loss_of_a_pair_of_views_is_the_loop_over_images_and_positions(seed)
     assert float(pair_loss(y, z, mask)) == approx(np.mean(images), abs=1e-6) and images[1] == 0
 
 
-def test_two_scales_whose_predictions_are_their_keys_have_minus_two_each_and_minus_four_in_all():
+def test_if_predictions_equal_their_keys_two_scales_have_a_loss_of_minus_2_each():
     total = 0.0
     for grid in (14, 7):
         views = unit(2, 8, grid, grid, seed=1), unit(2, 8, grid, grid, seed=2)
         itself = torch.eye(grid * grid, dtype=torch.bool).expand(2, -1, -1)
-        # What view 1 predicts is compared with the key of view 2.
+        # The prediction of view 1 is compared with the key of view 2.
         loss = float(scale_loss(views, (views[1], views[0]), (itself, itself)))
         assert loss == approx(-2, abs=1e-5)
         total += loss
     assert total == approx(-4, abs=1e-5)
 
 
-def test_the_two_directions_count_alike_each_with_its_own_pairs():
+def test_both_directions_have_equal_weight_and_their_own_pairs():
     y, z = (unit(2, 4, 2, 2, seed=0), unit(2, 4, 2, 2, seed=1)), (unit(2, 4, 2, 2, seed=2), unit(2, 4, 2, 2, seed=3))
     there, back = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5
     expected = (pair_loss(y[0], z[1], there) + pair_loss(y[1], z[0], back)) / 2
@@ -88,7 +88,7 @@ def test_the_two_directions_count_alike_each_with_its_own_pairs():
     assert float(scale_loss(y, z, (back, there))) != approx(float(expected), abs=1e-4)
 
 
-def test_without_a_pair_the_loss_is_0_and_every_gradient_finite():
+def test_without_a_pair_the_loss_is_0_and_gradients_are_finite():
     x = random(2, 4, 3, 3).requires_grad_()
     layer = Propagation(4)
     loss = pair_loss(layer(x), unit(2, 4, 3, 3, seed=1), torch.zeros(2, 9, 9, dtype=torch.bool))
@@ -96,7 +96,7 @@ def test_without_a_pair_the_loss_is_0_and_every_gradient_finite():
     assert float(loss.detach()) == 0 and not x.grad.any() and torch.isfinite(layer.value.weight.grad).all()
 
 
-def test_the_gradient_raises_the_agreement_of_pairs_and_pairs_take_none_of_it():
+def test_a_gradient_step_lowers_the_loss_and_the_pair_mask_gets_no_gradient():
     x, z = random(2, 4, 3, 3).requires_grad_(), unit(2, 4, 3, 3, seed=1)
     weights = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
     layer = Propagation(4)

@@ -1,4 +1,4 @@
-"""The encoder of DS2: maps of its scales, its first weights, and torchvision's own network behind it."""
+"""DS2's encoder: maps of its scales, its initial weights, and equality with torchvision's ResNet-18."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 from adcore.errors import ParameterError
-from adcore.papers.ds2.resnet_encoder import CHANNELS, OneMap, ResNetEncoder
+from adcore.papers.ds2.localization import OneMap
+from adcore.papers.ds2.resnet_encoder import CHANNELS, ResNetEncoder
 from adcore.training import seeded
 
 
@@ -23,7 +24,7 @@ def test_at_224_pixels_maps_have_strides_4_to_32():
     assert list(maps) == list(CHANNELS) and [x.shape[1] for x in maps.values()] == list(CHANNELS.values())
 
 
-def test_a_map_is_the_same_whatever_others_are_asked_for():
+def test_a_map_does_not_depend_on_the_other_requested_maps():
     images, found = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), []
     for scales in (("c4",), ("c3", "c4", "c5")):
         with seeded(1):
@@ -31,11 +32,11 @@ def test_a_map_is_the_same_whatever_others_are_asked_for():
     assert set(found[0]) == {"c4"} and torch.equal(found[0]["c4"], found[1]["c4"])
 
 
-def test_one_map_can_be_taken_and_shares_the_encoder_s_weights():
+def test_one_map_uses_the_encoder_itself():
     encoder = ResNetEncoder(("c4", "c5")).eval()
-    one, images = OneMap(encoder), torch.randn(2, 3, 32, 32)
+    one, images = OneMap(encoder, "c5"), torch.randn(2, 3, 32, 32)
     assert torch.equal(one(images), encoder(images)["c5"]) and torch.equal(OneMap(encoder, "c4")(images), encoder(images)["c4"])
-    assert one.encoder is encoder and not one.encoder.training
+    assert one.network is encoder and not one.network.training
 
 
 def test_pooled_it_is_torchvision_s_network_before_its_classifier():
@@ -49,7 +50,7 @@ def test_pooled_it_is_torchvision_s_network_before_its_classifier():
     assert torch.equal(encoder(images)["c5"].mean((2, 3)), whole(images))
 
 
-def test_weights_are_drawn_by_the_fan_out_and_blocks_end_in_a_norm_of_weights_0():
+def test_weights_are_drawn_with_the_fan_out_and_blocks_end_in_a_norm_with_weight_0():
     with seeded(0):
         encoder = ResNetEncoder()
     for name, module in encoder.named_modules():

@@ -1,4 +1,4 @@
-"""Encoders that are pretrained once and kept: DS2 and CutPaste as detectors."""
+"""DS2 and CutPaste as detectors: their encoders are pretrained once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from adcore.experiments.store import Store
 from adcore.experiments.table import ResultTable
 from adcore.features import FeatureExtractor
 from adcore.models import METHODS
-from adcore.papers.ds2 import cutpaste, ds2, pretrained
-from adcore.papers.ds2.dense_pretraining import DS2PretrainingConfig, pretrain
+from adcore.papers.ds2 import cutpaste, ds2, encoder_cache
+from adcore.papers.ds2.ds2 import DS2PretrainingConfig, pretrain
 from adcore.papers.ds2.views import standardized
 
 SMALL = {"image_size": 48, "stride": 16, "pretraining_size": 40}
@@ -50,7 +50,7 @@ def detector(kind: str, seed: int = 0, **changes: object) -> Detector:
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """How many images each training saw."""
+    """Number of images of each training."""
     seen: list[int] = []
     for module, name in ((ds2, "pretrain"), (cutpaste, "pretrain_cutpaste")):
         real = getattr(module, name)
@@ -60,7 +60,7 @@ def trainings(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_detects_and_its_encoder_is_trained_once_for_all_categories(two, kind, trainings):
+def test_the_encoder_is_trained_once_for_all_categories(two, kind, trainings):
     for category in two.categories:
         one = detector(kind)
         one.pretrain(two.train)
@@ -74,7 +74,7 @@ def test_it_detects_and_its_encoder_is_trained_once_for_all_categories(two, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_settings_of_the_localization_share_an_encoder_and_whatever_decides_its_weights_does_not(two, kind, trainings):
+def test_settings_of_the_localization_reuse_an_encoder_and_settings_of_the_pretraining_do_not(two, kind, trainings):
     digests = []
     for change in ({}, {"stride": 8}, {"layout": "aligned"}, {"official_preprocessing": True}, {"epochs": 1}, {"seed": 1},
                    {"pretraining_size": 48}):
@@ -87,17 +87,17 @@ def test_settings_of_the_localization_share_an_encoder_and_whatever_decides_its_
     assert len({*digests, other.weights_digest}) == 5
 
 
-def test_ds2_trains_as_pretrain_does_on_the_images_as_bytes(two):
+def test_ds2_trains_as_pretrain_does_on_the_images_as_uint8(two):
     one = detector("ds2", seed=4)
     one.pretrain(two.train)
     images = torch.cat([(batch * 255).round().byte() for batch in read_images(two.train, View(40))])
     by_hand = pretrain(DS2PretrainingConfig(**OWN["ds2"]), images, seed=4, progress=False)
     for name, value in by_hand.encoder.state_dict().items():
-        assert torch.equal(one.encoder.encoder.state_dict()[name], value), name
+        assert torch.equal(one.encoder.network.state_dict()[name], value), name
     assert one.losses == by_hand.losses
 
 
-def test_an_encoder_s_file_is_a_resnet_18_that_others_can_load(two, own_cache):
+def test_an_encoder_s_file_is_a_resnet_18_that_a_feature_extractor_loads(two, own_cache):
     one = detector("ds2")
     one.pretrain(two.train)
     (path,) = own_cache.glob("*.pth")
@@ -109,20 +109,20 @@ def test_an_encoder_s_file_is_a_resnet_18_that_others_can_load(two, own_cache):
 
 def test_other_code_trains_another_encoder(two, own_cache, monkeypatch):
     for digest in ("a", "b"):
-        monkeypatch.setattr(pretrained, "paper_digest", lambda paper, digest=digest: digest)
+        monkeypatch.setattr(encoder_cache, "paper_digest", lambda paper, digest=digest: digest)
         detector("ds2").pretrain(two.train)
     assert len(list(own_cache.glob("*.pth"))) == 2
 
 
-def test_the_code_that_counts_is_the_papers_own(two, monkeypatch):
+def test_the_key_covers_the_code_of_the_paper_s_folder(two, monkeypatch):
     seen: list[str] = []
-    monkeypatch.setattr(pretrained, "paper_digest", lambda paper: seen.append(paper) or "a")
+    monkeypatch.setattr(encoder_cache, "paper_digest", lambda paper: seen.append(paper) or "a")
     detector("ds2").pretrain(two.train)
     assert set(seen) == {"ds2"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_pretraining_goes_on_to_the_same_weights(two, kind, own_cache, monkeypatch):
+def test_a_killed_pretraining_resumes_to_the_same_weights(two, kind, own_cache, monkeypatch):
     whole = detector(kind)
     whole.pretrain(two.train)
     shutil.rmtree(own_cache)
@@ -150,7 +150,7 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(two, kind, own_cache, 
     assert not list(own_cache.glob("*.training"))
 
 
-def test_a_training_that_stops_early_leaves_its_state_to_the_longer_one(two, own_cache, monkeypatch):
+def test_a_longer_training_resumes_from_one_that_stopped_early(two, own_cache, monkeypatch):
     from adcore import training
     epoch, ran = training._epoch, []
     monkeypatch.setattr(training, "_epoch", lambda *arguments: ran.append(1) or epoch(*arguments))
@@ -158,7 +158,7 @@ def test_a_training_that_stops_early_leaves_its_state_to_the_longer_one(two, own
     uninterrupted.pretrain(two.train)
     shutil.rmtree(own_cache)
     ran.clear()
-    for stop, expected in ((2, 2), (1, 1), (0, 1)):                      # the second needs a training of its own
+    for stop, expected in ((2, 2), (1, 1), (0, 1)):                      # the second is shorter and trains from scratch
         one = detector("ds2", epochs=3, stop_after=stop)
         one.pretrain(two.train)
         assert len(ran) == expected, stop
@@ -167,20 +167,20 @@ def test_a_training_that_stops_early_leaves_its_state_to_the_longer_one(two, own
         assert torch.equal(one.encoder.state_dict()[name], value), name
 
 
-def test_two_at_once_train_it_once(two, trainings):
+def test_two_threads_that_want_the_same_encoder_train_it_once(two, trainings):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda one: one.pretrain(two.train), [detector("cutpaste") for _ in range(2)]))  # and raises
     assert trainings == [12]
 
 
-def test_official_preprocessing_is_bgr_that_is_not_standardized():
+def test_official_preprocessing_is_bgr_without_standardization():
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(detector("ds2", official_preprocessing=True).prepared(images), images[:, [2, 1, 0]])
     assert torch.equal(detector("ds2").prepared(images), standardized(images))
 
 
 @pytest.mark.parametrize(("pretraining", "expected"), [("dataset", 12), ("category", 6), ("two:felt", 6), ("two", 12)])
-def test_an_experiment_pretrains_on_the_images_that_its_setting_names(pretraining, expected, trainings, tmp_path):
+def test_the_setting_pretraining_selects_the_images_of_the_pretraining(pretraining, expected, trainings, tmp_path):
     experiments = grid("cutpaste", dataset="two", categories=["cloth"], pretraining=pretraining, **SMALL, **OWN["cutpaste"])
     table = run(experiments, out=tmp_path / "runs")
     assert trainings == [expected]
@@ -189,7 +189,7 @@ def test_an_experiment_pretrains_on_the_images_that_its_setting_names(pretrainin
         assert {sample.category for sample in experiments[0].pretraining_images()} == {"felt"}
 
 
-def test_a_fitted_one_is_pretrained_on_the_same_images(trainings, tmp_path):
+def test_a_fitted_detector_and_a_result_share_the_encoder(trainings, tmp_path):
     (one,) = grid("cutpaste", dataset="two", categories=["felt"], **SMALL, **OWN["cutpaste"])
     kept = fitted(one, out=tmp_path / "runs", device="cpu")
     table = run([one], out=tmp_path / "runs", device="cpu")

@@ -1,4 +1,4 @@
-"""CutPaste and scar on a batch: where they were cut and put, read back from images whose colors are their coordinates."""
+"""CutPaste: source and target of the pasted patches, read from images whose colors are coordinates; then the proxy task."""
 
 from __future__ import annotations
 
@@ -8,15 +8,29 @@ import numpy as np
 import pytest
 import torch
 from pytest import approx
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as one
 
 from adcore.errors import ParameterError
+from adcore.papers.ds2 import cutpaste as module
 from adcore.papers.ds2 import photometric
-from adcore.papers.ds2.cutpaste_patches import Rectangles, cutpaste, recolored, scarred, three_ways, turned
+from adcore.papers.ds2.cutpaste import (
+    CutPasteNetwork,
+    CutPastePretrainingConfig,
+    Rectangles,
+    cutpaste,
+    cutpaste_scar,
+    jitter_colors,
+    paste_rotated,
+    pretrain_cutpaste,
+    three_ways,
+)
+from adcore.papers.ds2.views import standardized
 from adcore.training import seeded
 
 DRAWS = 2000
+SMALL = {"side": 32, "epochs": 2, "steps": 2, "batch_size": 4}
+IMAGES = torch.randint(0, 256, (6, 3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def coordinates(b: int, h: int, w: int) -> Tensor:
@@ -33,13 +47,13 @@ def origins(images: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shapes_and_places(mixed: Tensor) -> list[tuple[int, int, int, int, int, int]]:
-    """Height, width, row and column to which a rectangle went, row and column from which it came, of each image."""
+    """For each image: height and width of its rectangle, row and column of the target, row and column of the source."""
     h, w = mixed.shape[-2:]
     found = []
     for row, column in zip(*origins(mixed), strict=True):
         y, x = np.nonzero((row != np.arange(h)[:, None]) | (column != np.arange(w)))
         if not len(y):
-            continue  # put back to where it was
+            continue  # pasted where it was cut
         top, left, height, width = y.min(), x.min(), np.ptp(y) + 1, np.ptp(x) + 1
         part = np.s_[top:top + height, left:left + width]
         from_y, from_x = row[part][0, 0], column[part][0, 0]
@@ -51,13 +65,13 @@ def shapes_and_places(mixed: Tensor) -> list[tuple[int, int, int, int, int, int]
 
 # CutPaste.
 
-def test_a_rectangle_of_2_to_15_percent_and_any_aspect_to_1_in_3_goes_from_anywhere_to_anywhere():
+def test_rectangles_have_2_to_15_percent_area_and_aspect_0_3_to_3_3_and_are_cut_and_pasted_anywhere():
     with seeded(0):
         found = np.array(shapes_and_places(cutpaste(coordinates(DRAWS, 64, 64), jitter=0)))
     assert len(found) > 0.99 * DRAWS
     height, width, top, left, from_y, from_x = found.T
     area, ratio = height * width / 64**2, np.log(width / height)
-    # Sides are rounded: half a pixel of the shortest side, 5, is a tenth.
+    # Sides are rounded: half a pixel is a tenth of the shortest side, 5.
     assert 0.017 < area.min() < 0.024 and 0.145 < area.max() < 0.158
     assert area.mean() == approx(0.085, abs=0.002) and np.std(area) == approx(0.13 / math.sqrt(12), abs=0.002)
     assert np.abs(ratio).max() < math.log(1 / 0.3) + 0.15 and np.abs(ratio).max() > math.log(1 / 0.3) - 0.05
@@ -68,7 +82,7 @@ def test_a_rectangle_of_2_to_15_percent_and_any_aspect_to_1_in_3_goes_from_anywh
     assert abs(np.corrcoef(top, from_y)[0, 1]) < 0.3  # both depend on the height, and on nothing else in common
 
 
-def test_images_need_not_be_square_and_a_rectangle_is_cut_to_their_sides():
+def test_images_need_not_be_square_and_rectangles_are_limited_to_their_sides():
     with seeded(1):
         found = np.array(shapes_and_places(cutpaste(coordinates(500, 12, 80), area=(0.1, 0.15), jitter=0)))
         flat = shapes_and_places(cutpaste(coordinates(200, 4, 90), area=(0.1, 0.15), jitter=0))
@@ -76,7 +90,7 @@ def test_images_need_not_be_square_and_a_rectangle_is_cut_to_their_sides():
     assert max(height for height, *_ in flat) == 4
 
 
-def test_only_what_is_pasted_is_recolored():
+def test_only_the_pasted_patch_changes_color():
     images = torch.rand(200, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with seeded(2):
         mixed = cutpaste(images)
@@ -90,7 +104,7 @@ def test_only_what_is_pasted_is_recolored():
 # Scars.
 
 def by_hand(source: np.ndarray, image: np.ndarray, cut: tuple[int, ...], turn: float, middle: tuple[float, ...]) -> np.ndarray:
-    """One pixel at a time: turn it back about the middle and look whether it lies in the rectangle."""
+    """One pixel at a time: rotate it back about the center and test whether it lies in the rectangle."""
     top, left, height, width = cut
     result = image.copy()
     for y in range(image.shape[1]):
@@ -103,33 +117,34 @@ def by_hand(source: np.ndarray, image: np.ndarray, cut: tuple[int, ...], turn: f
     return result
 
 
-def test_a_turned_rectangle_is_that_of_a_loop_over_pixels():
+def test_pasting_a_rotated_rectangle_equals_a_loop_over_pixels():
     g = torch.Generator().manual_seed(0)
     sources, images = torch.rand(2, 40, 3, 23, 31, dtype=torch.float64, generator=g)
     turn = torch.rand(40, dtype=torch.float64, generator=g) * 2 - 1
     middle = torch.rand(40, 2, dtype=torch.float64, generator=g) * torch.tensor([13, 21]) + 5
     cut = Rectangles(*(torch.randint(low, high, (40,), generator=g) for low, high in ((0, 14), (0, 24), (1, 9), (1, 7))))
-    found = turned(sources, images, cut, turn, middle)
+    found = paste_rotated(sources, images, cut, turn, middle)
     for i in range(40):
         rectangle = tuple(int(part[i]) for part in cut)
         expected = by_hand(sources[i].numpy(), images[i].numpy(), rectangle, float(turn[i]), tuple(middle[i].tolist()))
         assert np.array_equal(found[i].numpy(), expected)
 
 
-def test_a_positive_turn_is_counterclockwise_as_pillow_s():
+def test_a_positive_rotation_is_counterclockwise_as_pillow_s():
     image = coordinates(1, 41, 41)
     cut = Rectangles(*(torch.tensor([n]) for n in (10, 10, 21, 21)))
-    found = turned(image, torch.zeros_like(image), cut, torch.tensor([math.radians(30)]), torch.tensor([[20.0, 20.0]]))[0]
+    rotation, center = torch.tensor([math.radians(30)]), torch.tensor([[20.0, 20.0]])
+    found = paste_rotated(image, torch.zeros_like(image), cut, rotation, center)[0]
     other = one.rotate(image[0], 30, center=[20.5, 20.5])
     inside = found.any(0)
     assert inside.sum() == approx(441, abs=8)
-    # torchvision turns about (W - 1) / 2 or W / 2 by version: up to half a pixel, the neighbor of a nearest one.
+    # torchvision rotates about (W - 1) / 2 or W / 2, depending on its version: the nearest pixel may be the neighboring one.
     assert (found - other)[:, inside].abs().max() <= 1.01 / 256
 
 
-def test_a_scar_is_1_to_4_by_5_to_6_pixels_turned_up_to_45_degrees_and_whole():
+def test_scars_have_1_to_4_by_5_to_6_pixels_and_up_to_45_degrees_and_are_not_cut_off():
     with seeded(3):
-        rows, columns = origins(scarred(coordinates(DRAWS, 64, 64), jitter=0))
+        rows, columns = origins(cutpaste_scar(coordinates(DRAWS, 64, 64), jitter=0))
     moved = (rows != np.arange(64)[:, None]) | (columns != np.arange(64))
     counts = moved.sum((1, 2))
     assert counts.max() <= 4 * 6 + 6 and counts.min() >= 3 and counts.mean() == approx(2.5 * 5.5, abs=0.7)
@@ -142,7 +157,7 @@ def test_a_scar_is_1_to_4_by_5_to_6_pixels_turned_up_to_45_degrees_and_whole():
             continue
         from_y, from_x = row[where], column[where]
         sizes.add((int(np.ptp(from_y)) + 1, int(np.ptp(from_x)) + 1))
-        # The direction in which rows of the source follow each other: straight down, but for the turn.
+        # Direction in which the rows of the source follow each other: straight down, apart from the rotation.
         centered = np.stack([y - y.mean(), x - x.mean()])
         down = centered @ (from_y - from_y.mean())
         angles.append(math.degrees(math.atan2(down[1], down[0])))
@@ -151,12 +166,12 @@ def test_a_scar_is_1_to_4_by_5_to_6_pixels_turned_up_to_45_degrees_and_whole():
     assert np.std(angles) == approx(90 / math.sqrt(12), rel=0.12)
 
 
-def test_a_scar_is_drawn_within_its_ranges_and_fits_into_the_image(monkeypatch):
+def test_scars_are_drawn_uniformly_from_their_ranges_and_fit_into_the_image(monkeypatch):
     drawn: list[tuple[Rectangles, Tensor, Tensor]] = []
-    monkeypatch.setattr("adcore.papers.ds2.cutpaste_patches.turned",
+    monkeypatch.setattr("adcore.papers.ds2.cutpaste.paste_rotated",
                         lambda sources, images, cut, turn, middle: drawn.append((cut, turn, middle)) or images)
     with seeded(4):
-        scarred(coordinates(DRAWS, 20, 30), jitter=0)
+        cutpaste_scar(coordinates(DRAWS, 20, 30), jitter=0)
     ((cut, turn, middle),) = drawn
     width, height, degrees = (x.double().numpy() for x in (cut.width, cut.height, torch.rad2deg(turn)))
     # Rounded: of [1, 4] a sixth is 1 and a sixth is 4, of [5, 6] half is 5.
@@ -175,7 +190,7 @@ def test_a_scar_is_drawn_within_its_ranges_and_fits_into_the_image(monkeypatch):
 # Colors.
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
-def test_what_is_cut_is_recolored_as_torchvision_would_recolor_it_alone(order):
+def test_the_cut_patch_changes_color_as_torchvision_changes_the_patch_alone(order):
     images = torch.rand(4, 3, 20, 24, generator=torch.Generator().manual_seed(0))
     strength = torch.tensor([[0.6, 1.0, 1.3, 0.9], [0.5, 1.4, 1.0, 1.1], [0.7, 1.0, 1.5, 0.2], [0.1, -0.1, 0.03, 0.0]])
     cut = Rectangles(*(torch.tensor(n) for n in ((0, 3, 7, 12), (0, 1, 9, 20), (20, 5, 9, 8), (24, 9, 3, 4))))
@@ -190,13 +205,13 @@ def test_what_is_cut_is_recolored_as_torchvision_would_recolor_it_alone(order):
         assert torch.allclose(found[i][here], expected, atol=3e-6)
 
 
-def test_colors_change_by_up_to_a_tenth_in_every_order(monkeypatch):
+def test_color_jitter_is_at_most_a_tenth_and_uses_every_order(monkeypatch):
     drawn: list[tuple[Tensor, Tensor]] = []
     monkeypatch.setattr(photometric, "color_jitter",
                         lambda images, order, strength, where: drawn.append((order, strength)) or images)
     images = torch.rand(DRAWS, 3, 2, 2)
     with seeded(5):
-        recolored(images, torch.ones(DRAWS, 1, 2, 2, dtype=torch.bool), 0.1)
+        jitter_colors(images, torch.ones(DRAWS, 1, 2, 2, dtype=torch.bool), 0.1)
     ((order, strength),) = drawn
     assert len({tuple(one_of) for one_of in order.tolist()}) == 24
     for step, middle in enumerate((1, 1, 1, 0)):
@@ -206,7 +221,7 @@ def test_colors_change_by_up_to_a_tenth_in_every_order(monkeypatch):
 
 # All three.
 
-def test_three_ways_are_the_same_crop_from_anywhere_as_it_is_and_with_either():
+def test_the_three_ways_start_from_the_same_crop_which_comes_from_anywhere():
     with seeded(6):
         found = three_ways(coordinates(400, 90, 80), jitter=0)
     assert found.shape == (3, 400, 3, 64, 64)
@@ -220,7 +235,7 @@ def test_three_ways_are_the_same_crop_from_anywhere_as_it_is_and_with_either():
         assert differ.sum((1, 2)).float().quantile(0.02) >= 1 and differ.sum((1, 2)).max() <= most
 
 
-def test_half_of_the_images_have_their_colors_jittered_before_in_all_three_alike():
+def test_half_of_the_images_are_color_jittered_before_and_equally_in_all_three_ways():
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).repeat(300, 1, 1, 1)
     with seeded(7):
         plain, pasted, scar = three_ways(images)
@@ -231,7 +246,7 @@ def test_half_of_the_images_have_their_colors_jittered_before_in_all_three_alike
     assert len({round(float(x.mean()), 6) for x in plain[::2]}) > 120
 
 
-def test_a_seed_draws_the_same_and_the_images_are_left_as_they_were():
+def test_a_seed_decides_the_crops_and_the_images_are_not_changed():
     images = torch.rand(6, 3, 70, 64)
     kept = images.clone()
     with seeded(8):
@@ -241,11 +256,100 @@ def test_a_seed_draws_the_same_and_the_images_are_left_as_they_were():
     assert torch.equal(first, again) and not torch.equal(first, second) and torch.equal(images, kept)
 
 
-def test_images_without_room_are_refused():
+def test_images_smaller_than_a_crop_or_a_scar_are_refused():
     with pytest.raises(ParameterError, match=r"^images \(2, 3, 63, 80\) to cut and paste in: expected \(B, 3, H, W\) of at "
                                              r"least 64x64 pixels$"):
         three_ways(torch.rand(2, 3, 63, 80))
     with pytest.raises(ParameterError, match=r"of at least 8x8 pixels$"):
-        scarred(torch.rand(2, 3, 7, 80))
+        cutpaste_scar(torch.rand(2, 3, 7, 80))
     with pytest.raises(ParameterError, match=r"expected \(B, 3, H, W\)"):
         cutpaste(torch.rand(3, 64, 64))
+
+
+# The proxy task.
+
+def test_defaults_are_the_supplement_s():
+    c = CutPastePretrainingConfig()
+    assert (c.epochs, c.steps, c.batch_size, c.lr, c.momentum, c.weight_decay) == (256, 256, 96, 0.03, 0.9, 3e-5)
+    network = CutPasteNetwork(c)
+    linear = [layer for layer in network.head if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(512, 512), (512, 128), (128, 3)]
+    assert [type(layer) for layer in network.head[:6]] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2
+
+
+def test_the_loss_is_the_cross_entropy_of_all_three_crops_of_each_image(monkeypatch):
+    torch.manual_seed(0)
+    network = CutPasteNetwork(CutPastePretrainingConfig(**SMALL)).eval()
+    crops = torch.rand(3, 4, 3, 32, 32)
+    seen = []
+    monkeypatch.setattr(module, "three_ways", lambda images, side, jitter: seen.append((images, side, jitter)) or crops)
+    found = network.loss(IMAGES[:4]).detach()
+    by_hand = []
+    for way in range(3):
+        for crop in crops[way]:
+            features = network.encoder(standardized(crop[None]))["c5"].mean((2, 3))
+            logits = network.head(features)[0].double()
+            by_hand.append(logits.exp().sum().log() - logits[way])
+    assert float(found) == approx(float(torch.stack(by_hand).mean().detach()), rel=1e-5)
+    images, side, jitter = seen[0]
+    assert torch.equal(images, IMAGES[:4].float() / 255) and (side, jitter) == (32, 0.1)
+
+
+def test_the_learning_rate_is_one_cosine_over_all_steps(monkeypatch):
+    rates = []
+    real = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or real(self, *a))
+    pretrain_cutpaste(CutPastePretrainingConfig(**SMALL | {"epochs": 3}), IMAGES, progress=False)
+    expected = [1e-6 + (0.03 - 1e-6) * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(6)]
+    assert rates == approx(expected)
+
+
+def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
+    config = CutPastePretrainingConfig(**SMALL)
+    whole = pretrain_cutpaste(config, IMAGES, progress=False)
+    loss, calls = CutPasteNetwork.loss, []
+
+    def power_cut(self, images):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(self, images)
+
+    monkeypatch.setattr(CutPasteNetwork, "loss", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_cutpaste(config, IMAGES, checkpoint=tmp_path / "c", progress=False)
+    monkeypatch.setattr(CutPasteNetwork, "loss", loss)
+    again = pretrain_cutpaste(config, IMAGES, checkpoint=tmp_path / "c", progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    assert whole.losses == again.losses and len(whole.losses) == 2 and not again.training
+
+
+def test_amp_runs_the_network_in_bfloat16_but_not_crops_and_weights(monkeypatch):
+    crops, three_ways = [], module.three_ways
+    monkeypatch.setattr(module, "three_ways", lambda *a: crops.append(three_ways(*a)) or crops[-1])
+    networks = [pretrain_cutpaste(CutPastePretrainingConfig(**SMALL | {"epochs": 1, "steps": 1, "amp": amp}), IMAGES,
+                                  progress=False) for amp in (False, True)]
+    assert torch.equal(*crops) and networks[1].losses != networks[0].losses
+    assert networks[1].losses == approx(networks[0].losses, abs=0.05)
+    assert {p.dtype for p in networks[1].parameters()} == {torch.float32}
+
+
+def test_seeds_differ_and_few_images_still_fill_a_batch():
+    config = CutPastePretrainingConfig(**SMALL | {"epochs": 1, "steps": 1})
+    one, two = (pretrain_cutpaste(config, IMAGES[:2], seed=seed, progress=False) for seed in (0, 1))
+    assert one.losses != two.losses and all(math.isfinite(value) for value in (*one.losses, *two.losses))
+
+
+@pytest.mark.parametrize(("images", "message"), [
+    (IMAGES.float(), r"images must be \(n, 3, H, W\) uint8, not \(6, 3, 40, 48\) torch.float32"),
+    (IMAGES[:, :1], r"uint8, not \(6, 1, 40, 48\)"), (IMAGES[:0], r"uint8, not \(0, 3, 40, 48\)")])
+def test_images_of_another_dtype_or_shape_are_refused(images, message):
+    with pytest.raises(ParameterError, match=message):
+        pretrain_cutpaste(CutPastePretrainingConfig(**SMALL), images, progress=False)
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ParameterError, match="must be at least 1"):
+        CutPastePretrainingConfig(steps=0)
+    with pytest.raises(ParameterError, match="at least one layer"):
+        CutPastePretrainingConfig(head=())

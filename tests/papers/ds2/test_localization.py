@@ -1,4 +1,4 @@
-"""Localization by the density of patches, against patches cut by hand and scikit-learn's Gaussian."""
+"""Localization with the Gaussian density, against patches cut by hand and scikit-learn's Gaussian."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from adcore.data import View, read_images
 from adcore.data.split import draw
 from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.models import GDE, METHODS, GDEConfig
-from adcore.papers.ds2 import alignment, patch_density
-from adcore.papers.ds2.patch_density import PatchDensity, PatchDensityConfig
+from adcore.papers.ds2 import localization
+from adcore.papers.ds2.localization import PatchDensity, PatchDensityConfig
 from adcore.papers.ds2.upsampling import receptive_upsample
 
 SMALL = {"image_size": 40, "patch": 16, "stride": 8}
 
 
 class Simple(PatchDensity):
-    """Patches by one convolution that a seed draws."""
+    """An encoder of one convolution, drawn from the seed."""
 
     name = "simple"
     Config = PatchDensityConfig
@@ -60,11 +60,11 @@ def test_defaults_are_those_of_the_published_evaluation():
     c = PatchDensityConfig()
     assert (c.image_size, c.patch, c.stride) == (256, 32, 4)
     assert GDE.Config is GDEConfig and simple(image_size=256, patch=32, stride=4).grid == (57, 57)
-    assert [alignment.published_images(name) for name in ("screw", "magnetic_tile", "ksdd2")] == [350, 1000, 1000]
+    assert [localization.published_images(name) for name in ("screw", "magnetic_tile", "ksdd2")] == [350, 1000, 1000]
 
 
 @pytest.mark.parametrize("layout", ["aligned", "pooled"])
-def test_a_patch_is_as_far_as_scikit_learn_has_it_and_spread_over_its_pixels(tiny, layout):
+def test_distances_are_scikit_learn_s_and_the_map_is_their_receptive_upsampling(tiny, layout):
     detector = simple(layout=layout, dims=3).fit(tiny.train)
     (train,), (test,) = (list(read_images(samples, View(40))) for samples in (tiny.train, tiny.test[:3]))
     normal, found = cut(detector, train), cut(detector, test)
@@ -91,29 +91,29 @@ def test_images_of_any_size_get_maps_of_their_own_size(tiny):
     assert prediction.map.shape == (2, 31, 77) and bool(torch.isfinite(prediction.map).all())
 
 
-def test_the_layout_goes_by_the_category_unless_told(tiny, monkeypatch):
-    assert simple().lies_still("bottle") and simple().lies_still("screw") and not simple().lies_still("carpet")
-    assert not simple().lies_still("magnetic_tile") and not simple().lies_still("screw_bag")
-    assert METHODS["cutpaste"].aligned == METHODS["ds2"].aligned - {"hazelnut", "screw"}
-    assert len(simple().fit(tiny.train).density.mean) == 1                              # 'cloth' is nobody's object
+def test_the_published_layout_depends_on_the_category(tiny, monkeypatch):
+    assert simple().is_aligned("bottle") and simple().is_aligned("screw") and not simple().is_aligned("carpet")
+    assert not simple().is_aligned("magnetic_tile") and not simple().is_aligned("screw_bag")
+    assert METHODS["cutpaste"].aligned_categories == METHODS["ds2"].aligned_categories - {"hazelnut", "screw"}
+    assert len(simple().fit(tiny.train).density.mean) == 1  # 'cloth' is not among the aligned categories
     assert len(simple(layout="aligned").fit(tiny.train).density.mean) == 16
-    monkeypatch.setattr(Simple, "aligned", frozenset({"cloth"}))
+    monkeypatch.setattr(Simple, "aligned_categories", frozenset({"cloth"}))
     assert len(simple().fit(tiny.train).density.mean) == 16
 
 
-def test_the_density_is_of_as_many_images_as_asked_for(tiny):
+def test_the_density_is_fitted_to_density_images_images(tiny):
     few, all_of_them, more = (simple(layout="aligned", density_images=n).fit(tiny.train) for n in (3, 6, 100))
     by_hand = simple(layout="aligned").fit(draw(tiny.train, 3)[0])
     assert torch.equal(few.density.mean, by_hand.density.mean)
     assert torch.equal(all_of_them.density.mean, more.density.mean) and not torch.equal(few.density.mean, more.density.mean)
 
 
-def test_too_many_features_for_memory_are_encoded_twice_with_the_same_result(tiny, monkeypatch):
+def test_features_too_large_for_memory_are_encoded_twice_with_the_same_result(tiny, monkeypatch):
     whole = simple().fit(tiny.train)
-    encoded, read = [], patch_density.read_images
-    monkeypatch.setattr(patch_density, "read_images",
+    encoded, read = [], localization.read_images
+    monkeypatch.setattr(localization, "read_images",
                         lambda samples, *rest: encoded.append(len(samples)) or read(samples, *rest))
-    monkeypatch.setattr(patch_density, "IN_MEMORY", 100)
+    monkeypatch.setattr(localization, "IN_MEMORY", 100)
     parts = simple().fit(tiny.train)
     assert encoded == [1, 6, 6]
     assert torch.allclose(whole.density.variances, parts.density.variances, rtol=1e-5)
@@ -122,7 +122,7 @@ def test_too_many_features_for_memory_are_encoded_twice_with_the_same_result(tin
     assert encoded == [1, 6]
 
 
-def test_sameness_is_one_where_the_encoder_says_one_thing_of_all(tiny):
+def test_sameness_is_one_if_the_features_have_collapsed(tiny):
     detector = simple().fit(tiny.train)
     (train,) = read_images(tiny.train, View(40))
     assert detector.diagnose(tiny.test)["sameness"] == approx(np.linalg.norm(cut(detector, train).mean((0, 1))), rel=1e-5)
@@ -133,20 +133,20 @@ def test_sameness_is_one_where_the_encoder_says_one_thing_of_all(tiny):
     assert simple().diagnose(tiny.test) == {}
 
 
-def test_official_masks_keep_only_pixels_that_are_masked_all_over():
+def test_official_masks_keep_only_pixels_wholly_inside_the_mask():
     mask = np.zeros((8, 8), bool)
     mask[1:6, 2:8] = True
     whole = View(4, whole_masks=True).mask(mask)
-    shares = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((4, 4), Image.Resampling.BILINEAR))
-    assert whole.numpy().tolist() == (shares >= 0.9999).tolist() and 0 < whole.sum() < View(4).mask(mask).sum()
+    coverage = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((4, 4), Image.Resampling.BILINEAR))
+    assert whole.numpy().tolist() == (coverage >= 0.9999).tolist() and 0 < whole.sum() < View(4).mask(mask).sum()
     assert simple(official_masks=True).view == View((40, 40), whole_masks=True)
     assert repr(View(4)) != repr(View(4, whole_masks=True))
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"stride": 7}, "do not end where images of 40x40 do"), ({"patch": 64}, "patches of 64x64 pixels"),
+    ({"stride": 7}, "do not end at the border of images of 40x40"), ({"patch": 64}, "patches of 64x64 pixels"),
     ({"dims": -1}, "dims must be at least 0"), ({"layout": "turned"}, "layout is one of published, aligned, pooled")])
-def test_settings_that_cannot_be_get_one_sentence(changes, message):
+def test_impossible_settings_are_refused_in_one_sentence(changes, message):
     with pytest.raises(ParameterError, match=message):
         simple(**changes)
 
@@ -165,9 +165,9 @@ def test_bad_input_gets_one_sentence(tiny):
 def test_gde_takes_the_average_of_a_backbone_s_map_at_each_patch(tiny):
     detector = GDE(GDEConfig(backbone="resnet18", weights="random", image_size=48, stride=16), seed=3).fit(tiny.train)
     (images,) = read_images(tiny.train[:2], View(48))
-    by_hand = F.normalize(detector.encoder.extractor(images[:1, :, 16:48, :32])[0].mean((2, 3)), dim=1)
-    assert torch.allclose(detector.patch_features(images)[0, 2], by_hand[0], atol=1e-5)
-    assert detector.weights_digest == "random-3" and detector.patch_features(images).shape == (2, 4, 512)
+    by_hand = F.normalize(detector.encoder.network(images[:1, :, 16:48, :32])[0].mean((2, 3)), dim=1)
+    assert torch.allclose(detector.encode_patches(images)[0, 2], by_hand[0], atol=1e-5)
+    assert detector.weights_digest == "random-3" and detector.encode_patches(images).shape == (2, 4, 512)
 
 
 def test_gde_refuses_patches_smaller_than_a_tap_s_stride():

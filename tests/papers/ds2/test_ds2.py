@@ -1,4 +1,4 @@
-"""DS2's pretraining at a size of seconds: its loss step by step, what moves and what stays, exact resumption."""
+"""DS2's pretraining at a small size: its loss step by step, which networks are updated, exact resumption."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from adcore import training
 from adcore.errors import AdcoreError, ParameterError
-from adcore.papers.ds2 import dense_pretraining
-from adcore.papers.ds2.dense_pretraining import DS2Pretraining, DS2PretrainingConfig, pretrain
+from adcore.papers.ds2 import ds2
+from adcore.papers.ds2.ds2 import DS2Pretraining, DS2PretrainingConfig, pretrain
 from adcore.papers.ds2.momentum import cosine_momentum
 from adcore.papers.ds2.positive_pairs import geometric_pairs, top_pairs
 from adcore.papers.ds2.views import AUGMENTATIONS, augmented
@@ -35,7 +35,7 @@ def tiny(**settings: Any) -> DS2PretrainingConfig:
 
 
 def networks(config: DS2PretrainingConfig, steps: int = 8, moved: float = 0.0) -> DS2Pretraining:
-    """`moved` sets the key networks apart from the trained ones."""
+    """`moved`: standard deviation of noise added to the key networks, so that they differ from the trained ones."""
     with seeded(0), torch.no_grad():
         module = DS2Pretraining(config, steps)
         for p in (*module.key_encoder.parameters(), *module.key_projectors.parameters()):
@@ -54,7 +54,7 @@ def drawn(config: DS2PretrainingConfig, count: int = 4) -> tuple[tuple[Tensor, T
 
 @pytest.mark.parametrize("scales", [("c5",), ("c4", "c5"), ("c3", "c4", "c5")])
 @pytest.mark.parametrize("pairs", ["geometric", "feature", "both"])
-def test_the_loss_is_the_sum_over_scales_directions_images_and_pairs(scales, pairs):
+def test_the_loss_is_the_loop_over_scales_directions_images_and_pairs(scales, pairs):
     config = tiny(scales=scales, pairs=pairs, top_k=1)
     module, (views, boxes) = networks(config, moved=0.02), drawn(config)
     module.eval()                                       # so that a loop may pass the images one by one
@@ -76,16 +76,16 @@ def test_the_loss_is_the_sum_over_scales_directions_images_and_pairs(scales, pai
     assert found == approx(total, abs=1e-5) and abs(found) <= 2 * len(scales)
 
 
-def test_a_batch_is_two_views_by_the_recipes_of_its_augmentation(monkeypatch):
+def test_the_two_views_follow_the_recipes_of_the_augmentation(monkeypatch):
     recipes = []
-    monkeypatch.setattr(dense_pretraining, "augmented",
+    monkeypatch.setattr(ds2, "augmented",
                         lambda images, recipe, size: recipes.append((recipe, size)) or augmented(images, recipe, size))
     for name, pair in AUGMENTATIONS.items():
         networks(tiny(augmentation=name, scales=("c5",))).loss(IMAGES[:2])
         assert recipes[-2:] == [(pair[0], 32), (pair[1], 32)]
 
 
-def test_gradients_reach_all_that_is_trained_and_none_of_the_key_networks():
+def test_gradients_reach_all_trained_networks_and_no_key_network():
     module = networks(tiny())
     for name, p in module.named_parameters():           # blocks end in norms of weights 0, which let no gradient into them
         if name.endswith("bn2.weight"):
@@ -98,14 +98,14 @@ def test_gradients_reach_all_that_is_trained_and_none_of_the_key_networks():
     assert all(module.get_parameter(name).grad.any() for name in used)
 
 
-def test_unlabeled_views_come_to_agree():
+def test_training_lowers_the_loss():
     losses = pretrain(tiny(epochs=8, decay_epochs=(), lr=30.0), IMAGES).losses
     assert sum(losses[-3:]) / 3 < losses[0] - 0.5 and min(losses) > -4
 
 
 # Key networks.
 
-def test_key_networks_follow_before_they_are_used_by_the_momentum_of_the_step():
+def test_key_networks_are_updated_with_the_momentum_of_the_step_before_they_are_used():
     module = networks(tiny(), steps=8, moved=0.05)
     expected = {name: p.clone() for name, p in module.named_parameters() if name.startswith("key_")}
     for step in range(3):
@@ -122,14 +122,14 @@ def test_key_networks_follow_before_they_are_used_by_the_momentum_of_the_step():
             assert torch.allclose(module.get_parameter(name), p, atol=1e-6), name
 
 
-def test_key_networks_start_as_copies_and_keep_their_own_statistics():
+def test_key_networks_start_as_copies_and_keep_their_own_running_statistics():
     module = networks(tiny())
     for name, p in module.key_encoder.state_dict().items():
         assert torch.equal(p, module.encoder.state_dict()[name])
     module.train().loss(IMAGES[:4])
     assert module.key_encoder.training and module.key_encoder.bn1.num_batches_tracked == 2
     before = module.step, module.key_encoder.bn1.running_mean.clone()
-    module.eval().loss(IMAGES[:4])                      # looking at a loss changes nothing
+    module.eval().loss(IMAGES[:4])                      # in eval mode the loss changes nothing
     assert module.step == before[0] and torch.equal(module.key_encoder.bn1.running_mean, before[1])
 
 
@@ -162,7 +162,7 @@ def test_an_interrupted_pretraining_ends_with_the_weights_of_an_uninterrupted_on
     assert all("velocity" in entry for entry in state["optimizer"]["state"].values())
 
 
-def test_a_training_that_stopped_early_is_the_first_part_of_the_whole(tmp_path):
+def test_a_training_that_stopped_early_equals_the_first_epochs_of_the_whole(tmp_path):
     whole = pretrain(tiny(), IMAGES)
     early = pretrain(tiny(stop_after=2), IMAGES, checkpoint=tmp_path / "checkpoint")
     assert early.losses == whole.losses[:2] and early.step == 4 and early.steps == 6
@@ -171,7 +171,7 @@ def test_a_training_that_stopped_early_is_the_first_part_of_the_whole(tmp_path):
         pretrain(tiny(stop_after=2), IMAGES, checkpoint=tmp_path / "checkpoint")
 
 
-def test_an_epoch_drops_what_is_left_over_and_shows_no_image_twice(monkeypatch):
+def test_an_epoch_drops_the_incomplete_batch_and_repeats_no_image(monkeypatch):
     seen: list[Tensor] = []
     monkeypatch.setattr(DS2Pretraining, "loss", lambda module, images: seen.append(images)
                         or module.propagation.value.bias.square().sum())
@@ -182,7 +182,7 @@ def test_an_epoch_drops_what_is_left_over_and_shows_no_image_twice(monkeypatch):
     assert len({frozenset(epoch) for epoch in epochs}) > 1 and set(itertools.chain(*epochs)) == set(range(10))
 
 
-def test_a_seed_says_what_is_learned_and_leaves_the_caller_s_random_state_alone():
+def test_a_seed_decides_the_weights_and_the_caller_s_random_state_is_kept():
     state = torch.get_rng_state()
     first, again, other = (pretrain(tiny(epochs=1), IMAGES, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
@@ -190,10 +190,10 @@ def test_a_seed_says_what_is_learned_and_leaves_the_caller_s_random_state_alone(
     assert not torch.equal(first.encoder.conv1.weight, other.encoder.conv1.weight)
 
 
-def test_the_rate_grows_with_the_batch(monkeypatch):
+def test_the_learning_rate_grows_linearly_with_the_batch(monkeypatch):
     made = []
-    lars = dense_pretraining.LARS
-    monkeypatch.setattr(dense_pretraining, "LARS", lambda *a, **k: made.append(lars(*a, **k)) or made[-1])
+    lars = ds2.LARS
+    monkeypatch.setattr(ds2, "LARS", lambda *a, **k: made.append(lars(*a, **k)) or made[-1])
     pretrain(tiny(epochs=0), IMAGES)
     pretrain(tiny(epochs=0, batch_size=8, warmup_epochs=0), IMAGES)
     assert [group["initial_lr"] for optimizer in made for group in optimizer.param_groups] == [2 * 4 / 256, 2 * 8 / 256]
@@ -202,10 +202,10 @@ def test_the_rate_grows_with_the_batch(monkeypatch):
         "momentum": 0.9, "weight_decay": 1e-5, "trust": 0.001, "eps": 1e-8}
 
 
-def test_in_bfloat16_the_networks_are_narrow_but_views_similarities_and_weights_are_not(monkeypatch):
+def test_amp_runs_the_networks_in_bfloat16_but_not_views_similarities_and_weights(monkeypatch):
     seen: dict[bool, list[Tensor]] = {False: [], True: []}
     compared: list[torch.dtype] = []
-    loss_of_views, scale_loss = DS2Pretraining.loss_of_views, dense_pretraining.scale_loss
+    loss_of_views, scale_loss = DS2Pretraining.loss_of_views, ds2.scale_loss
 
     def record(module: DS2Pretraining, views: tuple[Tensor, Tensor], boxes: tuple[Tensor, Tensor]) -> Tensor:
         seen[module.config.amp] += [*views, *boxes]
@@ -214,7 +214,7 @@ def test_in_bfloat16_the_networks_are_narrow_but_views_similarities_and_weights_
         return loss_of_views(module, views, boxes)
 
     monkeypatch.setattr(DS2Pretraining, "loss_of_views", record)
-    monkeypatch.setattr(dense_pretraining, "scale_loss", lambda y, z, pairs: compared.extend(
+    monkeypatch.setattr(ds2, "scale_loss", lambda y, z, pairs: compared.extend(
         unit.dtype for unit in (*y, *z)) or scale_loss(y, z, pairs))
     for amp in (False, True):
         module = pretrain(tiny(amp=amp, scales=("c5",), epochs=1, decay_epochs=()), IMAGES[:4])
@@ -236,7 +236,7 @@ def test_defaults_are_the_paper_s():
 
 @pytest.mark.parametrize("settings", [{"scales": ("c6",)}, {"scales": ()}, {"pairs": "all"}, {"augmentation": "so"},
                                       {"batch_size": 1}, {"stop_after": 5}, {"ema": 1.5}, {"top_k": 0}])
-def test_settings_that_make_no_sense_are_refused(settings):
+def test_impossible_settings_are_refused(settings):
     with pytest.raises(ParameterError):
         tiny(**settings)
 
