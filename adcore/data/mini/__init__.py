@@ -1,15 +1,15 @@
 """`mini`: a small data set that needs no download, in MVTec's layout, with exact masks.
 
-    brick, grass, gravel          cut from real photographs (photographs.py), strewn with defects (litter.py)
-    capsule, gear, chip, button   drawn: a surface of height, color and gloss (one file an object), lit and
-                                  photographed (shading.py) with shapes and noise from shapes.py
+    brick, grass, gravel          crops of real photographs (photographs.py) with painted defects (litter.py)
+    capsule, gear, chip, button   drawn: a surface with height, color and gloss (one file per object) and its rendering
+                                  (shading.py), from shapes and noise (shapes.py)
 
-    shot.py      which image, and all random numbers that go into it
-    picture.py   one image, the same without its defect, and the mask of what the defect changed
-    write.py     the files, and the Dataset
+    shot.py      identifies an image and provides all its random numbers
+    picture.py   an image, the same image without its defect, and the mask of the pixels that the defect changed
+    write.py     the files on disk, and the Dataset
 
-Every image is a function of (category, split, index): neither the order of making, nor the number of threads, nor how
-many others are made alters a pixel.
+Every image is a function of (category, split, index): the order of drawing, the number of threads and the number of other
+images do not change a pixel.
 """
 
 from adcore.data.mini.picture import CATEGORIES

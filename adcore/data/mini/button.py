@@ -1,7 +1,7 @@
 """A four-hole horn button on linen.
 
 Defects: `blocked_hole` (not drilled through), `chipped` (a piece of the rim is missing), `crack`, `thread` (a colored
-thread lies across) and `stain`.
+thread on the button) and `stain`.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def draw(shot: Shot, defect: str | None, attempt: int = 0) -> Array:
     rim = np.exp(-((radius - 66) / 7.5) ** 2)
     groove = np.exp(-((radius - 32) / 2.2) ** 2)
     height = 8 * smooth(0.5, -3, d) + 5.5 * rim + 1.2 * groove - 2.2 * smooth(34, 8, radius)
-    height = height - 1.1 * smooth(3.0, 0.0, drilled)             # the edges of the holes are broken
+    height = height - 1.1 * smooth(3.0, 0.0, drilled)             # the edges of the holes are rounded
     height = mix(cloth, height + 0.03 * noise(rng, 3), body)
 
     color = mix(cloth_color, _horn(rng, angle), body)
     gloss = body * (0.42 + 0.05 * noise(rng, 8))
 
     surface = Surface(height, color, gloss, polish=48)
-    if defect == "blocked_hole":      # the drill left its center mark, or nothing
+    if defect == "blocked_hole":      # the drill left a shallow mark, or nothing
         mark = smooth(HOLE * flaw.uniform(-0.4, 0.8), -HOLE, _holes(u, v)) * blocked
         surface.height -= 1.5 * mark
         surface.albedo *= (1 - 0.25 * mark)[..., None]
@@ -79,7 +79,7 @@ def draw(shot: Shot, defect: str | None, attempt: int = 0) -> Array:
 
 
 def _linen(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Plain weave of slubby threads: height and color."""
+    """Height and color of a plain weave of uneven threads."""
     u, v = frame((rng.uniform(-6, 6), rng.uniform(-6, 6)), rng.normal(0, 0.06))
     slub_u, slub_v = noise(rng, 9, 2, stretch=0.12), noise(rng, 9, 2, stretch=8)
     pitch = 4.2
@@ -98,12 +98,12 @@ def _holes(u: Array, v: Array) -> Array:
 
 
 def _quarter(u: Array, v: Array) -> Array:
-    """Number of the hole that each sample is nearest to, 0 to 3."""
+    """The number of the hole nearest to each sample, 0 to 3."""
     return np.where(u > 0, 0, 1) + np.where(v > 0, 0, 2)
 
 
 def _horn(rng: np.random.Generator, angle: float) -> Array:
-    """Polished horn: brown streaks that follow the grain, over a honey ground."""
+    """Color of polished horn: brown streaks along the grain on a honey-colored ground."""
     grain = noise(rng, 13, 3, stretch=3.2)
     bands = 0.5 + 0.5 * np.sin(1.5 * grain + 1.6 * noise(rng, 45))
     dark, middle, honey = (rgb(*shade_) * rng.uniform(0.92, 1.08) for shade_ in ((70, 44, 30), (104, 66, 42),
@@ -145,7 +145,7 @@ def _stain(surface: Surface, flaw: np.random.Generator, center: Point, body: Arr
     size = flaw.uniform(9, 27)
     d = blob(flaw, _on_button(flaw, center, 80), size, 0.28, flaw.uniform(1, 1.6))
     film = smooth(1.5, -size * 0.35, d)
-    ring = np.exp(-((d + 1.5) / 2.2) ** 2)                        # a drop dries strongest at its edge
+    ring = np.exp(-((d + 1.5) / 2.2) ** 2)                        # a drop leaves most at its edge when it dries
     paint = (rgb(222, 218, 206), rgb(52, 58, 44), rgb(44, 62, 100), rgb(214, 200, 166))[int(flaw.integers(4))]
     strength = ((0.25 + 0.4 * flaw.random()) * film + 0.2 * ring) * (1 + 0.2 * noise(flaw, 4, 2))
     surface.lay(np.clip(strength, 0, 0.95), color=paint, gloss=surface.gloss * 0.4)

@@ -1,7 +1,7 @@
 """A two-colored hard gelatin capsule on a paper-covered tray.
 
 Defects: `crack` in the shell, `squeeze` (the shell is pressed in), `hole`, `misprint` (faulty imprint) and
-`contamination` (powder spilled on the shell).
+`contamination` (powder or a hair on the shell).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def draw(shot: Shot, defect: str | None, attempt: int = 0) -> Array:
     cap_color = rgb(24, 104, 132) * rng.uniform(0.85, 1.15, 3).astype(np.float32)
     body_color = rgb(232, 220, 196) * rng.uniform(0.93, 1.03, 3).astype(np.float32)
     color = mix(np.broadcast_to(body_color, (*u.shape, 3)), cap_color, inside(u - RIM, 1.0))
-    # Gelatin is translucent: it glows where the shell is seen edge-on.
+    # Gelatin is translucent: it is brighter where the shell is seen edge-on.
     edge_on = 1 - np.clip(shell / RADIUS, 0, 1)
     color = color * (1 + 0.35 * edge_on ** 3 + 0.025 * noise(rng, 5, 2))[..., None]
     light_ink, dark_ink = _imprint(center, angle, rng.uniform(13.5, 14.5), defect == "misprint", flaw)
@@ -71,16 +71,16 @@ def _tray(rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _shell(u: Array, v: Array) -> tuple[Array, Array]:
-    """Height of the shell above the tray, and its coverage."""
+    """Height of the shell above the tray, and the coverage of the shell."""
     axis = np.hypot(np.maximum(np.abs(u) - HALF_LENGTH, 0), v)
-    radius = RADIUS - 1.6 * smooth(RIM - 0.6, RIM + 0.6, u)      # the body slips into the cap
-    radius = radius - 0.7 * np.exp(-((u + 20) / 1.8) ** 2)       # the ring that locks them
+    radius = RADIUS - 1.6 * smooth(RIM - 0.6, RIM + 0.6, u)      # the body is inside the cap
+    radius = radius - 0.7 * np.exp(-((u + 20) / 1.8) ** 2)       # the ring that locks cap and body
     height = np.sqrt(np.maximum(radius ** 2 - axis ** 2, 0))
     return height, inside(axis - radius)
 
 
 def _imprint(center: Point, angle: float, size: float, wrong: bool, flaw: np.random.Generator) -> tuple[Array, Array]:
-    """Coverage of the imprint, light ink on the cap and dark ink on the body."""
+    """Coverage of the light ink on the cap and of the dark ink on the body."""
     words = ["ADC", "500"]
     if not wrong:
         return text([(words[0], -31, 0, size)], center, angle), text([(words[1], 31, 0, size)], center, angle)
@@ -88,7 +88,7 @@ def _imprint(center: Point, angle: float, size: float, wrong: bool, flaw: np.ran
     u, v, askew = (-31.0, 31.0)[which], 0.0, 0.0
     if kind == 0:       # another strength or name
         words[which] = str(flaw.choice((["ACD", "AD", "ABC"], ["200", "505", "50"])[which]))
-    elif kind == 1:     # printed askew
+    elif kind == 1:     # printed at an angle
         u, v = u + flaw.uniform(-5, 5), flaw.uniform(-6, 6)
         askew = float(flaw.choice([-1, 1])) * flaw.uniform(0.35, 0.8)
     ink = text([(words[which], 0, 0, size)], to_plane(u, v, center, angle), angle + askew)
@@ -104,7 +104,7 @@ def _imprint(center: Point, angle: float, size: float, wrong: bool, flaw: np.ran
 
 
 def _spot(flaw: np.random.Generator, center: Point, angle: float, reach: float = 0.55) -> tuple[Point, float]:
-    """A point on the shell that the camera sees well, and the direction from it to the middle of the capsule."""
+    """A point on the shell that the camera sees well, and the direction from it to the center of the capsule."""
     u = flaw.uniform(-HALF_LENGTH - 10, HALF_LENGTH + 10)
     v = flaw.uniform(-reach, reach) * RADIUS
     return to_plane(u, v, center, angle), math.atan2(-v, -u) + angle
@@ -145,7 +145,7 @@ def _hole(surface: Surface, flaw: np.random.Generator, center: Point, angle: flo
 
 def _contamination(surface: Surface, flaw: np.random.Generator, center: Point, angle: float) -> None:
     where, _ = _spot(flaw, center, angle, 0.8)
-    if flaw.random() < 0.4:                                       # a hair, lying over shell and tray
+    if flaw.random() < 0.4:                                       # a hair across shell and tray
         hair = stroke(crooked(flaw, where, flaw.uniform(0, 2 * math.pi), flaw.uniform(50, 95), 0.3), 1.7)
         surface.height += 1.2 * hair
         surface.lay(hair * 0.9, color=rgb(46, 34, 28), gloss=0.2)
@@ -153,7 +153,7 @@ def _contamination(surface: Surface, flaw: np.random.Generator, center: Point, a
     size = flaw.uniform(9, 22)                                    # or powder
     d = blob(flaw, where, size, 0.35, flaw.uniform(1, 1.8))
     grains = noise(flaw, 1.9, 2)
-    heap = smooth(0.1, 1.3, grains * 0.7 - d / size * 1.7)        # dense in the middle, single grains outside
+    heap = smooth(0.1, 1.3, grains * 0.7 - d / size * 1.7)        # dense in the center, single grains outside
     dust = (rgb(238, 234, 222), rgb(190, 164, 122), rgb(84, 78, 72))[int(flaw.integers(3))]
     surface.height += heap * (1.2 + 0.4 * noise(flaw, 3))
     surface.lay(heap * 0.93, color=dust * (1 + 0.14 * grains)[..., None], gloss=0)

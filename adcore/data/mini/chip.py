@@ -38,7 +38,7 @@ from adcore.data.mini.shot import ANGLE, Shot, X, Y
 DEFECTS = ("bent_pin", "missing_pin", "misprint", "scratch", "solder")
 
 BODY = 49.0                       # half the package's width
-PINS, PITCH, PIN = 9, 9.6, 4.4    # a side; from pin to pin; width of one
+PINS, PITCH, PIN = 9, 9.6, 4.4    # pins per side; distance from pin to pin; width of a pin
 FOOT = 71.0                       # where the pins end
 PARTS = ((-92.0, -70.0, 0.0, "capacitor"), (-92.0, 62.0, math.pi / 2, "resistor"), (92.0, 64.0, 0.0, "capacitor"))
 
@@ -67,7 +67,7 @@ def draw(shot: Shot, defect: str | None, attempt: int = 0) -> Array:
 
 @lru_cache(maxsize=1)
 def _artwork() -> Image.Image:
-    """What is printed on the board: copper under the mask, tinned pads and vias, white legend, as red, green, blue."""
+    """The layers of the board as red, green and blue: copper under the solder mask, tinned pads and vias, white legend."""
     over, rng = 4, np.random.default_rng(7)
     size, middle = FINE * over, FINE * over / 2
     copper, tin, legend = (Image.new("L", (size, size)) for _ in range(3))
@@ -145,7 +145,7 @@ def _pins(surface: Surface, rng: np.random.Generator, flaw: np.random.Generator,
         off = np.abs(along - (near - (PINS - 1) / 2) * PITCH - shift[pin] - lean[pin] * (across - BODY))
         cover = inside(np.maximum(off - PIN / 2, np.abs(across - (BODY + FOOT) / 2 + 3) - (FOOT - BODY) / 2 - 3))
         cover = cover * present[pin] * ((cell + step == near) if step == 0 else (lean[pin] != 0))
-        # It leaves the package high, bends down and rests on its pad.
+        # A pin leaves the package at the top, bends down and ends on its pad.
         rests = 2 + lift[pin] + 6.5 * smooth(61, 53, across) - 0.2 * np.maximum(off - 1.1, 0) ** 2
         level = np.where(cover > foot, rests, level)
         foot = np.maximum(foot, cover)
@@ -174,7 +174,7 @@ def _print(rng: np.random.Generator, flaw: np.random.Generator, wrong: bool, cen
     if kind == 0:       # another part's name
         names = [str(flaw.choice(["AC0RE", "ADCOPE", "BDC0RE", "ADC0"])),
                  str(flaw.choice(["QF36-H1", "Q-36M7", "QE38-N7"]))]
-    elif kind == 1:     # askew
+    elif kind == 1:     # printed at an angle
         tilt = float(flaw.choice([-1, 1])) * flaw.uniform(0.09, 0.22)
     printed = text([(names[0], 0, -18, 14), (names[1], 0, 1, 11), (lot, 0, 18, 9)],
                    to_plane(slip[0] - 4 * tilt, slip[1] + 4, center, angle), angle + tilt)
@@ -188,7 +188,7 @@ def _print(rng: np.random.Generator, flaw: np.random.Generator, wrong: bool, cen
 
 
 def _part(surface: Surface, where: Point, turn: float, kind: str) -> None:
-    """A surface-mounted resistor or capacitor between two fillets of solder."""
+    """A surface-mounted resistor or capacitor between two pieces of solder."""
     part = window(where, 24)
     u, v = (axis[part] for axis in frame(where, turn))
     d, ends = box(u, v, 13, 7, 1.2), smooth(7.6, 8.4, np.abs(u))

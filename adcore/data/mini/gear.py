@@ -74,10 +74,10 @@ def _mat(rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _teeth(radius: Array, turn: Array, defect: str | None, flaw: np.random.Generator) -> Array:
-    """Distance to the toothed rim; teeth narrow towards the tip, as an involute does."""
+    """Distance to the toothed rim; the teeth become narrower towards the tip, as on an involute gear."""
     pitch = 2 * math.pi / TEETH
     which = np.floor(turn / pitch)
-    off = (turn / pitch - which - 0.5) * pitch                    # angle from the middle of the nearest tooth
+    off = (turn / pitch - which - 0.5) * pitch                    # angle from the center of the nearest tooth
     climb = np.clip((radius - ROOT) / (TIP - ROOT), 0, 1)
     tip = np.full_like(radius, TIP)
     if defect in ("missing_tooth", "bent_tooth"):
@@ -85,7 +85,7 @@ def _teeth(radius: Array, turn: Array, defect: str | None, flaw: np.random.Gener
         many = 1 + int(flaw.random() < 0.3)
         ill = (which == bad) | ((many == 2) & (which == bad + 1))
         if defect == "missing_tooth":
-            left = flaw.uniform(-0.05, 0.6)                       # of the tooth's height
+            left = flaw.uniform(-0.05, 0.6)                       # fraction of the tooth's height that is left
             jagged = 0.7 * noise(flaw, 5)
             tip = np.where(ill, ROOT + left * (TIP - ROOT) + jagged + off * flaw.uniform(-50, 50), tip)
         else:
@@ -109,7 +109,7 @@ def _lightening_holes(radius: Array, turn: Array) -> Array:
 
 
 def _rings(rng: np.random.Generator, radius: Array) -> Array:
-    """Marks of the turning tool: noise of the radius alone."""
+    """Marks of the turning tool: noise that depends on the radius only."""
     line = rng.standard_normal(FINE).astype(np.float32)
     line = np.convolve(line, np.array([0.25, 0.5, 0.25], np.float32), mode="same")
     return np.interp(radius * 2.4, np.arange(FINE), line).astype(np.float32)

@@ -1,6 +1,6 @@
-"""What befalls a wall, a lawn and a gravel path: each function puts one defect onto a photograph.
+"""Defects of a brick wall, a lawn and a gravel path: each function paints one onto a photograph.
 
-All take the photograph as linear RGB (SIZE, SIZE, 3), a generator, and the azimuth of the sun; they return a new image.
+All take the photograph as linear RGB (SIZE, SIZE, 3), a random generator and the azimuth of the sun, and return a new image.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ def _anywhere(rng: np.random.Generator, margin: float = 22) -> tuple[float, floa
 
 
 def _radius(rng: np.random.Generator, low: float, high: float) -> float:
-    """Small ones are more frequent, as areas go with the square."""
+    """A random radius. Small ones are more frequent, because the area grows with the square."""
     return low * (high / low) ** rng.uniform(0, 1)
 
 
 def _relief(height: Array, sun: float) -> Array:
-    """Light on a height map (SIZE, SIZE) relative to level ground, 1 where level."""
+    """Brightness of a height map (SIZE, SIZE) in the sun, 1 where it is level."""
     gy, gx = np.gradient(height)
     facing = (0.8 - 0.6 * (gx * math.cos(sun) + gy * math.sin(sun))) / np.sqrt(1 + gx * gx + gy * gy)
     return np.clip(facing / 0.8, 0.15, 1.9)
 
 
 def _cast(cover: Array, sun: float, far: float, soft: float = 1.2) -> Array:
-    """Shadow of something `far` pixels above the ground, outside of the thing itself."""
+    """Shadow on the ground of an object `far` pixels above it; 0 under the object itself."""
     shifted = ndimage.shift(cover, (-math.sin(sun) * far, -math.cos(sun) * far), order=1)
     return np.clip(ndimage.gaussian_filter(shifted, soft) - cover, 0, 1)
 
@@ -44,7 +44,7 @@ def _gray(image: Array) -> Array:
 
 
 def crack(image: Array, rng: np.random.Generator, sun: float) -> Array:
-    """A settlement crack, with forks, through brick and mortar alike."""
+    """A branched crack through brick and mortar."""
     heading = rng.choice([-1, 1]) * (math.pi / 2 + rng.normal(0, 0.45))
     path = crooked(rng, _anywhere(rng, 30), heading, rng.uniform(50, 170), 0.5)
     wide = rng.uniform(1.7, 4.2)
@@ -59,7 +59,7 @@ def crack(image: Array, rng: np.random.Generator, sun: float) -> Array:
 
 
 def spall(image: Array, rng: np.random.Generator, sun: float) -> Array:
-    """A piece of the face has come away: a pit with raw clay inside."""
+    """A pit with raw clay, where a piece of the surface has broken off."""
     d = blob(rng, _anywhere(rng), _radius(rng, 8, 27), 0.35, rng.uniform(1, 1.7))
     pit, grain = reduce(inside(d, 1.5)), reduce(noise(rng, 3, 3))
     depth = reduce(smooth(1, -9, d)) * 5
@@ -70,7 +70,7 @@ def spall(image: Array, rng: np.random.Generator, sun: float) -> Array:
 
 
 def bloom(image: Array, rng: np.random.Generator, sun: float) -> Array:
-    """Salts that water has carried to the surface dry white; soot, which is as frequent, darkens."""
+    """A white stain of salt or, as often, a dark stain of soot."""
     size = _radius(rng, 12, 40)
     d = blob(rng, _anywhere(rng), size, 0.5, rng.uniform(1, 1.8))
     patchy = reduce(np.clip(0.6 - d / size * 1.2 + 0.28 * noise(rng, 6, 3), 0, 1))
@@ -81,7 +81,7 @@ def bloom(image: Array, rng: np.random.Generator, sun: float) -> Array:
 
 
 def paint(image: Array, rng: np.random.Generator, sun: float) -> Array:
-    """A spray of paint or a marking line; the texture shows through."""
+    """A spray of paint or a painted line; the texture stays visible under it."""
     pigment = (rgb(186, 44, 40), rgb(44, 84, 158), rgb(224, 222, 212), rgb(26, 26, 30), rgb(212, 164, 42),
                rgb(40, 110, 74))[int(rng.integers(6))]
     where = _anywhere(rng)
@@ -98,18 +98,18 @@ def paint(image: Array, rng: np.random.Generator, sun: float) -> Array:
 
 
 def dry(image: Array, rng: np.random.Generator, sun: float) -> Array:
-    """Grass that has withered: straw-colored, with the blades still there."""
+    """A patch of dry grass: straw-colored, with the blades still visible."""
     size = _radius(rng, 20, 44)
     d = blob(rng, _anywhere(rng), size, 0.4, rng.uniform(1, 1.7))
     patch = reduce(smooth(0.15, 0.9, 0.55 - d / size * 1.3 + 0.22 * noise(rng, 4, 2))) * rng.uniform(0.7, 1)
     gray = _gray(image)
-    matted = 0.65 * gray + 0.35 * ndimage.gaussian_filter(gray, 2.5)      # dead blades lie flat and cast no shadows
+    matted = 0.65 * gray + 0.35 * ndimage.gaussian_filter(gray, 2.5)      # dry blades are flat and cast no shadows
     straw = (rgb(226, 186, 122) / 0.30) * (matted * rng.uniform(0.85, 1.25))[..., None]
     return mix(image, straw, patch)
 
 
 def soil(image: Array, rng: np.random.Generator, sun: float) -> Array:
-    """A bare patch of earth, crumbs and all, which blades overhang at its edge."""
+    """A patch of bare earth with crumbs; blades of grass cover its edge."""
     size = _radius(rng, 13, 32)
     d = blob(rng, _anywhere(rng), size, 0.35, rng.uniform(1, 1.6))
     gray = _gray(image)
@@ -122,7 +122,7 @@ def soil(image: Array, rng: np.random.Generator, sun: float) -> Array:
 
 
 def wire(image: Array, rng: np.random.Generator, sun: float) -> Array:
-    """A piece of bent wire or cable on the lawn; some blades grow over it."""
+    """A piece of bent wire or cable on the lawn, partly covered by blades of grass."""
     path = crooked(rng, _anywhere(rng, 30), rng.uniform(0, 2 * math.pi), rng.uniform(55, 190), 0.33)
     thick = rng.uniform(3.0, 6.0)
     line = reduce(stroke(path, thick, taper=False))
@@ -176,15 +176,15 @@ def scrap(image: Array, rng: np.random.Generator, sun: float) -> Array:
 
 
 def oil(image: Array, rng: np.random.Generator, sun: float) -> Array:
-    """A pool of oil has soaked in; a fresh one gleams."""
+    """A dark stain of oil with a mirror in the gaps between the stones, or a pale stain of lime."""
     size = _radius(rng, 16, 40)
     d = blob(rng, _anywhere(rng), size, 0.3, rng.uniform(1, 1.6))
     gray = _gray(image)
     wet = reduce(smooth(3, -4, d + 2 * noise(rng, 5, 2))) * rng.uniform(0.6, 1)
-    if rng.random() < 0.4:      # spilled lime or cement dust is the pale cousin
+    if rng.random() < 0.4:      # spilled lime or cement
         dust = wet * np.clip(0.75 + 0.3 * reduce(noise(rng, 3, 2)), 0, 1)
         return mix(image, 0.72 * rgb(226, 222, 212) + 0.3 * image, dust * 0.9)
-    # It fills the gaps to a smooth black mirror, out of which wet stones stand.
+    # Oil fills the gaps between the stones and mirrors the sky; the stones above it are wet.
     level = ndimage.gaussian_filter(gray, 1.5)
     pool = smooth(1.25, 0.75, level / float(level.mean()))
     sky = 0.05 + 0.22 * smooth(0.9, 1.6, reduce(noise(rng, 13)))
@@ -219,7 +219,7 @@ def leaf(image: Array, rng: np.random.Generator, sun: float) -> Array:
     dx, dy = axis - center[0], (axis - center[1])[:, None]
     u = (math.cos(turn) * dx + math.sin(turn) * dy) / long
     v = (-math.sin(turn) * dx + math.cos(turn) * dy) / long
-    v = v + rng.normal(0, 0.12) * u * u                       # the midrib bends
+    v = v + rng.normal(0, 0.12) * u * u                       # the midrib is bent
     half = 0.44 * np.clip(1 - u * u, 0, 1) ** 0.8 * (1 - 0.35 * u)
     half = half * (1 + 0.05 * np.sin(u * rng.uniform(26, 36)))
     cover = np.clip(0.5 - (np.abs(v) - half) * long, 0, 1) * (np.abs(u) < 1)

@@ -1,14 +1,14 @@
-"""Textures cut from three real photographs that scikit-image bundles, 512 x 512 and gray; the color is ours.
+"""Textures cut from three real photographs in scikit-image, 512 x 512 and gray; adcore adds the color.
 
     category  skimage.data  source and license as stated in scikit-image's docstrings
     brick     brick         cc0textures.com, Bricks25, CC0
     grass     grass         deviantart.com/linolafett, Grass-01, CC0
     gravel    gravel        cc0textures.com, Gravel04, CC0
 
-Nothing leaks from training to test: test images are cut from columns 288 to 511 of the bricks and rows 296 to 511 of
-grass and gravel (transposed here, so that all are parted by column), training images from the rest of the photograph,
-before any resampling. The parts were chosen so that what is normal in the test part (clover, a light stone) has its
-like in the training part.
+Training and test images share no pixel: test images are cut from columns 288 to 511 of the bricks and rows 296 to 511 of
+grass and gravel (transposed here, so that all are divided by column), training images from the rest of the photograph,
+before any resampling. The parts were chosen so that what is normal in the test part (clover, a light stone) also occurs in
+the training part.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Texture(NamedTuple):
     photograph: Callable[[], Array]
     stops: tuple[tuple[float, tuple[int, int, int]], ...]   # gray value -> sRGB
     side: tuple[float, float]                               # of a crop, in pixels of the photograph
-    quarter_turns: int                                      # of the photograph, so that courses lie level
-    test: tuple[int, int]                                   # columns for test images, the others are for training
+    quarter_turns: int                                      # of the photograph, so that courses of bricks are level
+    test: tuple[int, int]                                   # columns of test images; the others are for training
     flaws: dict[str, litter.Flaw]
 
 
@@ -57,7 +57,7 @@ TEXTURES = {
 
 
 def columns(category: str, split: str) -> tuple[int, int]:
-    """First column of the photograph that a split may show, and the one behind its last."""
+    """The columns of the photograph that a split may show: the first, and the one after the last."""
     low, high = TEXTURES[category].test
     return (0, low) if split == "train" else (low, high)
 
@@ -70,11 +70,11 @@ def colored(category: str) -> Array:
     levels, stops = zip(*texture.stops, strict=True)
     image = np.stack([np.interp(gray, levels, channel) for channel in zip(*stops, strict=True)], 2) / 255
     rng = np.random.default_rng(11)
-    if category == "grass":       # drier and lusher places, and blades of differing green
+    if category == "grass":       # drier and greener places, and blades of different green
         lush = ndimage.gaussian_filter(rng.standard_normal(gray.shape), 22) * 22 * 2
         blades = ndimage.gaussian_filter(rng.standard_normal(gray.shape), 3) * 3 * 2
         tint = 0.035 * (lush + blades)[..., None] * np.array([1.0, 0.1, -0.6])
-    else:                         # every brick and every stone has a tint of its own
+    else:                         # every brick and every stone has its own tint
         dark = gray < 128 if category == "brick" else gray > ndimage.gaussian_filter(gray, 5) - 6
         pieces, count = ndimage.label(ndimage.binary_opening(dark, iterations=1 if category == "brick" else 2))
         warm, light = rng.normal(0, 1, (2, count + 1))
@@ -86,11 +86,11 @@ def colored(category: str) -> Array:
 
 
 def corners(shot: Shot) -> Array:
-    """The square that a shot shows: (4, 2) x, y in the photograph, from the image's top left clockwise."""
+    """The square that a shot shows: (4, 2) corners x, y in the photograph, clockwise from the image's top left."""
     texture, rng = TEXTURES[shot.category], shot.normal()
     low, high = columns(shot.category, shot.split)
     angle = shot.between(ANGLE, -0.05, 0.05)
-    wide = math.cos(angle) + abs(math.sin(angle))       # of the square's bounding box, by its side
+    wide = math.cos(angle) + abs(math.sin(angle))       # side of the square's bounding box / side of the square
     side = min(rng.uniform(*texture.side), (high - low) / wide - 1)
     room = side * wide
     center = np.array([low + room / 2 + shot.between(X, 0, 1) * (high - low - room),
@@ -108,16 +108,16 @@ def corners(shot: Shot) -> Array:
 def draw(shot: Shot, defect: str | None, attempt: int = 0) -> Array:
     """The crop of `shot`, (SIZE, SIZE, 3) in [0, 1] without sensor noise, with `defect` or without one."""
     low, high = columns(shot.category, shot.split)
-    area = colored(shot.category)[:, low:high]          # cut first: no resampling reaches over the border
+    area = colored(shot.category)[:, low:high]          # cut first: resampling must not mix pixels across the border
     top_left, top_right, _, bottom_left = corners(shot) - (low, 0)
     across, down = (top_right - top_left) / SIZE, (bottom_left - top_left) / SIZE
     way = (across[0], down[0], top_left[0], across[1], down[1], top_left[1])
     planes = [Image.fromarray(np.ascontiguousarray(area[..., c])).transform(
         (SIZE, SIZE), Image.Transform.AFFINE, way, Image.Resampling.BICUBIC) for c in range(3)]
     image = np.stack([np.asarray(plane) for plane in planes], 2)
-    # The crop is enlarged by up to 1.7: give its edges back the bite that resampling took.
+    # The crop is enlarged by up to 1.7: sharpen the edges that resampling has blurred.
     image = image + 0.4 * (image - ndimage.gaussian_filter(image, (1.2, 1.2, 0)))
-    image = np.clip(image, 0.004, 1) ** 2.2             # linear, near enough
+    image = np.clip(image, 0.004, 1) ** 2.2             # approximately linear
     sun = -2.3 + shot.between(LIGHT, -0.5, 0.5)
     if defect is not None:
         flaw = TEXTURES[shot.category].flaws[defect]
@@ -126,7 +126,7 @@ def draw(shot: Shot, defect: str | None, attempt: int = 0) -> Array:
 
 
 def _developed(image: Array, shot: Shot, sun: float) -> Array:
-    """Uneven light, exposure and contrast of the day."""
+    """The image with uneven light, an exposure and a contrast, as sRGB."""
     rng = shot.normal().spawn(1)[0]
     axis = np.linspace(-1, 1, SIZE, dtype=np.float32)
     slope = rng.uniform(0.02, 0.10)

@@ -1,4 +1,4 @@
-"""One finished image of `mini`, its exact mask, and the same image as it would have been without its defect."""
+"""One finished image of `mini`, its exact mask, and the same image without its defect."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ RECIPES: dict[str, tuple[Draw, tuple[str, ...]]] = {
 }
 CATEGORIES = tuple(RECIPES)
 
-VISIBLE = 5 / 255                 # a smaller change of every channel is lost in the sensor's noise
-AREA = (0.0018, 0.11)             # of a mask, as a share of the image
+VISIBLE = 5 / 255                 # a change of less than this in every channel cannot be seen in the sensor noise
+AREA = (0.0018, 0.11)             # of a mask, as a fraction of the image
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,33 @@ class Picture:
 
 
 def defects(category: str) -> tuple[str, ...]:
-    """The kinds of defect of a category."""
+    """The kinds of defect of a category.
+
+    >>> defects("brick")
+    ('crack', 'hole', 'stain', 'paint')
+    """
     return RECIPES[category][1]
 
 
 def defect_of(category: str, index: int) -> tuple[str, int]:
-    """Kind of the defective image `index` and its number within the kind: they take turns."""
+    """The kind of the defective image `index` and its number within the kind; the kinds follow each other in turn.
+
+    >>> [defect_of("brick", index) for index in range(5)]
+    [('crack', 0), ('hole', 0), ('stain', 0), ('paint', 0), ('crack', 1)]
+    """
     kinds = defects(category)
     return kinds[index % len(kinds)], index // len(kinds)
 
 
 def picture(shot: Shot) -> Picture:
-    """Make the image of a shot.
+    """Draw the image of a shot.
 
-    The mask is where the defect changed any channel visibly, before sensor noise: shadows that it casts count, specks
-    below 4 pixels do not, and pinholes inside it are closed. Outside of the mask the defect leaves no trace at all:
-    there the image equals `without_defect(shot)`.
+    The mask is where the defect changed any channel visibly, before sensor noise: it includes shadows of the defect, its
+    small gaps are closed, and parts below 4 pixels are left out. Outside the mask the image equals `without_defect(shot)`.
+
+    >>> made = picture(Shot("brick", "defective", 0))
+    >>> made.image.shape, made.mask.shape, made.defect
+    ((256, 256, 3), (256, 256), 'crack')
     """
     draw, _ = RECIPES[shot.category]
     clean = draw(shot, None, 0)
@@ -63,7 +74,7 @@ def picture(shot: Shot) -> Picture:
     for attempt in range(50):
         flawed = draw(shot, defect, attempt)
         mask = _changed(clean, flawed)
-        if AREA[0] <= mask.mean() <= AREA[1]:     # else it fell beside the object, or nearly: try another
+        if AREA[0] <= mask.mean() <= AREA[1]:     # else most of it is beside the object: draw another
             break
     else:
         raise AssertionError(f"{shot}: no {defect} of a visible size in 50 attempts")
@@ -71,7 +82,12 @@ def picture(shot: Shot) -> Picture:
 
 
 def without_defect(shot: Shot) -> Array:
-    """The image of a shot as it would have been, (SIZE, SIZE, 3) uint8, with the same sensor noise."""
+    """The image of a shot drawn without its defect, with the same sensor noise; (SIZE, SIZE, 3) uint8.
+
+    >>> shot = Shot("brick", "defective", 0)
+    >>> bool((without_defect(shot) == picture(shot).image).all())
+    False
+    """
     draw, _ = RECIPES[shot.category]
     return sensor(draw(shot, None, 0), shot)
 

@@ -1,4 +1,4 @@
-"""From a surface to a photograph: light, highlights, mirror, shadow, occlusion, lens and sensor.
+"""From a surface to a photograph: light, highlights, reflections, shadow, occlusion, lens and sensor.
 
     Surface (height, color, gloss, metal) --shade--> linear light --expose--> image in [0, 1] --sensor--> uint8
 """
@@ -17,12 +17,12 @@ from adcore.data.mini.shot import CONTRAST, EXPOSURE, LIGHT, Shot
 
 @dataclass
 class Surface:
-    """What lies under the camera, sampled on the plane.
+    """The scene under the camera, sampled on the plane.
 
     height   (FINE, FINE)     pixels above the table
     albedo   (FINE, FINE, 3)  linear RGB in [0, 1]
     gloss    (FINE, FINE)     strength of the highlight, 0 matt
-    metal    (FINE, FINE)     1 where the surface mirrors the room instead of scattering light, or None
+    metal    (FINE, FINE)     1 where the surface reflects the room instead of scattering light, or None
     brushed  (FINE, FINE)     angle of the grinding marks, or None
     polish   exponent of the highlight: 10 broad, 100 sharp
     """
@@ -36,9 +36,9 @@ class Surface:
 
     def lay(self, cover: Array, height: Array | float | None = None, color: Array | None = None,
             gloss: Array | float | None = None, metal: Array | float | None = None, part: Part = ()) -> None:
-        """Lay a material over what is there, where `cover` is 1; what is not given stays.
+        """Put a material on the surface where `cover` is 1. Properties that are None do not change.
 
-        All arrays are of the size of `part`, a window of the plane (shapes.window), by default the whole of it.
+        All arrays have the size of `part`, a window of the plane (shapes.window), by default the whole plane.
         """
         for name, value in (("height", height), ("albedo", color), ("gloss", gloss), ("metal", metal)):
             if value is not None:
@@ -48,7 +48,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Light:
-    """One lamp and the room around it. `azimuth` 0 comes from the right, -pi/2 from the top of the image."""
+    """One lamp and the room around it. Azimuth 0 is light from the right, -pi/2 from the top of the image."""
 
     azimuth: float
     elevation: float
@@ -69,10 +69,10 @@ class Light:
 
 
 def light_of(shot: Shot, rng: np.random.Generator) -> Light:
-    """The lamp of a shot: from the upper left, never quite from the same place."""
-    share = shot.between(CONTRAST, 0.62, 0.82)   # of the light that comes from the lamp
+    """The light of a shot: from the upper left, in a slightly different direction each time."""
+    fraction = shot.between(CONTRAST, 0.62, 0.82)   # of the light that comes from the lamp
     return Light(azimuth=-2.3 + shot.between(LIGHT, -0.4, 0.4), elevation=rng.uniform(0.78, 1.02),
-                 lamp=1.35 * share, room=1.25 * (1 - share), warmth=rng.uniform(-0.03, 0.05))
+                 lamp=1.35 * fraction, room=1.25 * (1 - fraction), warmth=rng.uniform(-0.03, 0.05))
 
 
 def shade(surface: Surface, light: Light) -> Array:
@@ -93,7 +93,7 @@ def shade(surface: Surface, light: Light) -> Array:
     shine = np.maximum(nx * hx + ny * hy + nz * hz, 0) ** surface.polish
     if surface.brushed is not None:
         along = np.cos(surface.brushed) * hx + np.sin(surface.brushed) * hy
-        # Grinding marks spread the highlight across themselves: the bow tie of turned metal.
+        # Grinding marks spread the highlight at right angles to them: the bow tie on turned metal.
         bow = np.maximum(1 - along * along * 9, 0)
         level = nz * nz * nz
         shine = 0.4 * shine + 1.5 * bow * bow * level * level
@@ -105,7 +105,7 @@ def shade(surface: Surface, light: Light) -> Array:
 
 
 def _room(nx: Array, ny: Array, nz: Array, light: Light) -> Array:
-    """What a mirror sees: a bright ceiling towards the lamp, a dark floor, and a long window."""
+    """The room that a mirror reflects: a bright ceiling towards the lamp, a dark floor, and a long window."""
     rx, ry = 2 * nz * nx, 2 * nz * ny
     toward = rx * math.cos(light.azimuth) + ry * math.sin(light.azimuth)
     window = np.exp(-((toward - 0.45) / 0.22) ** 2)
@@ -113,7 +113,7 @@ def _room(nx: Array, ny: Array, nz: Array, light: Light) -> Array:
 
 
 def _shadow(height: Array, light: Light) -> Array:
-    """1 in the light, towards 0 in the shadow: marches from each point towards the lamp, over the finished pixels."""
+    """1 in the light, towards 0 in the shadow. Steps from each finished pixel towards the lamp and compares heights."""
     low = reduce(height)
     reach, rise = 44, math.tan(light.elevation)
     padded = np.pad(low, reach, mode="edge")
@@ -128,7 +128,7 @@ def _shadow(height: Array, light: Light) -> Array:
 
 
 def _occlusion(height: Array) -> Array:
-    """How much of the room a point sees: less in grooves and at the foot of walls."""
+    """Fraction of the room's light that reaches a point: less in grooves and at the bottom of steps."""
     near, far = blur(height, 2.5) - height, blur(height, 9) - height
     return 1 / (1 + 0.28 * np.maximum(near, 0) + 0.09 * np.maximum(far, 0))
 
@@ -140,18 +140,26 @@ def expose(light: Array, shot: Shot, exposure: float = 1.0) -> Array:
     axis = np.linspace(-1, 1, SIZE, dtype=np.float32)
     vignette = 1 - 0.09 * (axis[:, None] ** 2 + axis ** 2)
     image = image * (vignette * exposure * shot.between(EXPOSURE, 0.82, 1.2))[..., None]
-    image = np.where(image > 0.7, 0.7 + 0.3 * np.tanh((image - 0.7) / 0.3), image)   # highlights roll off like film
+    image = np.where(image > 0.7, 0.7 + 0.3 * np.tanh((image - 0.7) / 0.3), image)   # highlights saturate softly, as on film
     return encode(image)
 
 
 def encode(linear: Array) -> Array:
-    """Linear light in [0, 1] to sRGB values in [0, 1]."""
+    """Linear light in [0, 1] to sRGB values in [0, 1].
+
+    >>> encode(np.array([0.0, 0.5, 1.0])).round(3).tolist()
+    [0.0, 0.735, 1.0]
+    """
     linear = np.clip(linear, 0, 1)
     return np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def rgb(red: int, green: int, blue: int) -> Array:
-    """An sRGB color in 0..255 as linear RGB, (3,) float32."""
+    """An sRGB color in 0..255 as linear RGB, (3,) float32.
+
+    >>> rgb(255, 0, 0).tolist()
+    [1.0, 0.0, 0.0]
+    """
     value = np.array([red, green, blue], np.float32) / 255
     return np.where(value < 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
 

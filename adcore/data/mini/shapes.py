@@ -1,7 +1,7 @@
 """Shapes on the drawing plane: distances, coverages, noise.
 
-The plane is FINE x FINE samples, SCALE to a pixel of the finished image; lengths are in finished pixels, the origin is
-the center, x points right and y down. A distance is negative inside its shape; a coverage is 1 inside and 0 outside.
+The plane has FINE x FINE samples, SCALE per pixel of the finished image along each axis. Lengths are in finished pixels; the
+origin is the center, x points right and y down. A distance is negative inside its shape; a coverage is 1 inside, 0 outside.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def plane() -> tuple[Array, Array]:
 
 
 def frame(center: Point, angle: float) -> tuple[Array, Array]:
-    """Coordinates u, v of every sample in a frame at `center`, turned clockwise on screen by `angle` radians."""
+    """Coordinates u, v of every sample in a frame at `center` that is rotated clockwise by `angle` radians."""
     x, y = plane()
     cos, sin = math.cos(angle), math.sin(angle)
     dx, dy = x - float(center[0]), y - float(center[1])
@@ -41,13 +41,13 @@ def frame(center: Point, angle: float) -> tuple[Array, Array]:
 
 
 def window(center: Point, reach: float) -> Part:
-    """The part of the plane within `reach` of `center` along both axes; small things are computed there alone."""
+    """The part of the plane within `reach` of `center` along both axes, in which small objects are computed."""
     edges = [[min(max(int((c + SIZE / 2 + side) * SCALE), 0), FINE) for side in (-reach, reach)] for c in center]
     return slice(*edges[1]), slice(*edges[0])
 
 
 def to_plane(u: float, v: float, center: Point, angle: float) -> Point:
-    """The point (u, v) of a frame, on the plane."""
+    """The point (u, v) of a frame in coordinates of the plane."""
     cos, sin = math.cos(angle), math.sin(angle)
     return center[0] + cos * u - sin * v, center[1] + sin * u + cos * v
 
@@ -64,13 +64,21 @@ def inside(distance: Array, soft: float = 0.7) -> Array:
 
 
 def smooth(low: float, high: float, value: Array) -> Array:
-    """0 below `low`, 1 above `high`, with a smooth step between (smoothstep)."""
+    """0 below `low`, 1 above `high`, with a smooth step between (smoothstep).
+
+    >>> smooth(0, 1, np.array([-1, 0.25, 0.5, 2])).tolist()
+    [0.0, 0.15625, 0.5, 1.0]
+    """
     t = np.clip((value - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix(a: Array | float, b: Array | float, weight: Array) -> Array:
-    """`a` where weight is 0, `b` where it is 1; a (H, W) weight serves all channels of a color image."""
+    """`a` where the weight is 0, `b` where it is 1; a weight (H, W) applies to all channels of a color image.
+
+    >>> mix(np.zeros((1, 2)), np.ones((1, 2)), np.array([[0.0, 0.5]])).tolist()
+    [[0.0, 0.5]]
+    """
     if np.ndim(a) == 3 or np.ndim(b) in (1, 3):
         weight = weight[..., None]
     mixed = (b - a) * weight
@@ -79,7 +87,7 @@ def mix(a: Array | float, b: Array | float, weight: Array) -> Array:
 
 
 def resize(array: Array, size: int) -> Array:
-    """(h, w) float32 resampled to (size, size), cubic. Pillow, as it is fast and lets other threads run."""
+    """(h, w) float32 resampled to (size, size), bicubic. Pillow is fast and releases the GIL."""
     image = Image.fromarray(np.ascontiguousarray(array, np.float32))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
@@ -93,7 +101,7 @@ def reduce(array: Array) -> Array:
 
 
 def blur(array: Array, sigma: float) -> Array:
-    """Gaussian blur of a plane; `sigma` in finished pixels. Wide ones run on a coarser grid."""
+    """Gaussian blur of a plane; `sigma` in finished pixels. A wide blur is computed on a coarser grid."""
     samples = sigma * SCALE
     if samples < 5:
         return ndimage.gaussian_filter(array, samples, truncate=3)
@@ -103,13 +111,13 @@ def blur(array: Array, sigma: float) -> Array:
 
 
 def noise(rng: np.random.Generator, cell: float, octaves: int = 1, stretch: float = 1.0) -> Array:
-    """Smooth noise of about unit deviation whose bumps are `cell` pixels wide and `stretch` times as long along x."""
+    """Smooth noise with a standard deviation of about 1. Its bumps are `cell` pixels high and `stretch` times as wide."""
     total, weight, power = np.zeros((FINE, FINE), np.float32), 1.0, 0.0
     for octave in range(octaves):
         rows = int(np.clip(SIZE / cell * 2 ** octave, 2, FINE))
         columns = int(np.clip(rows / stretch, 2, FINE))
         grid = rng.standard_normal((rows + 3, columns + 3), dtype=np.float32)
-        # A resized grid is cut one cell inside its border, where resampling would flatten it.
+        # The grid is cropped by one cell at its border, where resampling would flatten it.
         image = Image.fromarray(grid).resize((FINE, FINE), Image.Resampling.BICUBIC,
                                              box=(1.5, 1.5, columns + 1.5, rows + 1.5))
         total += weight * 1.4 * np.asarray(image)
@@ -119,13 +127,16 @@ def noise(rng: np.random.Generator, cell: float, octaves: int = 1, stretch: floa
 
 
 def blob(rng: np.random.Generator, center: Point, radius: float, ragged: float = 0.3, stretch: float = 1.0) -> Array:
-    """Distance to an irregular patch; `ragged` is how far its edge strays from a circle, `stretch` lengthens it."""
+    """Distance to an irregular patch; `ragged` is the deviation of its edge from a circle, `stretch` lengthens it."""
     u, v = frame(center, rng.uniform(0, math.pi))
     return np.hypot(u / stretch, v) - radius * (1 + ragged * noise(rng, max(radius * 0.7, 3), 2))
 
 
 def crooked(rng: np.random.Generator, start: Point, angle: float, length: float, wander: float) -> list[Point]:
-    """A line that wanders from `start`: each step of about 3 pixels turns by up to `wander` radians and pulls back."""
+    """Points of a random line from `start`, one every 3 pixels.
+
+    Each step turns by a normal random angle with standard deviation `wander` radians and returns partly to `angle`.
+    """
     points, heading = [start], angle
     for _ in range(max(int(length / 3), 2)):
         heading += rng.normal(0, wander) - 0.25 * (heading - angle)
@@ -135,7 +146,7 @@ def crooked(rng: np.random.Generator, start: Point, angle: float, length: float,
 
 def stroke(points: list[Point], width: float, taper: bool = True) -> Array:
     """Coverage of a line through `points`, `width` pixels wide and, if `taper`, thin at both ends."""
-    over = 3   # drawn finer still, as Pillow's lines have hard edges
+    over = 3   # drawn at three times the resolution, because Pillow's lines have hard edges
     canvas = Image.new("L", (FINE * over, FINE * over))
     draw = ImageDraw.Draw(canvas)
     where = [((x + SIZE / 2) * SCALE * over, (y + SIZE / 2) * SCALE * over) for x, y in points]
@@ -159,7 +170,7 @@ def polygon(points: list[Point]) -> Array:
 
 
 def text(lines: Sequence[tuple[str, float, float, float]], center: Point, angle: float) -> Array:
-    """Coverage of printed lines, each (words, u, v, height of a letter): its middle is at (u, v) of the frame."""
+    """Coverage of printed lines, each (words, u, v, height of a letter), centered at (u, v) of the frame."""
     canvas = Image.new("L", (FINE, FINE))
     draw = ImageDraw.Draw(canvas)
     for words, u, v, size in lines:
@@ -169,7 +180,7 @@ def text(lines: Sequence[tuple[str, float, float, float]], center: Point, angle:
 
 
 def place(layer: Image.Image, center: Point, angle: float) -> Array:
-    """A layer drawn around the middle of its image, turned clockwise and moved to `center`, float32 in 0..255."""
+    """A layer rotated clockwise around the center of its image and moved to `center`, float32 in 0..255."""
     cos, sin, middle = math.cos(angle), math.sin(angle), FINE / 2
     cx, cy = middle + center[0] * SCALE, middle + center[1] * SCALE
     backwards = (cos, sin, middle - cos * cx - sin * cy, -sin, cos, middle + sin * cx - cos * cy)

@@ -1,10 +1,10 @@
-"""Which image of `mini` is being made, and every random number that goes into it.
+"""Identifies an image of `mini` and provides all its random numbers.
 
-An image is a function of (category, split, index) alone. Its numbers come in four kinds, each from a stream of its own,
-so that drawing a defect never moves the object below it:
+An image is a function of (category, split, index) alone. Its random numbers are of four kinds, each from its own generator,
+so that drawing a defect does not change the object below it:
 
-    spread    the nuisances that a weak detector could exploit: exposure, light, position, angle, contrast
-    normal    all other natural variation: colors, grain, clutter
+    spread    nuisances that a weak detector could exploit: exposure, light, position, angle, contrast
+    normal    all other natural variation: colors, grain, small differences
     flaw      the defect
     noise     the sensor
 """
@@ -23,7 +23,7 @@ NUISANCES = 6
 
 @dataclass(frozen=True)
 class Shot:
-    """One image to be: `split` is 'train', 'good' or 'defective', `index` counts from 0 within it."""
+    """One image: `split` is 'train', 'good' or 'defective'; `index` counts from 0 within the split."""
 
     category: str
     split: str
@@ -34,25 +34,24 @@ class Shot:
                                       self.index, *purpose])
 
     def normal(self) -> np.random.Generator:
-        """Numbers for natural variation; the same ones at each call."""
+        """A generator for natural variation; it gives the same numbers at each call."""
         return self._stream(0)
 
     def flaw(self, attempt: int = 0) -> np.random.Generator:
-        """Numbers for the defect; another `attempt` draws another defect of the same kind."""
+        """A generator for the defect; another `attempt` gives another defect of the same kind."""
         return self._stream(1, attempt)
 
     def noise(self) -> np.random.Generator:
-        """Numbers for the sensor noise; the same ones at each call."""
+        """A generator for the sensor noise; it gives the same numbers at each call."""
         return self._stream(2)
 
     @property
     def spread(self) -> np.ndarray:
         """(6,) numbers in [0, 1): exposure, light direction, x, y, angle, contrast.
 
-        Taken from an additive recurrence (Roberts' R sequence) instead of drawn at random: any run of indices covers
-        the range evenly, and good and defective test images start at the same place. They then have the same
-        distribution of brightness and position, and a detector that looks at nothing else stays near 50 % AUROC without
-        a lucky seed.
+        They come from an additive recurrence (Roberts' R sequence) instead of a random generator, so that any run of
+        indices covers the range evenly. Good and defective test images start at the same numbers: they have the same
+        distribution of brightness and position, and a detector that uses only these stays near 50 % AUROC for any seed.
         """
         root = 1.5
         for _ in range(60):   # the positive solution of x ** (NUISANCES + 1) = x + 1
@@ -62,7 +61,11 @@ class Shot:
         return (start.random(NUISANCES) + self.index * steps) % 1.0
 
     def between(self, nuisance: int, low: float, high: float) -> float:
-        """One of the six spread numbers, stretched to [low, high)."""
+        """One of the six spread numbers, scaled to [low, high).
+
+        >>> 0.85 <= Shot("brick", "train", 0).between(EXPOSURE, 0.85, 1.16) < 1.16
+        True
+        """
         return float(low + (high - low) * self.spread[nuisance])
 
 

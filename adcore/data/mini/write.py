@@ -34,7 +34,13 @@ def make(category: str, folder: Path, *, train: int = TRAIN, good: int = GOOD, d
     Image number i is the same for all counts. The folder appears when it is complete; an existing one is not changed.
 
     train, good, defective  how many images
-    progress                show a progress bar; None: when a person is watching
+    progress                whether to show a progress bar; None: in a terminal or notebook
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     home = make("brick", Path(folder), train=1, good=0, defective=1)
+    ...     sorted(path.relative_to(home).as_posix() for path in home.rglob("*.png"))
+    ['ground_truth/crack/000_mask.png', 'test/crack/000.png', 'train/good/000.png']
 
     Raises:
         ParameterError: unknown category, or a count below zero.
@@ -75,6 +81,9 @@ def load_mini(categories: Sequence[str] | str | None = None, root: Path | None =
     categories  all by default
     root        folder of the categories; by default `mini-<VERSION>` in adcore.paths.cache_folder()
     train, good, defective   how many images of each category, the first ones; the kinds of defect in turn
+
+    >>> len(load_mini("brick", train=8, good=2, defective=4).test)
+    6
 
     Raises:
         ParameterError: unknown category, or more images asked for than there are.
