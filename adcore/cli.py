@@ -14,18 +14,18 @@ from adcore.errors import AdcoreError, ParameterError
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it went well, 2 with one sentence on stderr when the user can mend it."""
+    """Run one command and return its exit status: 0 on success, 2 after an error that the user can fix (one line on stderr)."""
     arguments = _parser().parse_args(words)
     try:
         return int(arguments.command(arguments) or 0)
     except AdcoreError as error:
         print(f"adcore: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("adcore: interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
+        print("adcore: interrupted; finished results are kept: run the same command again to continue", file=sys.stderr)
         return 130
 
 
@@ -39,48 +39,48 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="data sets: list | path | fetch | verify | export")
     actions = data.add_subparsers(required=True, metavar="action")
-    listing = actions.add_parser("list", help="every data set, and where it is")
+    listing = actions.add_parser("list", help="list all data sets and where they are")
     listing.set_defaults(command=_data_list)
     path = actions.add_parser("path", help="print the folder of a data set")
     path.add_argument("name")
     path.set_defaults(command=_data_path)
-    fetch = actions.add_parser("fetch", help="download a data set, or take it from a file, and put it in place whole")
+    fetch = actions.add_parser("fetch", help="download a data set, or take it from a local file, and install it")
     fetch.add_argument("name")
-    fetch.add_argument("--from", dest="source", type=Path, metavar="FILE", help="an archive or folder that is here already")
-    fetch.add_argument("--to", type=Path, metavar="FOLDER", help="where to (default: the first folder of ADCORE_DATA)")
+    fetch.add_argument("--from", dest="source", type=Path, metavar="FILE", help="local archive or folder to use instead")
+    fetch.add_argument("--to", type=Path, metavar="FOLDER", help="destination (default: the first folder of ADCORE_DATA)")
     fetch.set_defaults(command=_data_fetch)
-    verify = actions.add_parser("verify", help="read every image and mask of a data set, or check an archive of it")
+    verify = actions.add_parser("verify", help="read every image and mask of a data set, or check its archive")
     verify.add_argument("name")
-    verify.add_argument("--file", type=Path, help="an archive to check against the manifest instead")
+    verify.add_argument("--file", type=Path, help="check this archive against the manifest instead")
     verify.set_defaults(command=_data_verify)
-    export = actions.add_parser("export", help="print the manifest in the language of other tools")
+    export = actions.add_parser("export", help="print the manifest in a format of other tools")
     export.add_argument("name", nargs="?", help="with --croissant: only this data set")
-    language = export.add_mutually_exclusive_group(required=True)
-    language.add_argument("--croissant", action="store_true", help="data sets as Croissant 1.0, JSON-LD")
-    language.add_argument("--pooch", action="store_true", help="files as a registry of pooch: file, hash, address")
+    formats = export.add_mutually_exclusive_group(required=True)
+    formats.add_argument("--croissant", action="store_true", help="data sets as Croissant 1.0 (JSON-LD)")
+    formats.add_argument("--pooch", action="store_true", help="files as a pooch registry: file, hash, URL")
     export.set_defaults(command=_data_export)
 
     weights = commands.add_parser("weights", help="checkpoints: list | path | verify | fetch")
     actions = weights.add_subparsers(required=True, metavar="action")
-    listing = actions.add_parser("list", help="every checkpoint of the manifest, and whether it is here")
+    listing = actions.add_parser("list", help="list all checkpoints of the manifest and where they are")
     listing.set_defaults(command=_weights_list)
-    for action, what, command in (("path", "print the file of a checkpoint", _weights_path),
+    for action, text, command in (("path", "print the path of a checkpoint", _weights_path),
                                   ("verify", "check a checkpoint against the manifest", _weights_verify),
                                   ("fetch", "download a checkpoint and check it", _weights_fetch)):
-        sub = actions.add_parser(action, help=what)
+        sub = actions.add_parser(action, help=text)
         sub.add_argument("name")
         sub.set_defaults(command=command)
 
-    run = commands.add_parser("run", help="execute a notebook with checked parameters")
-    run.add_argument("notebook", help="path, or name such as uniad2022/01_architecture")
+    run = commands.add_parser("run", help="execute a notebook after checking its parameters")
+    run.add_argument("notebook", help="path, or a name such as uniad2022/01_architecture")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value")
     run.add_argument("-o", "--output", type=Path, help="executed copy (default: in the runs folder)")
-    run.add_argument("--record", type=Path, help="JSON file written when all went well")
+    run.add_argument("--record", type=Path, help="JSON file written after a successful run")
     run.set_defaults(command=_run)
 
     measure = commands.add_parser("measure", help="run one method on one data set and print its table",
-                                  epilog="UniAD, its baselines, DS2 and CutPaste train on several GPUs, or processes, by the "
-                                         "same command behind torchrun: torchrun --nproc-per-node 8 -m adcore measure ...")
+                                  epilog="UniAD, its baselines, DS2 and CutPaste also train on several GPUs or processes: "
+                                         "torchrun --nproc-per-node 8 -m adcore measure ...")
     measure.add_argument("method")
     measure.add_argument("--dataset", default="mini")
     measure.add_argument("--categories", nargs="*", default=[], help="default: all")
@@ -90,35 +90,35 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("-p", dest="settings", action="append", default=[], metavar="setting=value")
     measure.set_defaults(command=_measure)
 
-    refresh = commands.add_parser("refresh", help="execute notebooks in place, so that their committed outputs are today's")
+    refresh = commands.add_parser("refresh", help="execute notebooks in place, to renew their committed outputs")
     refresh.add_argument("notebooks", nargs="*", help="which (default: all)")
     refresh.set_defaults(command=_refresh)
 
     reproduce = commands.add_parser("reproduce", help="run notebooks, here or on a cluster, then write the report")
     reproduce.add_argument("--exhibit", dest="exhibits", action="append", default=[], metavar="ID",
-                           help="only what regenerates this table or figure, uniad2022.table_s2 say; may be repeated")
-    reproduce.add_argument("--profile", help="quick (default) or paper: the grid of that name")
-    reproduce.add_argument("--grid", help="another file of workflow/grids, without .yaml, or the path of one")
+                           help="only the notebook of this table or figure, such as uniad2022.table_s2; may be repeated")
+    reproduce.add_argument("--profile", help="quick (default) or paper: the grid with that name")
+    reproduce.add_argument("--grid", help="another grid: a name in workflow/grids, or the path of a .yaml file")
     reproduce.add_argument("--on", default="local", metavar="PLACE",
-                           help="local (default), slurm, kubernetes, or a folder of Snakemake's settings")
-    reproduce.add_argument("--cores", help="how many to use (default: what the place says, all of this machine)")
+                           help="local (default), slurm, kubernetes, or the folder of a Snakemake profile")
+    reproduce.add_argument("--cores", help="number of cores (default: as set for the place; locally, all)")
     instead = reproduce.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="print what would run")
-    instead.add_argument("--plan", action="store_true", help="print experiments, what they need and about how long they take")
+    instead.add_argument("--dry-run", action="store_true", help="list the notebook runs without running them")
+    instead.add_argument("--plan", action="store_true", help="list the experiments, their requirements and estimated hours")
     reproduce.set_defaults(command=_reproduce)
 
-    report = commands.add_parser("report", help="write report/index.html from the store and the executed notebooks")
+    report = commands.add_parser("report", help="write report/index.html from the results store and the executed notebooks")
     report.add_argument("--to", type=Path, help="folder (default: report)")
     report.add_argument("--readme", action="store_true", help="also rewrite the README's table and figure from results/")
     report.set_defaults(command=_report)
 
-    results = commands.add_parser("results", help="export the store's numbers to a csv with provenance")
+    results = commands.add_parser("results", help="export the stored numbers, with their provenance, as csv")
     results.add_argument("--dataset", help="only this data set")
     results.add_argument("--profile", help="only this profile")
-    results.add_argument("--to", type=Path, help="csv to write (default: print)")
+    results.add_argument("--to", type=Path, help="csv file to write (default: print)")
     results.set_defaults(command=_results)
 
-    bench = commands.add_parser("bench", help="time adcore against its peers and write benchmarks/results.csv")
+    bench = commands.add_parser("bench", help="time adcore against other libraries, into benchmarks/results.csv")
     bench.add_argument("names", nargs="*", help="which benchmarks (default: all)")
     bench.set_defaults(command=_bench)
     return parser
@@ -149,7 +149,7 @@ def _data_verify(arguments: argparse.Namespace) -> None:
     from adcore.data.verify import verify_dataset
     if arguments.file is not None:
         check(entry(arguments.name), arguments.file)
-        print(f"{arguments.file} is what the manifest says of {arguments.name}")
+        print(f"{arguments.file} matches the manifest's entry for {arguments.name}")
     else:
         print(verify_dataset(arguments.name))
 
@@ -158,14 +158,14 @@ def _data_fetch(arguments: argparse.Namespace) -> None:
     from adcore.data.fetch import fetch
     from adcore.data.manifest import entry
     print(fetch(arguments.name, arguments.source, arguments.to))
-    one = entry(arguments.name)
-    print(f"license: {one.license}\ncite: {one.citation}")
+    dataset = entry(arguments.name)
+    print(f"license: {dataset.license}\ncite: {dataset.citation}")
 
 
 def _data_export(arguments: argparse.Namespace) -> None:
     from adcore.data.export import croissant, pooch_registry
     if arguments.pooch and arguments.name:
-        raise ParameterError("the registry of pooch is one file for all: leave the name away")
+        raise ParameterError("a pooch registry always lists all files: remove the name")
     print(pooch_registry() if arguments.pooch else json.dumps(croissant(arguments.name), indent=2, ensure_ascii=False) + "\n",
           end="")
 
@@ -176,10 +176,10 @@ def _weights_list(_: argparse.Namespace) -> None:
     for entry in load_manifest().values():
         if entry.kind == "weights":
             try:
-                where = str(find_weights(entry.name))
+                place = str(find_weights(entry.name))
             except AdcoreError:
-                where = f"not here: {entry.url}"
-            print(f"{entry.name:<26} {where}")
+                place = f"not here: {entry.url}"
+            print(f"{entry.name:<26} {place}")
 
 
 def _weights_path(arguments: argparse.Namespace) -> None:
@@ -192,7 +192,7 @@ def _weights_verify(arguments: argparse.Namespace) -> None:
     from adcore.features import find_weights, read_checkpoint
     path = find_weights(arguments.name)
     check(entry(arguments.name), path)
-    print(f"{path.name}: {len(read_checkpoint(path))} tensors, as the manifest says")
+    print(f"{path.name}: {len(read_checkpoint(path))} tensors, file matches the manifest")
 
 
 def _weights_fetch(arguments: argparse.Namespace) -> None:
@@ -205,8 +205,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from adcore.notebook import find_notebook, notebook_name, parse_assignments, run_notebook
     from adcore.paths import runs_folder
     if launched():
-        raise ParameterError("a notebook runs in one process: under torchrun use `adcore measure`, whose results the notebook "
-                             "then finds in the runs folder")
+        raise ParameterError("a notebook runs in one process: under torchrun use `adcore measure`; the notebook then finds its "
+                             "results in the runs folder")
     path = find_notebook(arguments.notebook)
     output = arguments.output or runs_folder() / "notebooks" / notebook_name(path) / "run.ipynb"
     print(run_notebook(path, parse_assignments(arguments.parameters), output, record=arguments.record))
@@ -214,10 +214,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _measure(arguments: argparse.Namespace) -> None:
     from adcore.distributed import is_rank_zero, process_group
-    from adcore.experiments import grid, run
+    from adcore.experiments import as_tuples, grid, run
     from adcore.notebook import parse_assignments
-    settings = {name: tuple(value) if isinstance(value, list) else value
-                for name, value in parse_assignments(arguments.settings).items()}
+    settings = as_tuples(parse_assignments(arguments.settings))
     with process_group():
         table = run(grid(arguments.method, dataset=arguments.dataset, categories=arguments.categories, seeds=arguments.seeds,
                          profile=arguments.profile, **settings), device=arguments.device)
@@ -225,7 +224,7 @@ def _measure(arguments: argparse.Namespace) -> None:
             return
     print(table)
     for metric in dict.fromkeys(table.frame.metric):
-        print(f"\n{metric}, per cent\n{table.by_category(metric).round(1).to_string()}")
+        print(f"\n{metric}, percent\n{table.by_category(metric).round(1).to_string()}")
 
 
 def _refresh(arguments: argparse.Namespace) -> None:

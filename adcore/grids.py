@@ -1,10 +1,10 @@
-"""Grids: which notebooks to run with which parameters, and what a run needs. Files in workflow/grids.
+"""Grids: files in workflow/grids that list notebooks to run, their parameters, and the resources of each run.
 
-    needs: {gpu: 1, memory_gb: 16, hours: 24}          # of one run, unless its row says otherwise
+    needs: {gpu: 1, memory_gb: 16, hours: 24}          # of each run; a notebook's own `needs` override single values
     notebooks:
       - notebook: uniad2022/01_architecture
         parameters: {profile: paper, dataset: mvtec_ad, seeds: [0, 1, 2, 3, 4]}
-        each: {seeds: [[0], [1], [2], [3], [4]]}       # one run for each first, then one that draws the table
+        each: {seeds: [[0], [1], [2], [3], [4]]}       # one run for each value, then one run that draws the table
         needs: {hours: 48}
 """
 
@@ -26,16 +26,16 @@ from adcore.files import digest_text
 from adcore.notebook import check_parameters, find_notebook, notebook_name
 from adcore.paths import repository
 
-SHORT = 0.5  # hours: runs that need no more, and no GPU, share a cluster's job
+SHORT = 0.5  # hours; runs up to this length that need no GPU share a cluster job
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What one run asks a scheduler for; it is stopped when it takes more.
+    """Resources of one run. The scheduler stops a run that exceeds its memory or time.
 
-    gpu        how many
-    memory_gb  of the whole process tree
-    hours      of wall-clock time
+    gpu        number of GPUs
+    memory_gb  memory of all processes of the run together
+    hours      wall-clock time
     """
 
     gpu: int = 0
@@ -59,8 +59,8 @@ class Needs:
 class Job:
     """One execution of a notebook.
 
-    id     its name in the runs folder: 'uniad2022/01_architecture', with '@' and eight digits for one of a grid's sets
-    after  ids of the jobs whose results it gathers
+    id     name in the runs folder: 'uniad2022/01_architecture', for a parameter set followed by '@' and eight digits
+    after  ids of the jobs that must run first, because this one shows their results
     """
 
     id: str
@@ -71,7 +71,7 @@ class Job:
 
     @property
     def notebook(self) -> str:
-        """The notebook's name: the id without what tells a set from the others."""
+        """The notebook's name: the id without '@' and the digits of a parameter set."""
         return self.id.partition("@")[0]
 
     def words(self) -> str:
@@ -80,36 +80,36 @@ class Job:
 
 
 def load_grid(name: str, folder: Path | None = None) -> list[Job]:
-    """The jobs of a grid, parameter sets before the notebook that gathers them.
+    """The jobs of a grid; parameter sets come before the run that shows their results together.
 
-    name  a file of workflow/grids without its .yaml, or the path of any other that ends so
+    name  a file name in workflow/grids without '.yaml', or the path of any .yaml file
 
     Raises:
-        ParameterError: no such grid, a malformed file, an unknown notebook, a parameter it does not take.
+        ParameterError: no such grid, a malformed file, an unknown notebook or parameter.
     """
     path = _grid_file(name, folder)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries = [_entry(**row) for row in content["notebooks"]]
-        usual = _mapping(content.get("needs"))
+        common = _mapping(content.get("needs"))
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ParameterError(f"{path} is not a grid ({type(error).__name__}): expected notebooks, a list of "
                              f"notebook, parameters, each, needs") from error
-    default = _needs(path, "all notebooks", usual, Needs())
+    default = _needs(path, "all notebooks", common, Needs())
     jobs: dict[str, Job] = {}
     for notebook, parameters, each, needs in entries:
         for job in _jobs(find_notebook(notebook), parameters, each, _needs(path, notebook, needs, default)):
             if job.id in jobs:
-                raise ParameterError(f"{path} asks for {job.id} twice: put what differs under each")
+                raise ParameterError(f"{path} lists {job.id} twice: put the differing parameters under 'each'")
             jobs[job.id] = job
     return list(jobs.values())
 
 
 def jobs_for(jobs: Collection[Job], exhibits: Collection[str]) -> list[Job]:
-    """The jobs whose notebooks regenerate some exhibits, with the parameter sets that they gather; all, when none is named.
+    """The jobs, parameter sets included, whose notebooks regenerate the given exhibits; all jobs when `exhibits` is empty.
 
     Raises:
-        ParameterError: an unknown exhibit, one that no notebook regenerates yet, or one whose notebook the grid does not run.
+        ParameterError: an unknown exhibit, an exhibit without a notebook, or one whose notebook is not in the grid.
     """
     from adcore.papers import exhibits as all_exhibits
 
@@ -119,10 +119,10 @@ def jobs_for(jobs: Collection[Job], exhibits: Collection[str]) -> list[Job]:
             raise ParameterError(f"unknown exhibit '{exhibit}'{did_you_mean(exhibit, known.index)}: adcore/papers/exhibits.csv "
                                  f"lists all {len(known)}")
         if not known[exhibit]:
-            raise ParameterError(f"exhibit '{exhibit}' has no notebook yet: it cannot be regenerated")
+            raise ParameterError(f"exhibit '{exhibit}' has no notebook: it cannot be regenerated yet")
         if known[exhibit] not in {job.notebook for job in jobs}:
-            raise ParameterError(f"exhibit '{exhibit}' is made by {known[exhibit]}, which this grid does not run: name another "
-                                 f"grid, or add the notebook to its file")
+            raise ParameterError(f"exhibit '{exhibit}' needs notebook {known[exhibit]}, which is not in this grid: use another "
+                                 f"grid, or add the notebook to it")
     wanted = {known[exhibit] for exhibit in exhibits}
     return [job for job in jobs if not exhibits or job.notebook in wanted]
 
@@ -130,7 +130,7 @@ def jobs_for(jobs: Collection[Job], exhibits: Collection[str]) -> list[Job]:
 def _grid_file(name: str, folder: Path | None) -> Path:
     if Path(name).suffix == ".yaml":
         if not Path(name).is_file():
-            raise ParameterError(f"there is no grid file {name}: a name without .yaml is looked for in workflow/grids")
+            raise ParameterError(f"there is no grid file {name}: grids in workflow/grids are named without .yaml")
         return Path(name).absolute()
     root = repository()
     if folder is None and root is None:
@@ -138,13 +138,13 @@ def _grid_file(name: str, folder: Path | None) -> Path:
     folder = folder or root / "workflow" / "grids"  # type: ignore[operator]
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        there = ", ".join(sorted(found.stem for found in folder.glob("*.yaml")))
-        raise ParameterError(f"there is no grid '{name}'; there are {there}")
+        known = ", ".join(sorted(found.stem for found in folder.glob("*.yaml")))
+        raise ParameterError(f"there is no grid '{name}'; there are {known}")
     return path
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """A mapping with words for keys, {} for nothing. Raises TypeError."""
+    """A mapping with string keys; {} for None. Raises TypeError."""
     if not isinstance(value or {}, dict) or not all(isinstance(key, str) for key in value or {}):
         raise TypeError
     return value or {}
@@ -152,22 +152,22 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _entry(notebook: str, parameters: Any = None, each: Any = None,
            needs: Any = None) -> tuple[str, dict[str, Any], dict[str, list[Any]], dict[str, Any]]:
-    """A row of the file, made sure to be of its types. Raises TypeError."""
+    """One item under `notebooks`, with its types checked. Raises TypeError."""
     if not isinstance(notebook, str) or not all(isinstance(values, list) for values in _mapping(each).values()):
         raise TypeError
     return notebook, _mapping(parameters), _mapping(each), _mapping(needs)
 
 
-def _needs(path: Path, whose: str, given: Mapping[str, Any], default: Needs) -> Needs:
+def _needs(path: Path, scope: str, given: Mapping[str, Any], default: Needs) -> Needs:
     values = asdict(default)
     for name, value in given.items():
         if name not in values:
-            raise ParameterError(f"{path}, needs of {whose}: unknown '{name}'{did_you_mean(name, values)}; they are "
+            raise ParameterError(f"{path}, needs of {scope}: unknown '{name}'{did_you_mean(name, values)}; they are "
                                  f"{', '.join(values)}")
-        whole = name == "gpu"
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not (
-                0 <= value < math.inf and (whole or value)):
-            raise ParameterError(f"{path}, needs of {whose}: {name} takes {'a whole number' if whole else 'a number above 0'}, "
+        integer = name == "gpu"
+        if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)) or not (
+                0 <= value < math.inf and (integer or value)):
+            raise ParameterError(f"{path}, needs of {scope}: {name} takes {'an integer' if integer else 'a number above 0'}, "
                                  f"not {value!r}")
         values[name] = value
     return Needs(**values)

@@ -1,4 +1,4 @@
-"""The interactive part of a notebook: sliders for a person, one picture in a batch run."""
+"""The interactive part of a notebook: sliders when a person runs it, one static figure in a batch run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from adcore.progress import interactive
 
 
 def explore(draw: Callable[..., Figure], **controls: Any) -> None:
-    """Draw with the controls' first values; with sliders and menus when a person is there to move them.
+    """Show a figure with sliders and menus that redraw it; in a batch run, show it once with the start values.
 
-    draw      makes a figure from the controls' values
-    controls  name -> list of choices (a menu) or (low, high, step) (a slider, starting in its middle)
+    draw      makes the figure from the controls' values
+    controls  name -> list of choices (a menu starting at the first) or (low, high, step) (a slider starting in the middle)
     """
     start = {name: _first(control) for name, control in controls.items()}
     if not interactive():

@@ -1,6 +1,6 @@
-"""Running a notebook in batch, with parameters that are checked before anything starts.
+"""Run notebooks in batch; a notebook's parameters are checked before it starts.
 
-papermill alone only warns of an unknown parameter and runs the default; here it is an error.
+papermill only warns about an unknown parameter and then runs the default value; here an unknown parameter is an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adcore.source import package_digest, run_digest
 
 
 def notebook_folder() -> Path:
-    """The checkout's notebooks. Raises AdcoreError outside a checkout."""
+    """The folder of the checkout's notebooks. Raises AdcoreError outside a checkout."""
     root = repository()
     if root is None:
         raise AdcoreError("the notebooks are part of the checkout: clone the repository and run this from there")
@@ -30,15 +30,15 @@ def notebook_folder() -> Path:
 
 
 def all_notebooks() -> list[Path]:
-    """Every notebook of the collection, in reading order."""
+    """All notebooks of the checkout, in reading order."""
     return sorted(path for path in notebook_folder().rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 
 
 def find_notebook(name: str | Path) -> Path:
-    """A notebook by path or by name as in the exhibits ('uniad2022/02_ablations').
+    """Find a notebook by its path, or by its name as in exhibits.csv ('uniad2022/02_ablations').
 
     Raises:
-        ParameterError: there is none; the message suggests the nearest.
+        ParameterError: no such notebook; the message suggests the most similar name.
     """
     path = Path(name)
     if path.is_file():
@@ -51,7 +51,7 @@ def find_notebook(name: str | Path) -> Path:
 
 
 def notebook_name(path: Path) -> str:
-    """'uniad2022/02_ablations' for a notebook of the collection, its stem for any other."""
+    """The name of a notebook: 'uniad2022/02_ablations' inside the notebook folder, the stem of the file elsewhere."""
     try:
         return path.resolve().relative_to(notebook_folder()).with_suffix("").as_posix()
     except (ValueError, AdcoreError):
@@ -59,16 +59,16 @@ def notebook_name(path: Path) -> str:
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """Names and default values in the cell tagged `parameters`.
+    """Names and default values of a notebook's parameters: the assignments in its cell tagged `parameters`.
 
     Raises:
-        ParameterError: no such cell, or something in it that is not `name = literal`.
+        ParameterError: the file is not a notebook, it has no such cell, or the cell has more than `name = literal` lines.
     """
     import nbformat
 
     try:
         notebook = nbformat.read(path, as_version=4)
-    except Exception as error:  # nbformat has half a dozen of its own
+    except Exception as error:  # nbformat raises many kinds of errors
         raise ParameterError(f"{path} cannot be read as a notebook ({type(error).__name__}): restore the file") from error
     cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     if len(cells) != 1:
@@ -77,8 +77,8 @@ def read_parameters(path: Path) -> dict[str, Any]:
     try:
         statements = ast.parse(cells[0].source).body
     except SyntaxError as error:
-        raise ParameterError(f"{path.name}, parameters cell, line {error.lineno}: expected name = literal, found what is no "
-                             f"Python") from error
+        raise ParameterError(f"{path.name}, parameters cell, line {error.lineno}: expected name = literal, found "
+                             f"invalid Python") from error
     for statement in statements:
         try:
             if not isinstance(statement, ast.Assign):
@@ -92,12 +92,12 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 
 def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given values, made sure to be parameters of the notebook and of their types.
+    """Check that the given values are parameters of the notebook and have the types of its defaults; return them.
 
-    An integer may stand for a float, a single value for a list of one.
+    An integer is accepted for a float, and a single value for a list of one.
 
     Raises:
-        ParameterError: an unknown name or a wrong type.
+        ParameterError: unknown name, or wrong type.
     """
     known = read_parameters(path)
     checked: dict[str, Any] = {}
@@ -122,10 +122,12 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """['seeds=[0, 1]', 'profile=quick'] -> values, read as JSON or else YAML (to which 1e-5 is a word).
+    """Parse `name=value` words: ['seeds=[0, 1]', 'profile=quick'] -> {'seeds': [0, 1], 'profile': 'quick'}.
+
+    A value is read as JSON if possible, otherwise as YAML (which reads 1e-5 as a string).
 
     Raises:
-        ParameterError: anything else.
+        ParameterError: a word that is not `name=value`, or a value that cannot be read.
     """
     values = {}
     for assignment in assignments:
@@ -147,22 +149,22 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, *, record: Path | None = None) -> Path:
     """Execute a notebook with parameters and write the executed copy to `output`, also when a cell fails.
 
-    record  a small JSON file written only when all went well: notebook, parameters, seconds, and of what it was made
+    record  a small JSON file, written only after a successful run: notebook, parameters, seconds, `run_digest`
 
     Raises:
         ParameterError: see `check_parameters`.
-        AdcoreError: a cell raised; the message names the error and where the executed copy lies.
+        AdcoreError: a cell raised an error; the message names the error and the path of the executed copy.
     """
     import papermill
 
     path = find_notebook(name)
     checked = check_parameters(path, parameters)
-    os.environ["ADCORE_PROGRESS"] = "0"  # a bar redrawn a thousand times would end up in the notebook
+    os.environ["ADCORE_PROGRESS"] = "0"  # the notebook would keep every redrawn progress bar
     start = time.perf_counter()
-    made_of = ""
+    digest = ""
     if record is not None:
-        record.unlink(missing_ok=True)  # of an earlier run, which may have gone better
-        made_of = run_digest(path, checked, package_digest())  # now: files may change while a long run lasts
+        record.unlink(missing_ok=True)  # from an earlier run: if this run fails, no record may remain
+        digest = run_digest(path, checked, package_digest())  # before the run: files may change while it lasts
     with atomic(output) as temporary:
         failure = None
         try:
@@ -174,29 +176,32 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
                           f"{failure.evalue.splitlines()[0] if failure.evalue else ''}; see {output}")
     if record is not None:
         write_json(record, {"notebook": notebook_name(path), "parameters": checked,
-                            "seconds": round(time.perf_counter() - start, 1), "executed": output.name, "made_of": made_of})
+                            "seconds": round(time.perf_counter() - start, 1), "executed": output.name, "digest": digest})
     return output
 
 
 def is_current(record: Path, notebook: Path, parameters: Mapping[str, Any], package: str) -> bool:
-    """True when a record was left by a run of this notebook with these parameters and this package (a `package_digest`), and
-    the executed copy is there. No time of a file is asked: a clock may have been set back, and a checkout makes all files new.
+    """True when the record is from a run of this notebook with these parameters and this package, and the executed copy exists.
+
+    package  a `package_digest`
+
+    Contents are compared, not the times of files: a clock may have been set back, and a fresh checkout makes all files new.
     """
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-        return bool(found["made_of"] == run_digest(notebook, parameters, package)
+        return bool(found["digest"] == run_digest(notebook, parameters, package)
                     and (record.parent / found["executed"]).is_file())
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # also one that is damaged
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a damaged record is not current
         return False
 
 
 def refresh(name: str | Path) -> Path:
-    """Execute a notebook in place with its defaults, so that its committed outputs are today's code's.
+    """Execute a notebook in place with its default parameters, so that its committed outputs come from the current code.
 
-    Timings, widget states and versions are left out: they would differ on every machine.
+    Timings, widget states and versions are not kept: they differ between machines.
 
     Raises:
-        AdcoreError: a cell raised; the notebook is left as it was.
+        AdcoreError: a cell raised an error; the file is unchanged.
     """
     import nbformat
     from nbclient import NotebookClient

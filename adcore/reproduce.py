@@ -1,4 +1,4 @@
-"""`adcore reproduce`: a grid through Snakemake, then the report. `adcore bench`: the scripts in benchmarks/."""
+"""`adcore reproduce`: run a grid with Snakemake, then write the report. `adcore bench`: run the scripts in benchmarks/."""
 
 from __future__ import annotations
 
@@ -17,61 +17,65 @@ from adcore.notebook import is_current as run_is_current
 from adcore.paths import repository, runs_folder
 from adcore.source import package_digest
 
-PROFILES = ("quick", "paper")  # of experiments; each is a grid of that name
-PLACES = ("local", "slurm", "kubernetes")  # folders of workflow/profiles
-# A notebook that fails stops no other. A record is written last and whole, so one that is there is good, whatever became of
-# Snakemake or of the other notebooks of its job: it is neither deleted nor made again.
+PROFILES = ("quick", "paper")  # profiles of experiments; each has a grid with the same name
+PLACES = ("local", "slurm", "kubernetes")  # folders in workflow/profiles
+# A failed notebook does not stop the others. A run writes its record last and in one step, so an existing record is complete,
+# even if Snakemake or another notebook of the same job was killed: Snakemake must neither delete it nor run it again.
 ALWAYS = ("--keep-going", "--keep-incomplete", "--ignore-incomplete", "--nolock")
-SOURCES = "sources.txt"  # beside index.html: what the report was made of
+SOURCES = "sources.txt"  # beside index.html: digest of the files from which the report was written
 
 
 def _checkout() -> Path:
     root = repository()
     if root is None:
-        raise AdcoreError("this needs the checkout: clone the repository and run it from there")
+        raise AdcoreError("this command needs the checkout: clone the repository and run it from there")
     return root
 
 
 def grid_named(grid: str | None, profile: str | None) -> str:
-    """The grid that two options mean: --profile names the one of its experiments' profile, --grid any. 'quick' without either.
+    """The grid that the options --grid and --profile select; 'quick' without either.
+
+    --profile selects the grid with the profile's name, --grid any grid.
 
     Raises:
-        ParameterError: they name two, or a profile that there is not.
+        ParameterError: unknown profile, or two different grids.
     """
     if profile is not None and profile not in PROFILES:
         raise ParameterError(f"unknown profile '{profile}'{did_you_mean(profile, PROFILES)}: --profile takes "
-                             f"{' or '.join(PROFILES)}; a place to run on, or a folder of Snakemake's, is named by --on")
+                             f"{' or '.join(PROFILES)}; use --on for a cluster or a Snakemake profile")
     if grid is not None and profile is not None and grid != profile:
-        raise ParameterError(f"--profile {profile} and --grid {grid} name two grids: leave one away")
+        raise ParameterError(f"--profile {profile} and --grid {grid} name two grids: use only one of the options")
     chosen = grid or profile or "quick"
-    return str(Path(chosen).absolute()) if Path(chosen).suffix == ".yaml" else chosen  # Snakemake runs in the checkout
+    return str(Path(chosen).absolute()) if Path(chosen).suffix == ".yaml" else chosen  # Snakemake runs elsewhere
 
 
 def snakemake_profile(on: str, root: Path) -> Path:
-    """The folder of Snakemake's settings for a place to run at.
+    """The folder of the Snakemake profile for `on`: one of `PLACES`, or the path of any other profile.
 
     Raises:
-        ParameterError: neither a place of workflow/profiles nor a folder with a config.yaml.
+        ParameterError: `on` is neither a place nor a folder with a config.yaml.
         AdcoreError: the place needs a package that is not installed.
     """
     named = root / "workflow" / "profiles" / on
     folder = named if on in PLACES else Path(on).absolute()
     if not any((folder / f"config{suffix}").is_file() for suffix in (".yaml", ".v8+.yaml", ".v9+.yaml")):
-        raise ParameterError(f"there is no '{on}' to run on: --on takes {', '.join(PLACES)}, or a folder with a config.yaml of "
-                             f"Snakemake's")
+        raise ParameterError(f"unknown place '{on}': --on takes {', '.join(PLACES)}, or a folder with a config.yaml for "
+                             f"Snakemake")
     if on in ("slurm", "kubernetes") and importlib.util.find_spec(f"snakemake_executor_plugin_{on}") is None:
-        raise AdcoreError(f"--on {on} needs Snakemake's executor for it, on Python 3.11 or later: pip install 'adcore[{on}]'")
+        raise AdcoreError(f"--on {on} needs Snakemake's executor plugin (Python 3.11 or later): pip install 'adcore[{on}]'")
     return folder
 
 
 def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", exhibits: Sequence[str] = (), *,
               dry_run: bool = False) -> int:
-    """Run what is missing of a grid, write the report, print the score card; 0 when every notebook ran well.
+    """Run the missing notebook runs of a grid, write the report and print the score card.
 
-    on        local, slurm, kubernetes, or a folder of Snakemake's settings
-    exhibits  only the notebooks that regenerate these
+    on        one of `PLACES`, or the folder of a Snakemake profile
+    exhibits  run only the notebooks that regenerate these exhibits
 
-    A failed notebook does not stop the others: it keeps its traceback, and the report lists it.
+    A failed notebook does not stop the others; its executed copy keeps the traceback, and the report lists it.
+
+    Returns Snakemake's exit status: 0 when every notebook succeeded.
 
     Raises:
         ParameterError: unknown grid, notebook, parameter, exhibit or place.
@@ -79,14 +83,14 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
     """
     root = _checkout()
     jobs = jobs_for(load_grid(grid), exhibits)
-    settings = snakemake_profile(on, root)
+    profile = snakemake_profile(on, root)
     print(f"adcore: grid {grid}, {len(jobs)} notebook runs, results in {runs_folder()}", flush=True)
-    # Everything is asked for by the file it leaves, so that Snakemake runs what of it is missing and nothing else.
+    # The targets are the records of the runs: Snakemake then runs those whose record is missing.
     targets = [str(runs_folder() / "notebooks" / f"{job.id}.json") for job in jobs] if exhibits else []
     words = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(root / "workflow" / "Snakefile"), "--directory",
-             str(root), "--profile", str(settings), *ALWAYS, "--quiet", "rules", "--config", f"grid={grid}"]
-    again = _changed(jobs)
-    words += ["--forcerun", *again] if again else []
+             str(root), "--profile", str(profile), *ALWAYS, "--quiet", "rules", "--config", f"grid={grid}"]
+    outdated = _outdated(jobs)
+    words += ["--forcerun", *outdated] if outdated else []
     words += ["--cores", cores] if cores else []
     words += ["--dry-run"] if dry_run else []
     environment = {**os.environ, "ADCORE_PROGRESS": "0"}
@@ -100,18 +104,21 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
         raise AdcoreError("Snakemake is not installed: run `make setup`, or pip install 'adcore[workflow]'")
 
     from adcore.report import score_card, write_report
-    path, now = root / "report" / "index.html", sources(root)
+    path, digest = root / "report" / "index.html", sources(root)
     if not is_current(path, root):
         path = write_report()
-        write_text(path.with_name(SOURCES), now)  # what there was before: what came meanwhile makes the next run write again
+        # The digest from before writing: if a file has changed since, the next command writes the report again.
+        write_text(path.with_name(SOURCES), digest)
     print(score_card())
     print(f"report: {path}")
     return code
 
 
-def _changed(jobs: Sequence[Job]) -> list[str]:
-    """Records of runs that were made of something else than is here today. Snakemake compares the same, but only as long as its
-    own notes are there, which `make clean` removes."""
+def _outdated(jobs: Sequence[Job]) -> list[str]:
+    """Records of runs whose notebook, parameters or package have changed since.
+
+    Snakemake compares the same digests, but only while its own metadata exist, and `make clean` removes them.
+    """
     package = package_digest()
     records = {runs_folder() / "notebooks" / f"{job.id}.json": job for job in jobs}
     return [str(record) for record, job in records.items()
@@ -119,14 +126,16 @@ def _changed(jobs: Sequence[Job]) -> list[str]:
 
 
 def is_current(report: Path, root: Path) -> bool:
-    """True when nothing that the report is made of has changed since it was written."""
-    kept = report.with_name(SOURCES)
-    return report.is_file() and kept.is_file() and kept.read_text(encoding="utf-8") == sources(root)
+    """True when no source of the report has changed since the report was written."""
+    stored = report.with_name(SOURCES)
+    return report.is_file() and stored.is_file() and stored.read_text(encoding="utf-8") == sources(root)
 
 
 def sources(root: Path) -> str:
-    """A digest of the state of all files that a report is made of. Their times are compared for equality and none is held to be
-    later than another: a clock may have been set back in between."""
+    """A digest of the names, sizes and times of all files from which the report is written.
+
+    It only shows whether a time has changed, never which of two is later: a clock may have been set back.
+    """
     runs = runs_folder()
     files = [*(runs / "exhibits").glob("*"), *(runs / "notebooks").rglob("*.*"), *(root / "results").glob("*"),
              *(root / "benchmarks").glob("*.csv"), *(root / "adcore").rglob("*.*")]
@@ -139,19 +148,20 @@ def sources(root: Path) -> str:
 
 
 def bench(names: list[str]) -> int:
-    """Run benchmark scripts one after the other; the last non-zero exit status, or 0. One that needs a GPU says so and ends
-    with 2, which counts where it was asked for by name.
+    """Run benchmark scripts in turn, all of them when `names` is empty; return the last non-zero exit status, or 0.
+
+    A script that needs a GPU exits with 2 on a machine without one; this counts as an error only if the script was named.
 
     Raises:
-        ParameterError: a benchmark that is not there.
+        ParameterError: unknown benchmark.
     """
     folder = _checkout() / "benchmarks"
-    there = {path.stem.removeprefix("bench_"): path for path in sorted(folder.glob("bench_*.py"))}
+    known = {path.stem.removeprefix("bench_"): path for path in sorted(folder.glob("bench_*.py"))}
     for name in names:
-        if name not in there:
-            raise ParameterError(f"there is no benchmark '{name}'; there are {', '.join(there)}")
+        if name not in known:
+            raise ParameterError(f"there is no benchmark '{name}'; there are {', '.join(known)}")
     code = 0
-    for name in names or there:
-        status = subprocess.run([sys.executable, str(there[name])]).returncode
+    for name in names or known:
+        status = subprocess.run([sys.executable, str(known[name])]).returncode
         code = (0 if status == 2 and not names else status) or code
     return code

@@ -1,4 +1,4 @@
-"""Every committed notebook keeps to the house plan's anatomy and can be read on the web."""
+"""Every committed notebook has the required parts and can be read on the web."""
 
 import ast
 import json
@@ -14,7 +14,7 @@ from adcore.papers import exhibits
 
 NOTEBOOKS = all_notebooks()
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=notebook_name)
-LONGEST_DEF = 8  # lines; what is longer belongs in the package, where it is tested
+LONGEST_DEF = 8  # lines; a longer function belongs in the package, where it is tested
 
 
 def code_cells(path: Path) -> list:
@@ -25,7 +25,7 @@ def outputs(path: Path) -> list:
     return [output for cell in code_cells(path) for output in cell.outputs]
 
 
-def test_there_are_notebooks_and_the_first_is_where_one_starts():
+def test_the_first_notebook_is_the_one_to_start_with():
     assert notebook_name(NOTEBOOKS[0]) == "00_start_here" and len(NOTEBOOKS) >= 3
 
 
@@ -43,7 +43,7 @@ def test_cells_were_run_once_from_top_to_bottom_without_an_error(path):
 
 
 @each
-def test_the_kernel_is_python3_and_no_machine_left_its_traces(path):
+def test_the_kernel_is_python3_and_no_path_of_a_machine_is_kept(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
@@ -51,7 +51,7 @@ def test_the_kernel_is_python3_and_no_machine_left_its_traces(path):
 
 
 @each
-def test_no_cell_ends_with_a_semicolon_and_no_progress_bar_was_kept(path):
+def test_no_cell_ends_with_a_semicolon_and_no_output_has_a_progress_bar(path):
     for cell in code_cells(path):
         assert not cell.source.rstrip().endswith(";"), cell.source
     streams = [output for output in outputs(path) if output.output_type == "stream"]
@@ -59,7 +59,7 @@ def test_no_cell_ends_with_a_semicolon_and_no_progress_bar_was_kept(path):
 
 
 @each
-def test_parameters_are_plain_literals_and_name_the_results_store(path):
+def test_the_parameters_are_literals_with_the_quick_profile_and_the_default_store(path):
     parameters = read_parameters(path)
     assert parameters["profile"] == "quick" and parameters["out"] == ""
 
@@ -74,17 +74,17 @@ def test_no_function_is_long_and_no_class_is_defined(path):
 
 
 @each
-def test_a_notebook_has_its_parts(path):
+def test_a_notebook_has_all_required_parts(path):
     prose = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
     for part in ("What you will learn:", "Minutes:", "Needs:", "## Claims", "## Errata and choices", "## Exercises",
                  "<details>"):
         assert part in prose, part
     claims = [cell for cell in code_cells(path) if re.search(r"^(?:\s*)assert ", cell.source, flags=re.M)]
-    assert len(claims) >= 3, "claims, shape checks and the block rebuilt by hand are asserted"
+    assert len(claims) >= 3, "claims, shapes and the block rebuilt by hand need assertions"
 
 
 @each
-def test_something_stable_is_compared_with_its_committed_output(path):
+def test_a_notebook_has_a_cell_whose_output_nbval_compares(path):
     tagged = [cell for cell in code_cells(path) if "nbval-check-output" in cell.metadata.get("tags", ())]
     assert tagged and all(cell.outputs for cell in tagged)
 
@@ -94,7 +94,7 @@ def test_a_notebook_is_in_the_quick_grid(path):
     assert notebook_name(path) in {job.id for job in load_grid("quick")}
 
 
-def test_every_regenerated_exhibit_has_its_notebook_and_every_notebook_an_exhibit():
+def test_every_regenerated_exhibit_has_a_notebook_and_every_notebook_an_exhibit():
     table = exhibits()
     names = {notebook_name(path) for path in NOTEBOOKS} - {"00_start_here"}
     assert set(table[table.state == "regenerated"].notebook) == names

@@ -1,4 +1,4 @@
-"""The plan: which experiments a notebook asks for, which of them are in the store, and how long the others take."""
+"""The plan: the experiments of each notebook run, which of them are stored, and estimated hours for the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ out = ""
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Makes a notebook whose experiments some functions list."""
+    """A function that writes a notebook whose experiments are listed by the given functions."""
     def make(*results: plan.Listing, models: plan.Listing | None = None) -> Path:
         pairs = [(listing, None) for listing in results] + ([(lambda: [], models)] if models else [])
         monkeypatch.setattr(plan, "listings", lambda notebook: pairs)
@@ -57,9 +57,9 @@ def no_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "records", lambda: [])
 
 
-# The experiments that a notebook asks for.
+# --- the experiments of a notebook ------------------------------------------------------------------------------------------
 
-def test_a_listing_gets_those_parameters_of_the_notebook_that_it_names(toy):
+def test_a_listing_function_gets_the_notebooks_parameters_that_its_signature_names(toy):
     def switch(*, profile, categories, seeds, side=64):
         return grid("uniad", nma=[False, True], categories=categories, seeds=seeds, profile=profile, image_size=side)
 
@@ -74,7 +74,7 @@ def test_a_listing_gets_those_parameters_of_the_notebook_that_it_names(toy):
     assert len(found.experiments) == 4 and found.models == tuple(grid("patchcore", categories=["brick"]))
 
 
-def test_an_experiment_that_is_asked_for_twice_counts_once(toy):
+def test_an_experiment_that_is_listed_twice_counts_once(toy):
     toy(lambda: grid("uniad"), lambda: grid("uniad", loss="mse"))
     assert asked("toy", {}).experiments == tuple(grid("uniad"))
 
@@ -82,7 +82,7 @@ def test_an_experiment_that_is_asked_for_twice_counts_once(toy):
 @pytest.mark.parametrize(("listing", "problem"), [
     (lambda: grid("uniad", nam=1), r"UniADConfig has no setting 'nam'"),
     (lambda: grid("patchcore", dataset="mvtec_lcoo"), r"unknown data set 'mvtec_lcoo'")])
-def test_the_plan_says_why_experiments_cannot_be_listed(toy, tmp_path, listing, problem):
+def test_the_plan_shows_why_experiments_cannot_be_listed(toy, tmp_path, listing, problem):
     path = toy(listing)
     found = asked("toy", {})
     assert re.search(problem, found.problem) and not found.experiments
@@ -91,17 +91,17 @@ def test_the_plan_says_why_experiments_cannot_be_listed(toy, tmp_path, listing, 
 
 
 @pytest.mark.parametrize("name", ["toy", "uniad2022/09_toy", "nobody/01_toy"])
-def test_a_notebook_of_ones_own_has_no_list(name):
+def test_a_notebook_without_exhibits_has_no_listing_function(name):
     assert re.search(rf"'{name}'", asked(name, {}).problem)
 
 
-def test_the_notebook_without_a_paper_has_a_list_too():
+def test_the_start_notebook_has_a_listing_function_although_it_belongs_to_no_paper():
     values = {"profile": "quick", "dataset": "mini", "categories": ["brick", "gear"], "seeds": [3]}
     methods = [one.method for one in asked("00_start_here", values).experiments]
     assert methods == ["patchcore", "patchcore", "uniad"]
 
 
-def test_the_categories_of_a_published_data_set_are_known_without_it(toy, nothing_here):
+def test_the_categories_of_a_published_data_set_are_known_without_its_files(toy, nothing_here):
     toy(lambda: grid("patchcore", dataset="mvtec_ad", profile="paper"))
     found = asked("toy", {})
     assert len(found.experiments) == 15 and found.experiments[0].category == "bottle"
@@ -114,7 +114,7 @@ def code_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", all_notebooks(), ids=notebook_name)
 def test_a_notebook_runs_what_the_plan_lists_and_nothing_else(path):
-    """It calls the functions that the plan calls, all of them, and makes no experiment itself."""
+    """The notebook calls all listing functions that the plan calls, and creates no experiment itself."""
     code = code_of(path)
     functions = {listing.__name__ for pair in plan.listings(notebook_name(path)) for listing in pair if listing} - {"_none"}
     assert functions == {name for name in functions if re.search(rf"\b{name}\(", code)}
@@ -123,7 +123,7 @@ def test_a_notebook_runs_what_the_plan_lists_and_nothing_else(path):
 
 
 @pytest.mark.parametrize("path", all_notebooks(), ids=notebook_name)
-def test_a_listing_names_only_parameters_of_its_notebook(path):
+def test_a_listing_function_takes_only_parameters_of_its_notebook(path):
     parameters = read_parameters(path)
     for pair in plan.listings(notebook_name(path)):
         for listing in filter(None, pair):
@@ -135,8 +135,8 @@ def test_every_notebook_of_a_committed_grid_can_be_listed_without_its_data(name,
     found = {job.id: of_job(job) for job in load_grid(name) if not job.id.count("@")}
     assert {key: one.problem for key, one in found.items() if one.problem} == {}
     if name == "paper":
-        # Nine rows of Table S2 and five seeds; one query, six wirings, three with both (S3); three losses, a backbone trained
-        # or not, eight of them, and one without ImageNet (S4 to S6), of which MSE, frozen and b4 are three names of one.
+        # Five seeds each. S2: nine rows. S3: one query, six wirings, and three rows with both. S4 to S6: three losses, a frozen
+        # or a trained backbone, eight backbones, one without ImageNet weights; MSE, frozen and b4 are the same experiment.
         counts = {key.partition("/")[2][:2]: len(one.experiments) for key, one in found.items() if key.startswith("uniad")}
         assert counts == {"01": 5, "02": 9 * 5, "03": 10 * 5, "04": 12 * 5, "05": (4 + 10) * 5, "06": 0}
         assert len(found["heckler2023/03_image_size"].experiments) == 1440
@@ -146,16 +146,16 @@ def of_job(job: Job) -> plan.Asked:
     return asked(job.notebook, {**read_parameters(job.path), **job.parameters})
 
 
-def test_the_parameter_sets_of_a_grid_ask_together_for_what_the_whole_asks_for():
+def test_the_parameter_sets_of_a_run_have_together_the_experiments_of_the_whole_run():
     jobs = [job for job in load_grid("paper") if job.notebook in ("uniad2022/02_ablations", "ds2/02_ablations")]
     for whole in (job for job in jobs if job.after):
         of_sets = {one.key for job in jobs if job.id in whole.after for one in of_job(job).experiments}
         assert of_sets == {one.key for one in of_job(whole).experiments} and len(of_sets) > 40
 
 
-# What is here and what is missing.
+# --- stored and missing -----------------------------------------------------------------------------------------------------
 
-def test_the_plan_counts_what_is_in_the_store_and_what_an_earlier_row_runs(toy, tmp_path):
+def test_the_plan_counts_stored_experiments_and_those_of_earlier_rows_once(toy, tmp_path):
     path = toy(uniad)
     store = Store(tmp_path / "runs")
     (here,) = grid("uniad", seeds=[1])
@@ -168,7 +168,7 @@ def test_the_plan_counts_what_is_in_the_store_and_what_an_earlier_row_runs(toy, 
     assert plan.rows(jobs, store.root)[0].here == 0, "the quick profile computes it again"
 
 
-def test_a_model_counts_as_here_when_todays_code_fitted_it(toy, tmp_path):
+def test_a_model_counts_as_stored_when_the_current_code_fitted_it(toy, tmp_path):
     path = toy(models=lambda: grid("uniad"))
     store = Store(tmp_path / "runs")
     folder = store.folder(grid("uniad")[0])
@@ -179,7 +179,7 @@ def test_a_model_counts_as_here_when_todays_code_fitted_it(toy, tmp_path):
     assert plan.rows([Job("toy", path)], store.root)[0].here == 1
 
 
-def test_missing_data_and_weights_are_named_once_with_the_way_to_get_them(tmp_path, nothing_here):
+def test_missing_data_and_weights_are_listed_once_with_the_commands_that_fetch_them(tmp_path, nothing_here):
     jobs = [job for job in load_grid("paper") if job.notebook == "uniad2022/02_ablations"]
     text = plan.plan(jobs, tmp_path)
     assert text.count("mvtec_ad, efficientnet_b4_lukemelas") == len(jobs)
@@ -189,9 +189,9 @@ def test_missing_data_and_weights_are_named_once_with_the_way_to_get_them(tmp_pa
     assert plan.rows(quick, tmp_path)[0].missing == []
 
 
-# Time.
+# --- time -------------------------------------------------------------------------------------------------------------------
 
-def test_seconds_count_for_the_same_settings_alone_and_best_for_the_same_data(tmp_path):
+def test_an_estimate_needs_equal_settings_and_prefers_the_same_data_set(tmp_path):
     store = Store(tmp_path)
     stored(store, Experiment("uniad", "mtd", seed=1), 100)
     stored(store, Experiment("uniad", "mini", seed=1), 10)
@@ -206,7 +206,7 @@ def test_seconds_count_for_the_same_settings_alone_and_best_for_the_same_data(tm
     assert clock.estimate(Experiment("patchcore", "mini")) is None
 
 
-def test_hours_are_called_gpu_hours_only_when_a_gpu_was_measured(toy, tmp_path):
+def test_estimates_are_in_gpu_hours_only_when_they_were_measured_on_a_gpu(toy, tmp_path):
     path = toy(lambda: grid("uniad", seeds=[3, 4]), lambda: grid("uniad", epochs=3))
     store = Store(tmp_path / "runs")
     stored(store, Experiment("uniad", seed=1), 360, "a chip")
@@ -217,7 +217,7 @@ def test_hours_are_called_gpu_hours_only_when_a_gpu_was_measured(toy, tmp_path):
     assert "time: 2 from runs on mini, 40 images, a big chip" in text
 
 
-def test_a_duration_on_record_is_named_with_its_file_and_machine(toy, tmp_path, monkeypatch):
+def test_an_estimate_from_results_names_its_file_and_machine(toy, tmp_path, monkeypatch):
     row = {"method": "uniad", "dataset": "mtd", "category": "all", "profile": "paper", "settings": "epochs=3", "seed": 0,
            "metric": "image_auroc", "value": 0.5, "seconds": 7200.0, "peak_bytes": 1, "device": "cpu",
            "machine": "AMD EPYC, 2 cores", "commit": "", "data": "", "weights_digest": "", "finished": "", "key": "k"}
@@ -228,7 +228,7 @@ def test_a_duration_on_record_is_named_with_its_file_and_machine(toy, tmp_path, 
     assert "2.00 hours on AMD EPYC, 2 cores" in text and "time: 1 from results/some.csv on mtd, AMD EPYC, 2 cores" in text
 
 
-def test_the_command_prints_the_plan_and_runs_nothing(tmp_path, monkeypatch, capsys, nothing_here):
+def test_the_plan_option_prints_the_plan_and_runs_nothing(tmp_path, monkeypatch, capsys, nothing_here):
     monkeypatch.setenv("ADCORE_RUNS", str(tmp_path / "runs"))
     assert cli.main(["reproduce", "--exhibit", "uniad2022.table_s2", "--profile", "paper", "--plan"]) == 0
     printed = capsys.readouterr().out

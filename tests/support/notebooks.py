@@ -1,4 +1,4 @@
-"""Small notebooks and grids written for a test."""
+"""Functions that write a small notebook or grid for a test."""
 
 from __future__ import annotations
 

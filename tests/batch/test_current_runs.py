@@ -1,4 +1,4 @@
-"""A run of a notebook is current by what it was made of, never by the time of a file."""
+"""A notebook run is current while notebook, parameters and package have the same contents; times of files do not count."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def notebook(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The package, copied to where a test may edit it."""
+    """A copy of the package that a test may edit."""
     shutil.copytree(Path(adcore.__file__).parent, tmp_path / "adcore", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(adcore, "__file__", str(tmp_path / "adcore" / "__init__.py"))
     return tmp_path / "adcore"
@@ -42,7 +42,7 @@ def edit(notebook: Path, change: Callable[[Any], object]) -> None:
     nbformat.write(content, notebook)
 
 
-def test_a_run_is_made_of_its_notebook_s_cells_its_parameters_and_the_package(notebook):
+def test_the_digest_of_a_run_covers_the_cells_the_parameters_and_the_package(notebook):
     digests = [run_digest(notebook, {"seed": 1}, "a"), run_digest(notebook, {"seed": 2}, "a"), run_digest(notebook, {}, "a"),
                run_digest(notebook, {"seed": 1}, "b")]
     changes: list[Callable[[Any], object]] = [
@@ -57,7 +57,7 @@ def test_a_run_is_made_of_its_notebook_s_cells_its_parameters_and_the_package(no
     assert len(set(digests)) == 4 + len(changes)
 
 
-def test_what_a_notebook_gave_out_and_the_time_of_its_file_count_not(notebook):
+def test_outputs_and_file_times_leave_the_digest_of_a_run_unchanged(notebook):
     before = run_digest(notebook, {"seed": 1}, "a")
     edit(notebook, lambda content: content.cells[2].update(outputs=[new_output("stream", text="7\n")], execution_count=3))
     edit(notebook, lambda content: content.metadata.update(language_info={"name": "python", "version": "3.99"}))
@@ -65,10 +65,10 @@ def test_what_a_notebook_gave_out_and_the_time_of_its_file_count_not(notebook):
     assert run_digest(notebook, {"seed": 1}, "a") == before
 
 
-def test_the_package_is_its_code_and_its_tables_without_remarks_times_and_the_report(copied):
+def test_the_digest_of_the_package_covers_code_and_tables_but_not_comments_times_or_the_report(copied):
     before = package_digest()
     metrics, report = copied / "metrics.py", copied / "report" / "card.py"
-    metrics.write_text(metrics.read_text() + "\n# a remark\n")
+    metrics.write_text(metrics.read_text() + "\n# a comment\n")
     report.write_text(report.read_text() + "\nX = 1\n")
     (copied / "__pycache__").mkdir()
     (copied / "__pycache__" / "metrics.pyc").write_bytes(b"x")
@@ -89,12 +89,12 @@ def executed(source: str, output: str, *_: object, **__: object) -> None:
     shutil.copyfile(source, output)
 
 
-def test_a_record_is_current_until_something_that_it_was_made_of_changes(notebook, tmp_path, monkeypatch):
+def test_a_record_is_current_until_the_notebook_the_parameters_or_the_package_change(notebook, tmp_path, monkeypatch):
     monkeypatch.setattr("papermill.execute_notebook", executed)
     record, package = tmp_path / "runs" / "toy.json", package_digest()
     assert not is_current(record, notebook, {"seed": 3}, package)
     run_notebook(notebook, {"seed": 3}, tmp_path / "runs" / "toy.ipynb", record=record)
-    for time in (0, 4_000_000_000):                           # the clock is set back, or the files come out of a checkout
+    for time in (0, 4_000_000_000):                           # the clock was set back, or the checkout is new
         os.utime(notebook, (time, time))
         assert is_current(record, notebook, {"seed": 3}, package)
     assert not is_current(record, notebook, {"seed": 4}, package) and not is_current(record, notebook, {"seed": 3}, "other")
@@ -103,7 +103,7 @@ def test_a_record_is_current_until_something_that_it_was_made_of_changes(noteboo
     assert not is_current(record, notebook, {"seed": 3}, package)
 
 
-def test_a_package_that_changes_while_a_notebook_runs_leaves_a_record_of_the_old_one(copied, notebook, tmp_path, monkeypatch):
+def test_a_record_belongs_to_the_package_as_it_was_when_the_run_started(copied, notebook, tmp_path, monkeypatch):
     def edited(source: str, output: str, *_: object, **__: object) -> None:
         executed(source, output)
         (copied / "metrics.py").write_text("X = 1\n")
@@ -118,21 +118,21 @@ OLD = b'{"notebook": "toy", "parameters": {}, "seconds": 1.0, "executed": "toy.i
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", OLD, b"[" * 100_000, b"\xff"])
-def test_a_record_that_is_damaged_or_of_before_there_were_digests_is_not_current(notebook, tmp_path, content):
-    (tmp_path / "toy.json").write_bytes(content)              # and beside it a notebook
+def test_a_record_that_is_damaged_or_without_a_digest_is_not_current(notebook, tmp_path, content):
+    (tmp_path / "toy.json").write_bytes(content)              # toy.ipynb exists beside it
     assert not is_current(tmp_path / "toy.json", notebook, {}, "a")
 
 
 def test_a_record_without_its_executed_notebook_is_not_current(notebook, tmp_path):
     record = tmp_path / "record.json"
-    record.write_text(json.dumps({"made_of": run_digest(notebook, {}, "a"), "executed": "copy.ipynb"}))
+    record.write_text(json.dumps({"digest": run_digest(notebook, {}, "a"), "executed": "copy.ipynb"}))
     assert not is_current(record, notebook, {}, "a")
     (tmp_path / "copy.ipynb").write_text("{}")
     assert is_current(record, notebook, {}, "a")
 
 
 @pytest.mark.parametrize("grid", ["quick", "paper"])
-def test_the_parameters_of_a_job_come_out_of_its_command_line_as_they_went_in(grid):
+def test_the_command_line_of_every_committed_job_is_parsed_to_its_parameters(grid):
     for job in load_grid(grid):
         words = shlex.split(job.words())
         assert check_parameters(job.path, parse_assignments([word for word in words if word != "-p"])) == job.parameters
