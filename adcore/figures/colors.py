@@ -1,4 +1,4 @@
-"""Pictures of color transport: the images, and their colors as points in the cube of red, green and blue."""
+"""Figures of color transport: the images, and their colors as points in the cube of red, green and blue."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adcore.papers.artola2024.color import chroma
 
 
 def color_transport(source: Any, target: Any, moved: Mapping[str, Sequence[Any]], titles: Sequence[str]) -> Figure:
-    """A row a method, as Fig. 1 of artola2024: source, target, then the transported images, each with its chroma.
+    """One row per method, as in Fig. 1 of artola2024: source, target, then the transported images, each with its chroma.
 
-    source, target  (3, H, W) in [0, 1], each of its own size
+    source, target  (3, H, W) in [0, 1]; their sizes may differ
     moved           label of the row -> images (3, H, W), clipped for display only
-    titles          of the transported images' columns
+    titles          column titles of the transported images
     """
     columns = ["source", "target", *titles]
     heights = np.asarray(source).shape[1] / np.asarray(source).shape[2]
@@ -28,7 +28,7 @@ def color_transport(source: Any, target: Any, moved: Mapping[str, Sequence[Any]]
     for row, (line, (label, images)) in enumerate(zip(grid, moved.items(), strict=True)):
         for axes, title, picture in zip(line, columns, [source, target, *images], strict=True):
             axes.imshow(_displayed(picture))
-            axes.set_anchor("N")  # pictures of different heights hang from one line
+            axes.set_anchor("N")  # align the top edges of images of different heights
             bare(axes)
             axes.set_xlabel(f"chroma {float(chroma(torch.as_tensor(np.asarray(picture))[None])):.3f}", fontsize=8, labelpad=2)
             if row == 0:
@@ -38,9 +38,9 @@ def color_transport(source: Any, target: Any, moved: Mapping[str, Sequence[Any]]
 
 
 def color_clouds(pictures: Mapping[str, Any], points: int = 1500) -> Figure:
-    """A cube of red, green and blue for each image (3, H, W), with some of its pixels as points in their own colors.
+    """One cube of red, green and blue per image (3, H, W), with `points` of its pixels as points in their own colors.
 
-    The line from black to white, on which all points of a gray image lie, is drawn in each; the cubes share their limits.
+    Each cube shows the dashed line from black to white, on which the points of a gray image lie. All cubes have equal limits.
     """
     clouds = {title: _some(np.asarray(picture), points) for title, picture in pictures.items()}
     everything = np.concatenate(list(clouds.values()))
@@ -65,6 +65,6 @@ def _displayed(picture: Any) -> np.ndarray:
 
 
 def _some(picture: np.ndarray, points: int) -> np.ndarray:
-    """(points, 3) colors of pixels drawn at random, the same ones for images of the same size."""
+    """Colors of pixels drawn at random, (points, 3); the same pixels for images of the same size."""
     pixels = picture.reshape(3, -1).T
     return pixels[np.random.default_rng(0).permutation(len(pixels))[:points]]

@@ -1,4 +1,4 @@
-"""Fields of arrows over a plane: where gradients send features, and how strongly."""
+"""Vector fields over a plane: direction and strength of the gradients of features."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from matplotlib.figure import Figure
 from adcore.errors import ParameterError
 from adcore.figures.style import COLORS, LINES, MARKERS
 
-PALE = 2.1      # how far the gray scale goes on beyond its largest value, so that lines on it stay visible
-LONGEST = 0.12  # of an arrow, as a share of the plane's width
+PALE = 2.1      # the gray scale ends at this multiple of the largest value, so that lines on it remain visible
+LONGEST = 0.12  # length of the longest arrow as a fraction of the plane's width
 
 
 def vector_fields(x: Any, y: Any, panels: Mapping[str, tuple[Any, Any, str]], boundary: Any = None,
                   marks: Mapping[str, Any] | None = None) -> Figure:
-    """A panel a field over one plane: stream lines, thicker where the field is stronger, over a quantity in shades of gray.
+    """One panel per field: stream lines, thicker where the field is stronger, over a quantity in shades of gray.
 
     x, y      (w,) and (h,) coordinates, evenly spaced and ascending
-    panels    title -> vectors (h, w, 2) in the order x, y; shade (h, w); what the shade is
-    boundary  (h, w) whose zero is drawn as a dashed line in every panel
-    marks     name -> points (n, 2), drawn in every panel and named below
+    panels    title -> vectors (h, w, 2) in the order x, y; shade (h, w); label of the shade
+    boundary  (h, w), its zero contour is drawn as a dashed line in every panel
+    marks     name -> points (n, 2), drawn in every panel and listed in the legend
 
     Raises:
         ParameterError: a field that does not have the plane's shape.
@@ -51,14 +51,14 @@ def vector_fields(x: Any, y: Any, panels: Mapping[str, tuple[Any, Any, str]], bo
 
 
 def arrows(x: Any, y: Any, shade: Any, panels: Mapping[str, tuple[Any, Any, Any]], boundary: Any = None) -> Figure:
-    """A panel a batch over one plane: points with the arrow that each gets, and crosses for those that get none.
+    """One panel per batch: each point with its arrow, or a cross if it does not send a gradient.
 
     x, y      (w,) and (h,) coordinates, evenly spaced and ascending
     shade     (h, w) in shades of gray below the points
-    panels    title -> points (n, 2), arrows (n, 2), which points send theirs (n,) bool
-    boundary  (h, w) whose zero is drawn as a dashed line
+    panels    title -> points (n, 2), arrows (n, 2), and which points send a gradient, (n,) bool
+    boundary  (h, w), its zero contour is drawn as a dashed line
 
-    All panels share one scale of arrows.
+    The arrows of all panels have the same scale.
     """
     x, y, shade = np.asarray(x), np.asarray(y), np.asarray(shade)
     low, high = float(shade.min()), float(shade.max())

@@ -1,4 +1,4 @@
-"""Pictures of color transport, by what is drawn on them."""
+"""Figures of color transport: their titles, labels, images and points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adcore import figures
 pytestmark = pytest.mark.usefixtures("style")
 
 
-def test_a_row_a_method_shows_source_target_and_the_transported_images_with_their_chroma():
+def test_each_method_has_a_row_with_source_target_and_transported_images_and_their_chroma():
     source, target = torch.rand(3, 6, 9), torch.full((3, 5, 4), 0.25)
     orange = torch.tensor([1.2, 0.5, -0.1])[:, None, None].expand(3, 6, 9)
     moved = {"diagonal": [source, orange], "MK": [source, target]}
@@ -22,11 +22,11 @@ def test_a_row_a_method_shows_source_target_and_the_transported_images_with_thei
     for line, last in zip(grid, (orange, target), strict=True):
         for axes, picture in zip(line, (source, target, source, last), strict=True):
             assert np.array_equal(axes.images[0].get_array(), picture.permute(1, 2, 0).clamp(0, 1).numpy())
-    assert grid[0, 3].get_xlabel() == "chroma 1.300", "of the image before it was clipped"
+    assert grid[0, 3].get_xlabel() == "chroma 1.300", "chroma is that of the image before clipping"
     assert [axes.get_xlabel() for axes in grid[:, 1]] == ["chroma 0.000"] * 2
 
 
-def test_a_cloud_holds_pixels_of_its_image_in_their_colors_and_all_cubes_share_their_limits():
+def test_a_cube_shows_pixels_of_its_image_in_their_colors_and_all_cubes_have_equal_limits():
     image, gray = torch.rand(3, 20, 10, dtype=torch.float64), torch.linspace(-0.2, 0.8, 12).double().expand(3, 3, 12)
     figure = figures.color_clouds({"source": image, "target": gray}, points=50)
     assert [axes.get_title() for axes in figure.axes] == ["source", "target"]

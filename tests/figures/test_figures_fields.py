@@ -1,4 +1,4 @@
-"""Fields of arrows, by what is drawn on them: directions, thickness, marks and crosses; never by their pixels."""
+"""Figures of vector fields: directions and widths of lines, marks, arrows and crosses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adcore.errors import ParameterError
 
 X, Y = np.linspace(-2, 2, 21), np.linspace(-1, 1, 11)
 PLANE = np.stack(np.meshgrid(X, Y), -1)                               # (h, w, 2)
-AWAY = PLANE * np.array([1.0, 3.0])                                  # from the origin, stronger up and down
+AWAY = PLANE * np.array([1.0, 3.0])                                  # away from the origin, stronger in y
 
 
 pytestmark = pytest.mark.usefixtures("style")
@@ -24,7 +24,7 @@ def names(figure: Figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def test_stream_lines_go_where_the_field_goes_and_are_thicker_where_it_is_stronger():
+def test_stream_lines_follow_the_field_and_are_thicker_where_it_is_stronger():
     axes = figures.vector_fields(X, Y, {"out": (AWAY, PLANE[..., 0], "x")}).axes[0]
     (lines,) = (c for c in axes.collections if isinstance(c, LineCollection))
     segments, widths = np.array(lines.get_segments()), np.asarray(lines.get_linewidths())
@@ -35,19 +35,19 @@ def test_stream_lines_go_where_the_field_goes_and_are_thicker_where_it_is_strong
     assert np.corrcoef(strength, widths)[0, 1] > 0.98 and widths.max() < 2.5
 
 
-def test_each_panel_has_its_title_its_shade_and_what_the_shade_is():
+def test_each_panel_has_a_title_a_shade_and_the_label_of_the_shade():
     figure = figures.vector_fields(X, Y, {"one": (AWAY, PLANE[..., 0], "across"), "two": (-AWAY, 5 * PLANE[..., 1], "up")})
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == ["one", "two"]
     for axes, shade in zip(panels, (PLANE[..., 0], 5 * PLANE[..., 1]), strict=True):
         (mesh,) = (c for c in axes.collections if isinstance(c, QuadMesh))
         np.testing.assert_array_equal(np.asarray(mesh.get_array()).reshape(11, 21), shade)
-        assert mesh.get_cmap().name == "Greys" and mesh.get_clim()[1] > shade.max(), "lines must show on the darkest part"
+        assert mesh.get_cmap().name == "Greys" and mesh.get_clim()[1] > shade.max(), "lines must be visible on the darkest part"
         assert axes.get_aspect() == 1
     assert [axes.get_xlabel() for axes in figure.axes if axes not in panels] == ["across", "up"]
 
 
-def test_the_boundary_and_the_marks_are_drawn_in_every_panel_and_named_once():
+def test_the_boundary_and_the_marks_are_drawn_in_every_panel_and_listed_once():
     marks = {"mode": np.array([[0.5, 0.25], [-0.5, 0.0]]), "minimum": np.array([[0.0, -0.5]])}
     panels = dict.fromkeys("ab", (AWAY, PLANE[..., 0], "x"))
     figure = figures.vector_fields(X, Y, panels, PLANE[..., 0] - 1, marks)
@@ -60,22 +60,22 @@ def test_the_boundary_and_the_marks_are_drawn_in_every_panel_and_named_once():
         assert all(path.vertices[:, 0] == approx(1) for path in border.get_paths())
 
 
-def test_a_boundary_that_is_nowhere_is_not_named():
+def test_a_boundary_outside_the_plane_is_not_in_the_legend():
     figure = figures.vector_fields(X, Y, {"a": (AWAY, PLANE[..., 0], "x")}, np.ones((11, 21)))
     assert not figure.legends
 
 
-def test_a_flat_field_and_a_flat_shade_can_be_drawn():
+def test_a_field_of_zeros_and_a_constant_shade_can_be_drawn():
     figure = figures.vector_fields(X, Y, {"still": (0 * AWAY, np.zeros((11, 21)), "nothing")})
     figure.canvas.draw()
 
 
-def test_a_field_of_another_shape_is_refused():
+def test_a_field_that_does_not_fit_the_plane_is_refused():
     with pytest.raises(ParameterError, match=r"^field 'a' has vectors \(21, 11, 2\) and shade \(11, 21\): expected"):
         figures.vector_fields(X, Y, {"a": (AWAY.transpose(1, 0, 2), PLANE[..., 0], "x")})
 
 
-def test_only_points_that_send_have_an_arrow_and_all_panels_share_its_scale():
+def test_only_points_that_send_a_gradient_have_an_arrow_and_all_panels_have_one_scale():
     points, pushes = PLANE[::5, ::5].reshape(-1, 2), AWAY[::5, ::5].reshape(-1, 2)
     sends = points[:, 0] > 0
     figure = figures.arrows(X, Y, PLANE[..., 0], {"all": (points, pushes, np.ones(len(points), bool)),
@@ -91,6 +91,6 @@ def test_only_points_that_send_have_an_arrow_and_all_panels_share_its_scale():
     assert names(figure) == ["sends its gradient", "kept back", "as likely normal as outlier"]
 
 
-def test_a_batch_that_sends_nothing_can_be_drawn():
+def test_a_batch_without_any_gradient_can_be_drawn():
     figure = figures.arrows(X, Y, PLANE[..., 0], {"none": (PLANE[0], AWAY[0], np.zeros(21, bool))})
     figure.canvas.draw()
