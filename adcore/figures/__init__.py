@@ -1,4 +1,4 @@
-"""Figures that the notebooks and the report share: one look, one color scale for what is compared, readable in gray."""
+"""Figures of the notebooks and the report: one style, a common color scale for compared values, readable in gray."""
 
 from adcore.figures.attention import activation_pairs, boxed, heated
 from adcore.figures.charts import (

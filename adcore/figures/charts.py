@@ -1,4 +1,4 @@
-"""Charts: what is measured, in bars, lines and shades."""
+"""Charts of measured values: bars, lines, points, histograms and masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def score_histograms(scores: Any, title: str = "image score") -> Figure:
-    """A panel a category: scores of normal and of anomalous test images (columns category, label, score)."""
+    """Histograms of the scores of normal and anomalous test images, one panel per category.
+
+    scores  DataFrame with one row per image: category, label (0 or 1), score
+    """
     categories = list(dict.fromkeys(scores["category"]))
     figure, grid = plt.subplots(1, len(categories), figsize=(2.4 * len(categories), 1.9), squeeze=False)
     for axes, category in zip(grid[0], categories, strict=True):
@@ -34,7 +37,7 @@ def score_histograms(scores: Any, title: str = "image score") -> Figure:
 
 
 def probability_histograms(panels: Mapping[str, np.ndarray], xlabel: str, ylabel: str, columns: int = 2) -> Figure:
-    """A panel a set of probabilities, as Fig. 2 of artola2024: counts on a logarithmic scale over [0, 1], one scale for all.
+    """Histograms of probabilities, as Fig. 2 of artola2024: one panel per entry, all with the same logarithmic count axis.
 
     panels  title -> values in [0, 1], any shape
     """
@@ -55,7 +58,12 @@ def probability_histograms(panels: Mapping[str, np.ndarray], xlabel: str, ylabel
 
 
 def visible_keys(visible: np.ndarray, grid: tuple[int, int], queries: Sequence[tuple[int, int]]) -> Figure:
-    """What some queries (y, x) may attend to under a (N, N) mask: white visible, dark blocked, a cross at the query."""
+    """The keys that each query may attend to: white visible, dark blocked, a cross at the query; one panel per query.
+
+    visible  (N, N) bool, True where the query of the row may attend to the key of the column, N = h * w
+    grid     (h, w)
+    queries  (y, x) of each query to show
+    """
     h, w = grid
     figure, axes_row = plt.subplots(1, len(queries), figsize=(1.9 * len(queries), 2.1), squeeze=False)
     for axes, (y, x) in zip(axes_row[0], queries, strict=True):
@@ -69,11 +77,15 @@ def visible_keys(visible: np.ndarray, grid: tuple[int, int], queries: Sequence[t
 
 
 def receptive_fields(fields: Mapping[str, ReceptiveField], analytic: Mapping[str, int] | None = None) -> Figure:
-    """A panel a tap, as Fig. 1 of heckler2023: the gradient's norm in shades of black and its bounding box."""
+    """Gradient norms in shades of black with their bounding boxes, as Fig. 1 of heckler2023; one panel per tap.
+
+    fields    tap -> its receptive field, measured by the gradient
+    analytic  tap -> its size in pixels by the analytic formula, written beside the measured size
+    """
     figure, axes_row = plt.subplots(1, len(fields), figsize=(2.4 * len(fields), 2.75), squeeze=False)
     for axes, (tap, field) in zip(axes_row[0], fields.items(), strict=True):
         shade = np.abs(field.gradient) / max(float(np.abs(field.gradient).max()), 1e-30)
-        axes.imshow(1 - np.sqrt(shade), cmap="gray", vmin=0, vmax=1)  # the root shows the faint rim, as in print
+        axes.imshow(1 - np.sqrt(shade), cmap="gray", vmin=0, vmax=1)  # the root makes the faint border visible, as in print
         top, left, bottom, right = field.box
         axes.add_patch(plt.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False,
                                      edgecolor=COLORS[1], linewidth=1.4))
@@ -81,14 +93,17 @@ def receptive_fields(fields: Mapping[str, ReceptiveField], analytic: Mapping[str
         axes.set_title(f"{tap}\nmeasured {field.size}{beside}", fontsize=8)
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
-        for spine in axes.spines.values():  # the image's edge, which a deep field may touch
+        for spine in axes.spines.values():  # the border of the image, which a deep field may reach
             spine.set(visible=True, linewidth=0.6, color="#888")
     return figure
 
 
 def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str,
                title: str = "") -> Figure:
-    """Named (x, y) series, each with a color, a line style and, where it is not dense, a marker of its own."""
+    """One line per series with its own color, line style and, up to 60 points, marker.
+
+    series  name -> (x, y)
+    """
     figure, axes = plt.subplots(figsize=(5.2, 3.0))
     for i, (name, (x, y)) in enumerate(series.items()):
         marker = MARKERS[i % 7] if len(x) <= 60 else ""
@@ -99,9 +114,9 @@ def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], xl
 
 
 def line_panels(panels: Mapping[str, Any], xlabel: str, ylabel: str, columns: int = 4) -> Figure:
-    """A panel a table, all with one scale of y and one legend: the table's index along x, a line a column.
+    """One panel per table and one line per column, over the table's index; all panels share the y axis and the legend.
 
-    panels  title -> DataFrame; numbers of the index are placed as such, words evenly; a NaN leaves its place empty
+    panels  title -> DataFrame; a numeric index gives the x positions, any other index is spaced evenly; NaN leaves a gap
     """
     names = list(dict.fromkeys(name for table in panels.values() for name in table.columns))
     columns = min(columns, len(panels))
@@ -110,8 +125,8 @@ def line_panels(panels: Mapping[str, Any], xlabel: str, ylabel: str, columns: in
     for axes in grid.flat[len(panels):]:
         axes.set_visible(False)
     for axes, (title, table) in zip(grid.flat, panels.items(), strict=False):
-        words = not all(isinstance(value, int | float) for value in table.index)
-        x = np.arange(len(table)) if words else np.array(table.index, float)
+        numeric = all(isinstance(value, int | float) for value in table.index)
+        x = np.array(table.index, float) if numeric else np.arange(len(table))
         for name in table.columns:
             i = names.index(name)
             axes.plot(x, table[name].to_numpy(float), color=COLORS[i % 7], linestyle=LINES[i % 7], marker=MARKERS[i % 7],
@@ -125,9 +140,9 @@ def line_panels(panels: Mapping[str, Any], xlabel: str, ylabel: str, columns: in
 
 
 def bar_panels(panels: Mapping[str, Any], ylabel: str, columns: int = 2) -> Figure:
-    """A panel a table of counts, as Fig. 2 of heckler2023: a group a row, a bar a column, in the columns' order.
+    """Bars of counts, as Fig. 2 of heckler2023: one panel per table, one group per row, one bar per column.
 
-    panels  title -> DataFrame; all panels share the scale, whole numbers, and one legend
+    panels  title -> DataFrame; all panels share the integer y axis and the legend
     """
     names = list(dict.fromkeys(name for table in panels.values() for name in table.columns))
     columns = min(columns, len(panels))
@@ -158,16 +173,16 @@ def bar_panels(panels: Mapping[str, Any], ylabel: str, columns: int = 2) -> Figu
 def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
                  errors: Mapping[str, Mapping[str, float]] | None = None,
                  published: Mapping[str, Mapping[str, float]] | None = None, title: str = "") -> Figure:
-    """Groups of bars side by side, a bar a series, each series with a color and a hatch of its own.
+    """Groups of bars with one bar per series; each series has its own color and hatch.
 
-    table      group -> series -> value; a series that a group lacks leaves its place empty
-    errors     what to draw up and down from a bar's end, found by the same two names
-    published  printed values, each a black tick over its bar's width
+    table      group -> series -> value; a missing series leaves a gap in its group
+    errors     group -> series -> half the length of the error bar
+    published  group -> series -> printed value, drawn as a black line across the bar
     """
     series = list(dict.fromkeys(name for group in table.values() for name in group))
 
-    def values(of: Mapping[str, Mapping[str, float]] | None, name: str) -> np.ndarray:
-        return np.array([(of or {}).get(group, {}).get(name, np.nan) for group in table], float)
+    def values(given: Mapping[str, Mapping[str, float]] | None, name: str) -> np.ndarray:
+        return np.array([(given or {}).get(group, {}).get(name, np.nan) for group in table], float)
 
     figure, axes = plt.subplots(figsize=(min(9.0, 1.6 + 0.32 * len(table) * (len(series) + 1)), 3.0), layout="constrained")
     middles, step = np.arange(len(table)), 0.8 / max(1, len(series))
@@ -191,21 +206,26 @@ def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
 
 
 def labeled_points(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str, marked: Sequence[str] = ()) -> Figure:
-    """Named (x, y) points on logarithmic axes, each with its name beside it; the marked ones stand out."""
+    """Points on logarithmic axes with their names beside them; the `marked` ones have another color and marker.
+
+    points  name -> (x, y)
+    """
     figure, axes = plt.subplots(figsize=(5.6, 3.4))
     for name, (x, y) in points.items():
-        which = name in marked
-        axes.plot(x, y, marker=MARKERS[1 if which else 0], color=COLORS[1 if which else 0], markersize=7 if which else 5,
-                  linestyle="none")
+        special = name in marked
+        axes.plot(x, y, marker=MARKERS[special], color=COLORS[special], markersize=7 if special else 5, linestyle="none")
         axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8,
-                      fontweight="bold" if which else "normal")
+                      fontweight="bold" if special else "normal")
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
     axes.margins(0.15)
     return figure
 
 
 def intervals(values: Mapping[str, tuple[float, float]], xlabel: str, title: str = "") -> Figure:
-    """A row a name: its mean as a point and one standard deviation to either side, NaN where there is none."""
+    """Means as points with an error bar of one standard deviation, one row per name.
+
+    values  name -> (mean, standard deviation); no error bar where the deviation is NaN
+    """
     figure, axes = plt.subplots(figsize=(5.2, 0.32 * len(values) + 0.9))
     for y, (mean, std) in enumerate(values.values()):
         axes.errorbar(mean, y, xerr=None if std != std else std, fmt=MARKERS[0], color=COLORS[0], capsize=3, markersize=4)

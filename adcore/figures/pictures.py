@@ -1,4 +1,4 @@
-"""Figures made of pictures: images, masks and anomaly maps."""
+"""Figures that show images, masks and anomaly maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def contact_sheet(dataset: Dataset, columns: int = 7, size: int = 128) -> Figure:
-    """A row a category: two normal test images, then one of each kind of defect in turn, with its mask outlined."""
+    """Test images, one row per category: two normal ones, then defective ones with their masks outlined, kind by kind."""
     view = View((size, size))
     rows = dataset.categories
     figure, grid = plt.subplots(len(rows), columns, figsize=(1.25 * columns, 1.4 * len(rows)), squeeze=False)
@@ -37,7 +37,7 @@ def contact_sheet(dataset: Dataset, columns: int = 7, size: int = 128) -> Figure
 
 
 def _mixed(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Two normal samples and then defects of different kinds, as many as asked for."""
+    """Up to `count` samples: two normal ones, then defective ones, the kinds of defects in turn."""
     kinds: dict[str, list[Sample]] = {}
     for sample in samples:
         kinds.setdefault(sample.defect, []).append(sample)
@@ -50,12 +50,12 @@ def _mixed(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]], view: View) -> Figure:
-    """A column a sample: the image, its mask, and the anomaly map of each method.
+    """The image, its mask and the anomaly map of each method, one column per sample.
 
-    maps  method -> one (h, w) map a sample, of any size
+    maps  method -> one (h, w) map per sample, of any size
 
-    A method's maps of one category share a color scale, from their 1st percentile to their maximum: scaling each image
-    by itself would make every normal image look defective.
+    All maps of one method and category have the same color scale, from their 1st percentile to their maximum: with a scale
+    for each image, every normal image would look defective.
     """
     rows = 2 + len(maps)
     figure, grid = plt.subplots(rows, len(samples), figsize=(1.2 * len(samples), 1.24 * rows), squeeze=False)
@@ -77,26 +77,26 @@ def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]
 
 
 def _category_limits(maps: Sequence[Any], samples: Sequence[Sample], category: str) -> tuple[float, float]:
-    """The color scale that a category's maps share: from their 1st percentile to their maximum."""
-    kin = np.stack([np.asarray(one) for one, sample in zip(maps, samples, strict=True) if sample.category == category])
-    return float(np.percentile(kin, 1)), float(kin.max())
+    """The color scale of all maps of a category: from their 1st percentile to their maximum."""
+    stack = np.stack([np.asarray(one) for one, sample in zip(maps, samples, strict=True) if sample.category == category])
+    return float(np.percentile(stack, 1)), float(stack.max())
 
 
 def _draw_map(axes: Axes, scores: Any, limits: tuple[float, float], shape: tuple[int, int]) -> None:
-    """An anomaly map (h, w) of any size, stretched over pictures of `shape`."""
+    """Draw an anomaly map (h, w), enlarged to the size (H, W) of the images."""
     low, high = limits
     axes.imshow(np.asarray(scores), cmap=HEAT, vmin=low, vmax=high, extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5))
 
 
 def reconstructions(samples: Sequence[Sample], pictures: Mapping[str, Sequence[Any]], view: View,
                     masks: bool = True) -> Figure:
-    """A row a sample, as Figs. S2 and S3 of uniad2022: the input, then what each column's title promises.
+    """The input and further pictures of each sample, one row per sample, as Figs. S2 and S3 of uniad2022.
 
-    pictures  title -> one picture a sample, of any size: (3, H, W) images in [0, 1] as they are, (h, w) anomaly maps in the
-              heat colors, (h, w) bool masks in black and white
-    masks     outline each sample's defect on the input and on anomaly maps
+    pictures  title of the column -> one picture per sample, of any size: an image (3, H, W) in [0, 1], an anomaly map (h, w),
+              drawn in heat colors, or a bool mask (h, w), drawn in black and white
+    masks     outline each sample's defect on the input and on the anomaly maps
 
-    A column's maps of one category share a color scale, as in `heat_maps`.
+    All maps of one column and category have the same color scale, as in `heat_maps`.
     """
     height, width = view.shape
     columns = 1 + len(pictures)
@@ -124,8 +124,12 @@ def reconstructions(samples: Sequence[Sample], pictures: Mapping[str, Sequence[A
 
 
 def largest_defects(dataset: Dataset, view: View, kinds: int) -> list[Sample]:
-    """Test images that show much of a defect: of each category the largest of each kind, the largest `kinds` of them, first
-    the one with most pixels under its mask. Images without a mask are passed over."""
+    """Test images with large defects: for each category, the image with the largest mask of each kind of defect.
+
+    kinds  how many kinds per category, those with the largest masks; the images are in descending order of mask pixels
+
+    Images without a mask are skipped.
+    """
     chosen: list[Sample] = []
     for category in dataset.categories:
         largest: dict[str, tuple[int, Sample]] = {}
@@ -140,35 +144,38 @@ def largest_defects(dataset: Dataset, view: View, kinds: int) -> list[Sample]:
 
 
 def overlay(image: Any, errors: Any) -> np.ndarray:
-    """An anomaly map in the heat colors, from its minimum to its maximum, blended half and half with its image, as the
-    assistant's pictures of uniad2022: (3, H, W) in [0, 1], (H, W) -> (3, H, W)."""
+    """The mean of an image and its anomaly map in heat colors, as in the maps of uniad2022.
+
+    The color scale runs from the map's minimum to its maximum. (3, H, W) in [0, 1] and (H, W) -> (3, H, W).
+    """
     errors = np.asarray(errors)
     low, high = errors.min(), errors.max()
-    shares = (errors - low) / (high - low) if high > low else np.zeros_like(errors)
-    heat = colormaps[HEAT](shares)[..., :3]                                             # (H, W, 3), without transparency
+    fractions = (errors - low) / (high - low) if high > low else np.zeros_like(errors)
+    heat = colormaps[HEAT](fractions)[..., :3]                                          # (H, W, 3), without transparency
     return 0.5 * np.asarray(image) + 0.5 * heat.transpose(2, 0, 1)
 
 
 def stored_maps(dataset: Dataset, tables: Mapping[str, ResultTable], columns: int = 9) -> Figure:
-    """Heat maps of test images whose maps are in the store, of several methods on the same images: first a normal and then
-    the defective ones of each category in turn.
+    """Heat maps of several methods on the same test images, from the maps in the results store.
 
-    tables  method's title -> its results; a map of the first seed is shown
+    tables  title of the method -> its results; the maps of the first seed are shown
+
+    Each category has a normal image, then defective ones; `columns` is the approximate number of images in total.
     """
     maps = {title: table.maps() for title, table in tables.items()}
-    kept = [sample for sample in dataset.test if all(map_name(sample) in found for found in maps.values())]
-    share = max(1, columns // len(dataset.categories))
+    available = [sample for sample in dataset.test if all(map_name(sample) in found for found in maps.values())]
+    count = max(1, columns // len(dataset.categories))
     chosen: list[Sample] = []
     for category in dataset.categories:
-        mine = [sample for sample in kept if sample.category == category]
-        chosen += [s for s in mine if not s.label][:1] + [s for s in mine if s.label][::2][: share - 1]
+        samples = [sample for sample in available if sample.category == category]
+        chosen += [s for s in samples if not s.label][:1] + [s for s in samples if s.label][::2][: count - 1]
     size = next(iter(maps.values()))[map_name(chosen[0])].shape
     shown = {title: [found[map_name(sample)] for sample in chosen] for title, found in maps.items()}
     return heat_maps(chosen, shown, View(size))
 
 
 def side_by_side(pictures: Mapping[str, Any]) -> Figure:
-    """Titled pictures in a row: (3, H, W) images in [0, 1] as they are, (H, W) maps in the heat colors with a bar."""
+    """Pictures in one row with their titles: images (3, H, W) in [0, 1], or maps (H, W) in heat colors with a color bar."""
     figure, axes_row = plt.subplots(1, len(pictures), figsize=(3.1 * len(pictures), 2.9), squeeze=False)
     for axes, (title, picture) in zip(axes_row[0], pictures.items(), strict=True):
         picture = np.asarray(picture)
@@ -181,9 +188,9 @@ def side_by_side(pictures: Mapping[str, Any]) -> Figure:
 
 
 def framed(rows: Mapping[str, Sequence[tuple[Any, str, int] | None]]) -> Figure:
-    """Rows of pictures in frames: blue and drawn through around what is normal, orange and dashed around what is anomalous.
+    """Rows of framed pictures: a solid blue frame for normal ones, a dashed orange frame for anomalous ones.
 
-    rows  label of the row -> (picture, title, 0 or 1 for anomalous) of each; None leaves half a place empty
+    rows  label of the row -> its pictures: (picture, title, 0 for normal or 1 for anomalous), or None for a half-width gap
     """
     width, step = max(sum(1.0 if item else 0.5 for item in items) for items in rows.values()), 1.28
     figure, axes = plt.subplots(figsize=(0.8 * width + 1, 0.8 * step * len(rows) + 0.35))

@@ -1,4 +1,4 @@
-"""The one look of every figure, and where a figure goes: into its notebook or into the store."""
+"""The style of all figures, and functions that show a figure in its notebook or store it for the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from adcore.files import atomic, write_json
 from adcore.paths import runs_folder
 
-# Okabe and Ito's colors, told apart by color-blind readers; each has a line style, a marker and a hatch of its own too.
+# The colors of Okabe and Ito, which color-blind readers can distinguish; each has its own line style, marker and hatch.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 2)), "-")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -23,7 +23,7 @@ HEAT = "inferno"
 
 
 def use_style() -> None:
-    """Fonts, sizes and colors of every figure. Called by each notebook once."""
+    """Set the fonts, sizes and colors of all figures. Every notebook calls this once."""
     plt.rcParams.update({
         "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
         "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
@@ -32,9 +32,9 @@ def use_style() -> None:
 
 
 def show(figure: Figure) -> None:
-    """Show a figure in its notebook and let go of it.
+    """Show a figure in its notebook and close it.
 
-    Photographs are several times smaller as JPEG and charts as PNG: the smaller one is kept in the notebook.
+    The notebook keeps the smaller of two files: photographs are several times smaller as JPEG, charts as PNG.
     """
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is None:
@@ -50,10 +50,10 @@ def show(figure: Figure) -> None:
 
 
 def record(figure: Figure, exhibit: str, context: str, profile: str, out: str | Path | None = None) -> None:
-    """Keep a figure in the store under its exhibit, where the report finds it.
+    """Store a figure under its exhibit's id, for the report.
 
-    context  how it was made, in words
-    profile  'quick' when it is a demonstration of the exhibit, 'paper' when it has the paper's settings
+    context  how the figure was made, in words
+    profile  'paper' when it was made with the paper's settings, 'quick' when it only demonstrates the exhibit
     """
     folder = runs_folder(out) / "exhibits"
     with atomic(folder / f"{exhibit}.png") as temporary:
@@ -62,7 +62,7 @@ def record(figure: Figure, exhibit: str, context: str, profile: str, out: str | 
 
 
 def bare(axes: Axes) -> None:
-    """Take ticks, grid and frame from axes that hold a picture."""
+    """Remove ticks, grid and frame from axes that show a picture."""
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     for spine in axes.spines.values():
@@ -70,6 +70,6 @@ def bare(axes: Axes) -> None:
 
 
 def outline(axes: Axes, mask: np.ndarray, color: str = "#FF2D2D") -> None:
-    """Draw the border of a mask (H, W); an empty one draws nothing."""
+    """Draw the border of a mask (H, W); nothing if the mask is empty."""
     if mask.any():
         axes.contour(mask.astype(float), levels=[0.5], colors=[color], linewidths=1.1)

@@ -15,7 +15,7 @@ def _number(value: Any, digits: str = "") -> str:
 
 
 def comparison_html(frame: pd.DataFrame) -> str:
-    """The cells as an HTML table; the verdict is a word, not only a color."""
+    """A comparison's cells as an HTML table. The verdict is written as a word, not only shown by a color."""
     colors = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b", "not run": "#777"}
     lines = []
     for row in frame.to_dict("records"):
@@ -30,7 +30,7 @@ def comparison_html(frame: pd.DataFrame) -> str:
 
 
 def published_html(printed: pd.DataFrame) -> str:
-    """Published cells without a measured number beside them: rows by columns, as printed."""
+    """Published cells alone, as a table with the printed rows and columns."""
     shown = printed.assign(cell=[text if pd.isna(std) else f"{text} ± {std:g}"
                                  for text, std in zip(printed["text"], printed["std"], strict=True)])
     wide = shown.pivot_table(index="row", columns="column", values="cell", aggfunc=" / ".join, sort=False).fillna("")

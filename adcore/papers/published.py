@@ -1,14 +1,14 @@
-"""Printed numbers and exhibits, read from the csv files beside this module.
+"""Read the papers' exhibits and printed numbers from the csv files in this folder.
 
-    papers.csv                        one paper per row
-    exhibits.csv                      one exhibit per row: table, figure, algorithm, equations or protocol
-    <paper>/published/<exhibit>.csv   one printed number per row
+    papers.csv                        one row per paper
+    exhibits.csv                      one row per exhibit: table, figure, algorithm, equations or protocol
+    <paper>/published/<exhibit>.csv   one row per printed number
 
-Numbers are kept as printed, percent as percent and misprints as misprints; `note` says what is wrong with a cell.
-Whatever the papers print as text (a layer's name, a checkpoint's source) has metric 'text'.
+Numbers are stored as printed: percentages as percentages, and misprints unchanged, with the error described in `note`.
+Printed text (the name of a layer, the source of a checkpoint) has the metric 'text'.
 
-`match` joins a measured result to a printed cell: fields of an experiment and their values, `all` standing for the mean
-over a field's values.
+`match` tells which measured results belong to a printed cell: fields of an experiment and their values, where `all` means the
+mean over all values of a field.
 
     method=atacnet;step=cutmix;category=all    the mean over categories of the first step of ATAC-Net
 """
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable  # not in Python 3.10
 
 COLUMNS = ("row", "column", "metric", "value", "std", "unit", "match", "note")
-TEXT = "text"  # the metric of a cell that holds words
+TEXT = "text"  # the metric of a cell that contains text
 
 Value = bool | int | float | str | tuple[int, ...]
 
 
 def papers() -> pd.DataFrame:
-    """The five papers: index `id`; columns title, authors ('; ' between them), venue, year, arxiv, url."""
+    """The five papers: index `id`; columns title, authors (separated by '; '), venue, year, arxiv, url."""
     table = _read("papers.csv")
     return table.assign(year=table["year"].astype(int)).set_index("id")
 
@@ -44,12 +44,12 @@ def exhibits() -> pd.DataFrame:
     """All exhibits in the papers' order: index `id`, as in 'uniad2022.table_s2'.
 
     paper           id of a row of `papers()`
-    number, title   'Table S2' and what we call it
-    caption         one sentence, our words
+    number, title   'Table S2' and our title
+    caption         one sentence in our words
     kind            table, figure, algorithm, equations or protocol
     notebook        path below notebooks/ without suffix
-    needs_data      names of data_manifest.csv with ';' between them, for profile=paper; '' when none
-    needs_weights   likewise
+    needs_data      data sets for profile=paper: names of data_manifest.csv, separated by ';'; '' when none
+    needs_weights   weights for profile=paper, likewise
     state           'regenerated' or 'planned'
     deterministic   bool: no training and no data needed
     note            what is missing, misprinted or not stated
@@ -59,20 +59,20 @@ def exhibits() -> pd.DataFrame:
 
 
 def published(exhibit: str) -> pd.DataFrame:
-    """The printed cells of an exhibit, one a row.
+    """The printed cells of an exhibit, one row per cell.
 
     row, column   labels as printed
-    metric        our word for what the cell holds; 'text' for words
-    value, std    float in `unit` (%, fraction, G, M or ''), NaN where nothing or no number is printed
-    text          the cell as printed, words or digits: '19' and '19.0' are not equally exact
-    match         dict of experiment fields, see the module
+    metric        our name for the quantity; 'text' for text
+    value, std    float in `unit` (%, fraction, G, M or ''); NaN where no number is printed
+    text          the cell as printed: '19' and '19.0' differ in precision
+    match         dict of experiment fields, see the module's docstring
     note          misprints, defaults
-    exhibit       the argument, and
-    source        'published', so that rows keep their label when joined with measured ones
+    exhibit       the argument
+    source        'published': marks these rows in a table joined with measured ones
 
     Raises:
         ParameterError: no such exhibit, or one without printed numbers.
-        DataError: its file is damaged.
+        DataError: the file is damaged.
     """
     known = exhibits().index
     printed = [name for name in known if _resource(_file(name)).is_file()]
@@ -85,12 +85,12 @@ def published(exhibit: str) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise DataError(f"adcore/papers/{_file(exhibit)} has no column '{missing[0]}': restore the file")
-    words = table["metric"] == TEXT
+    textual = table["metric"] == TEXT
     try:
-        values = [math.nan if is_text else float(cell) for cell, is_text in zip(table["value"], words, strict=True)]
+        values = [math.nan if is_text else float(cell) for cell, is_text in zip(table["value"], textual, strict=True)]
         stds = [float(cell) if cell else math.nan for cell in table["std"]]
-    except (ValueError, TypeError) as error:  # a short row's cells are no text
-        raise DataError(f"adcore/papers/{_file(exhibit)}: {_first_line(error)}; words have the metric '{TEXT}'") from error
+    except (ValueError, TypeError) as error:  # the missing cells of a short row are NaN
+        raise DataError(f"adcore/papers/{_file(exhibit)}: {_first_line(error)}; text needs the metric '{TEXT}'") from error
     return pd.DataFrame({
         "row": table["row"],
         "column": table["column"],
@@ -107,15 +107,17 @@ def published(exhibit: str) -> pd.DataFrame:
 
 
 def parse_match(text: str) -> dict[str, Value]:
-    """`field=value;field=value` as a dict; true and false are bool, digits are numbers, `1,2,3` is a tuple of them, what stands
-    in single quotes is text whatever it looks like (`category='01234'`), and so is the rest.
+    """Parse `field=value;field=value` into a dict.
+
+    true and false become bool, digits become numbers, and `1,2,3` becomes a tuple of integers. Everything else is text;
+    single quotes make digits text (`category='01234'`).
 
     Raises:
-        DataError: a part without '=', a field given twice, or no text at all.
+        DataError: a part without '=', a field that occurs twice, or an argument that is not a string.
     """
     fields: dict[str, Value] = {}
     if not isinstance(text, str):
-        raise DataError(f"match '{text}' is not a list of field=value joined by ';': the row may be short of a cell")
+        raise DataError(f"match '{text}' is not a list of field=value joined by ';': a cell of the row may be missing")
     for part in text.split(";") if text else ():
         field, equals, value = part.partition("=")
         if not (field and equals and value) or field in fields:
@@ -145,12 +147,12 @@ def _resource(path: str) -> Traversable:
 
 
 def _read(path: str) -> pd.DataFrame:
-    """A csv of this package, every cell as printed: '-' and 'none' are words here, not missing values."""
+    """Read a csv file of this package with every cell as text: '-' and 'none' are not missing values here."""
     try:
         text = _resource(path).read_text(encoding="utf-8")
         return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except ValueError as error:  # of pandas or of the decoder
-        raise DataError(f"adcore/papers/{path} is no csv in UTF-8 ({_first_line(error)}): restore the file") from error
+    except ValueError as error:  # from pandas, or from decoding
+        raise DataError(f"adcore/papers/{path} is not a csv file in UTF-8 ({_first_line(error)}): restore the file") from error
 
 
 def _first_line(error: Exception) -> str:

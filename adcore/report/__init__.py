@@ -1,4 +1,4 @@
-"""The report: one folder of pages that opens offline and says, cell by cell, what was reproduced."""
+"""The report: a folder of HTML pages that open offline and show, cell by cell, what was reproduced."""
 
 from adcore.report.card import score_card
 from adcore.report.pages import write_report

@@ -1,4 +1,4 @@
-"""The score card: how much of each paper stands, counted from what is in the store."""
+"""The score card: how many exhibits and printed numbers of each paper are reproduced, counted from the results store."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from adcore.notebook import all_notebooks, notebook_name
 from adcore.papers import exhibits, papers, published
 from adcore.paths import runs_folder
 
-OF_NUMBERS = tuple(verdict for verdict in VERDICTS if verdict != "other")  # words are never 'higher', numbers never 'other'
+OF_NUMBERS = tuple(verdict for verdict in VERDICTS if verdict != "other")  # 'other' is a verdict on text
 
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """How the last batch run of a notebook, or of one of its parameter sets, went.
+    """The outcome of the last batch run of a notebook, or of one of its parameter sets.
 
-    name      of the notebook, with '@' and eight digits for a set
+    name      name of the notebook, followed by '@' and eight digits for a parameter set
     state     'ran', 'failed' or 'not run'
-    executed  the executed copy, or None
-    error     the first line of what a failed one raised, '' when that cannot be said
+    executed  path of the executed copy, or None
+    error     first line of the error of a failed run, '' when it is unknown
     """
 
     name: str
@@ -37,7 +37,7 @@ class NotebookRun:
 
 
 def stored_comparison(exhibit: str, root: Path) -> dict[str, Any] | None:
-    """What a notebook recorded of an exhibit: context, profile, rows. None when nothing or when it cannot be read."""
+    """The comparison that a notebook stored for an exhibit: context, profile, rows. None if it is missing or unreadable."""
     path = root / "exhibits" / f"{exhibit}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def stored_comparison(exhibit: str, root: Path) -> dict[str, Any] | None:
 
 
 def cells(exhibit: str) -> pd.DataFrame | None:
-    """An exhibit's published cells, or None when the paper prints no numbers."""
+    """The published cells of an exhibit, or None when the paper prints no numbers for it."""
     try:
         return published(exhibit)
     except ParameterError:
@@ -55,7 +55,7 @@ def cells(exhibit: str) -> pd.DataFrame | None:
 
 
 def _seconds(record: Path) -> float | None:
-    """What a run that went well took; the record is missing after one that did not."""
+    """Seconds of a successful run, None when there is no valid record."""
     try:
         return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -63,8 +63,10 @@ def _seconds(record: Path) -> float | None:
 
 
 def _raised(executed: Path) -> str | None:
-    """What an executed notebook's cell raised: 'DataError: data set ... is not here'; '' when none did, None when it is no
-    notebook: Snakemake leaves an empty one of a run that was killed."""
+    """First line of the error in an executed notebook, such as 'DataError: data set ... is not here'; '' without an error.
+
+    None when the file is not a notebook: Snakemake leaves an empty file when a run is killed.
+    """
     try:
         cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
         outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
@@ -80,27 +82,27 @@ def _run_of(name: str, root: Path) -> NotebookRun:
         return NotebookRun(name, "not run", None)
     raised, seconds = _raised(executed), _seconds(record)
     if raised is None:
-        return NotebookRun(name, "failed", None, error="is running, or ended before its notebook was written")
+        return NotebookRun(name, "failed", None, error="still running, or ended before its notebook was written")
     if seconds is None:
         return NotebookRun(name, "failed", executed, error=raised)
     return NotebookRun(name, "ran", executed, seconds)
 
 
 def notebook_runs(root: Path) -> list[NotebookRun]:
-    """The last batch run of every notebook of the collection, each followed by its parameter sets that failed."""
+    """The last batch run of every notebook, followed by those of its parameter sets that failed."""
     runs = []
     for path in all_notebooks():
         name = notebook_name(path)
         runs.append(_run_of(name, root))
         sets = sorted((root / "notebooks" / name).parent.glob(f"{path.stem}@*.ipynb"))
-        some = [_run_of(f"{name}@{found.stem.partition('@')[2]}", root) for found in sets]
-        runs += [run for run in some if run.state == "failed"]
+        set_runs = [_run_of(f"{name}@{found.stem.partition('@')[2]}", root) for found in sets]
+        runs += [run for run in set_runs if run.state == "failed"]
     return runs
 
 
 def count_exhibits(root: Path) -> pd.DataFrame:
-    """A row a paper: exhibits, how many were regenerated (or only demonstrated by the quick profile), printed numbers, and
-    how many of those got each verdict."""
+    """One row per paper: number of exhibits, of regenerated ones, of those shown by the quick profile only, of printed
+    numbers, and of printed numbers with each verdict; the last row, 'all', is their sum."""
     rows = []
     table = exhibits()
     for paper in papers().index:

@@ -1,4 +1,4 @@
-"""The report's own plots, as pictures inside the page."""
+"""The charts of the report, as PNG pictures embedded in its pages."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from adcore.figures import COLORS, HATCHES, use_style
 
 
 def as_data(figure: Figure) -> str:
-    """A figure as the address of a PNG inside the page."""
+    """A figure as a data URL with a PNG picture."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-LEGIBLE = 12  # groups of bars
+LEGIBLE = 12  # largest number of groups of bars in a chart
 
 
 def record_chart(frame: pd.DataFrame) -> str | None:
-    """Bars: image AUROC, pixel AUROC and AUPRO of each method and category, the mean over seeds with one deviation; None
-    where there are too many to read, and the table says it better."""
+    """Bars: image AUROC, pixel AUROC and AUPRO of each method and category, mean and standard deviation over seeds.
+
+    None when the table has more than `LEGIBLE` rows, because so many bars cannot be read.
+    """
     table = summarize(frame)
     if len(table) > LEGIBLE:
         return None
@@ -44,7 +46,7 @@ def record_chart(frame: pd.DataFrame) -> str | None:
             spread = np.array([float(part[1]) if len(part) > 1 else 0.0 for part in parts])
             axes.bar(np.arange(len(labels)) + 0.27 * (i - 1), means, 0.25, yerr=np.where(spread > 0, spread, np.nan),
                      color=COLORS[i], hatch=HATCHES[i], edgecolor="white", label=title, error_kw={"linewidth": 1})
-        axes.set(xticks=np.arange(len(labels)), ylabel="per cent", ylim=(0, 101))
+        axes.set(xticks=np.arange(len(labels)), ylabel="percent", ylim=(0, 101))
         axes.set_xticklabels(labels, fontsize=7.5)
         axes.axhline(50, color="#888", linewidth=0.8, linestyle=":")
         axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
@@ -53,14 +55,15 @@ def record_chart(frame: pd.DataFrame) -> str | None:
 
 
 def benchmark_chart(frame: pd.DataFrame | None) -> str | None:
-    """Bars: how many times faster than each peer, on a logarithmic axis with level at 1."""
+    """Bars: how many times faster than each other library, on a logarithmic axis with a line at 1."""
     if frame is None or frame.empty:
         return None
     with matplotlib.rc_context():
         use_style()
         figure = Figure(figsize=(7.4, 0.8 + 0.36 * len(frame)), layout="constrained")
         axes = figure.add_subplot()
-        names = [f"{row.benchmark} ({row.size})\nvs {row.peer}" for row in frame.itertuples()]  # equal names would share a bar
+        # With the size: bars with equal names would coincide.
+        names = [f"{row.benchmark} ({row.size})\nvs {row.peer}" for row in frame.itertuples()]
         axes.barh(names, frame["ratio"], color=[COLORS[2] if ratio >= 1 else COLORS[1] for ratio in frame["ratio"]])
         axes.margins(y=0.5 / len(frame))
         for y, ratio in enumerate(frame["ratio"]):
@@ -72,8 +75,10 @@ def benchmark_chart(frame: pd.DataFrame | None) -> str | None:
 
 
 def growth_chart(frame: pd.DataFrame | None) -> str | None:
-    """Small panels, one a computation and what grows: seconds and peak memory over size, both axes logarithmic, with the fitted
-    exponent beside the one that counting operations gives."""
+    """One panel per computation and growing size: seconds and peak memory over the size, on logarithmic axes.
+
+    The title gives the fitted exponent of the time and the exponent that follows from counting operations.
+    """
     if frame is None or frame.empty:
         return None
     groups = list(frame.groupby(["kernel", "of"], sort=False))
@@ -90,10 +95,10 @@ def growth_chart(frame: pd.DataFrame | None) -> str | None:
             axes.set_ylabel("seconds", color=COLORS[0])
             axes.set_xticks(lines["size"], [_short(size) for size in lines["size"]])
             axes.minorticks_off()
-            held = lines[lines["peak_mb"] > 0] if "peak_mb" in lines else lines[:0]
-            if not held.empty:
+            memory = lines[lines["peak_mb"] > 0] if "peak_mb" in lines else lines[:0]
+            if not memory.empty:
                 twin = axes.twinx()
-                twin.loglog(held["size"], held["peak_mb"], marker="s", linestyle="--", color=COLORS[1])
+                twin.loglog(memory["size"], memory["peak_mb"], marker="s", linestyle="--", color=COLORS[1])
                 twin.set_ylabel("peak MB", color=COLORS[1])
                 twin.minorticks_off()
                 twin.grid(visible=False)
@@ -105,7 +110,7 @@ def growth_chart(frame: pd.DataFrame | None) -> str | None:
 
 
 def _at_least_a_decade(axes: Axes) -> None:
-    """Room for a labeled tick, and no slope made of what hardly changes."""
+    """Let the y axis span at least a decade: it then has a labeled tick, and a nearly constant line looks flat."""
     low, high = axes.get_ylim()
     if high < 10 * low:
         middle = (low * high)**0.5

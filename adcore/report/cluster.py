@@ -1,4 +1,4 @@
-"""The last run of `make test-slurm`, as the report shows it: a grid on a real SLURM cluster, disturbed and compared."""
+"""The outcome of the last `make test-slurm`, which runs a grid on a real SLURM cluster and kills jobs on the way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adcore.paths import repository
 
 CLUSTER_TEST = "slurm.json"  # in results/
 
-# What the report says of a run, and so what the file has to hold.
+# The fields that the report shows, and their types.
 FIELDS: dict[str, type] = {
     "finished": str, "commit": str, "slurm": str, "snakemake": str, "plugin": str, "notebooks": int, "failed_notebooks": int,
     "jobs": int, "killed_jobs": int, "killed_drivers": int, "finished_before_restart": int, "experiments": int, "numbers": int,
@@ -19,7 +19,7 @@ FIELDS: dict[str, type] = {
 
 
 def cluster_test(folder: Path | None = None) -> dict[str, Any] | None:
-    """What is on record of the last run, or None when there is nothing.
+    """Read the stored outcome, or return None when there is none.
 
     Raises:
         StoreError: the file is damaged.
@@ -32,5 +32,5 @@ def cluster_test(folder: Path | None = None) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(f"{path} is no record of a run on SLURM: make it again by `make test-slurm`") from error
+        raise StoreError(f"{path} is not a valid outcome of `make test-slurm`: run it again") from error
     return {name: found[name] for name in FIELDS}

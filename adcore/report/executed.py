@@ -1,4 +1,4 @@
-"""Executed notebooks as single HTML files that ask the network for nothing: formulas become MathML, pictures stay inside."""
+"""Executed notebooks as single HTML files that load nothing from the network: formulas as MathML, pictures embedded."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from adcore.files import write_text
 
-# Code spans and fences first, so that a dollar inside them is left alone; then display and inline formulas.
+# Code spans and blocks come first, so that dollar signs inside them are not read as formulas.
 _PIECES = re.compile(r"(?P<code>```.*?```|`[^`\n]+`)|\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])",
                      re.DOTALL)
 
 
 def with_mathml(markdown: str, put: Callable[[str], str] = str) -> str:
-    """Markdown with its TeX formulas as MathML, which browsers draw by themselves.
+    """Replace the TeX formulas of a Markdown text by MathML, which browsers show without a script.
 
-    put  what to write in the text for a formula's markup; the markup itself by default
+    put  maps a formula's MathML to the text that replaces the formula; the MathML itself by default
     """
     from latex2mathml.converter import convert
 
@@ -28,7 +28,7 @@ def with_mathml(markdown: str, put: Callable[[str], str] = str) -> str:
         formula = (match["display"] or match["inline"]).strip()
         try:
             return put(convert(formula, display="block" if display else "inline"))
-        except Exception:  # a formula that it cannot read has many errors; TeX as text can still be read
+        except Exception:  # the converter raises many kinds of errors; then show the TeX source
             return put(f"<code>{html.escape(formula)}</code>")
 
     return _PIECES.sub(replace, markdown)
@@ -42,7 +42,7 @@ def to_html(notebook: Path, target: Path) -> None:
     formulas: list[str] = []
 
     def put(markup: str) -> str:
-        formulas.append(markup)  # nbconvert's Markdown would tear its tags apart: it goes in afterwards
+        formulas.append(markup)  # nbconvert's Markdown parser would break the tags: insert them after the conversion
         return f"FORMULA{len(formulas) - 1:05}ELUMROF"
 
     content = nbformat.read(notebook, as_version=4)
@@ -54,7 +54,7 @@ def to_html(notebook: Path, target: Path) -> None:
     exporter = HTMLExporter(embed_images=True, require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="",
                             jupyter_widgets_base_url="", widget_renderer_url="", html_manager_semver_range="")
     page, _ = exporter.from_notebook_node(content)
-    # A heading's formula is also in its anchor, where markup would break the page.
+    # A formula in a heading is also in the heading's anchor, where tags would break the page.
     page = re.sub(r"(?:id|href)=\"[^\"]*\"", lambda match: re.sub(r"FORMULA\d{5}ELUMROF", "formula", match[0]),
                   drop_outside(page))
     page = re.sub(r"FORMULA(\d{5})ELUMROF", lambda match: formulas[int(match[1])], page)
@@ -62,15 +62,15 @@ def to_html(notebook: Path, target: Path) -> None:
 
 
 def _latex_to_html(data: dict[str, str], put: Callable[[str], str]) -> None:
-    """A cell's formula, as sympy gives it, becomes HTML in place; an output that already has HTML keeps it."""
+    """Convert a LaTeX output of a cell (sympy's) to HTML in place, unless the output has HTML already."""
     if "text/latex" in data and "text/html" not in data:
         data["text/html"] = f"<p>{with_mathml(data.pop('text/latex'), put)}</p>"
 
 
 def drop_outside(page: str) -> str:
-    """The page without tags that would load something from elsewhere; plain links stay, they load nothing."""
+    """Remove the tags that would load something from the network. Plain links load nothing and stay."""
     page = re.sub(r"<script[^>]+src\s*=\s*[\"'](?:https?:)?//[^>]*>\s*</script>", "", page)
     page = re.sub(r"<(?:img|iframe|source|video|audio)[^>]+src\s*=\s*[\"'](?:https?:)?//[^>]*>", "", page)
     page = re.sub(r"<link[^>]+href\s*=\s*[\"'](?:https?:)?//[^>]*>", "", page)
-    # nbconvert's template starts MathJax and a diagram renderer from a CDN in inline scripts.
+    # Inline scripts of nbconvert's template load MathJax and a diagram renderer from a CDN.
     return re.sub(r"<script[^>]*>(?:(?!</script>).)*https?://(?:(?!</script>).)*</script>", "", page, flags=re.DOTALL)

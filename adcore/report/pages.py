@@ -1,4 +1,4 @@
-"""The report's pages: front, one a paper, numbers on record, benchmarks, executed notebooks."""
+"""The pages of the report: score card, one page per paper, numbers on record, benchmarks, executed notebooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from adcore.errors import StoreError
 from adcore.experiments.provenance import commit
-from adcore.experiments.record import METRICS, records, summarize
+from adcore.experiments.record import METRICS, Record, records, summarize
 from adcore.figures.tables import comparison_html, published_html
 from adcore.papers import exhibits, papers
 from adcore.paths import repository, runs_folder
@@ -23,15 +23,15 @@ from adcore.report.executed import to_html
 
 
 def write_report(folder: Path | None = None, out: str | Path | None = None) -> Path:
-    """Write the report and return its index page. The old one is replaced only when the new one is whole.
+    """Write the report and return the path of its index page. An existing report is replaced once the new one is complete.
 
     Raises:
-        StoreError: the folder cannot be written, or holds something that is no report.
+        StoreError: the folder cannot be written, or contains other files than a report.
     """
     root = runs_folder(out)
     folder = (folder or (repository() or Path.cwd()) / "report").absolute()
     if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder):
-        raise StoreError(f"{folder} holds something else than a report: name another folder with --to")
+        raise StoreError(f"{folder} contains other files than a report: choose another folder with --to")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=folder.parent) as name:
@@ -42,7 +42,7 @@ def write_report(folder: Path | None = None, out: str | Path | None = None) -> P
                 shutil.rmtree(folder)
             fresh.replace(folder)
     except OSError as error:
-        raise StoreError(f"cannot write the report to {folder}: {error.strerror or error}; name another folder with "
+        raise StoreError(f"cannot write the report to {folder}: {error.strerror or error}; choose another folder with "
                          f"--to") from error
     return folder / "index.html"
 
@@ -57,7 +57,7 @@ def _write(folder: Path, root: Path) -> None:
                               trim_blocks=True, lstrip_blocks=True)
     runs = notebook_runs(root)
     pages = _notebook_pages(runs, folder)
-    # A page's own heading and file; `links` is the navigation on each of them.
+    # File and title of each page, for the navigation bar.
     links = [("index.html", "Score card"), *[(f"{paper}.html", paper) for paper in papers().index],
              ("record.html", "Real images"), ("benchmarks.html", "Speed")]
     shared: dict[str, Any] = {"links": links, "commit": commit() or "unknown"}
@@ -66,22 +66,23 @@ def _write(folder: Path, root: Path) -> None:
         text = environment.get_template(template).render(**shared, here=name, **values)
         (folder / name).write_text(text, encoding="utf-8")
 
+    measured = records()
     tables = [{"name": record.name, "about": record.about, "html": record.html, "chart": record_chart(record.frame)}
-              for record in records()]
+              for record in measured]
     page("index.html", "index.html", card=count_exhibits(root), papers=papers().to_dict("index"), runs=runs, pages=pages,
-         headline=headline(), cluster=cluster_test())
+         headline=headline(measured), cluster=cluster_test())
     for paper, described in papers().to_dict("index").items():
         page("paper.html", f"{paper}.html", paper=paper, described=described, pages=pages,
              exhibits=[_exhibit(name, row, root, folder) for name, row in exhibits().iterrows() if row.paper == paper])
     page("record.html", "record.html", tables=tables)
     frames = {name: benchmarks_on_record(name) for name in ("results", "whole", "growth", "kcenter_memory")}
-    tables_of_speed = {name: None if frame is None else frame.to_html(index=False, border=0) for name, frame in frames.items()}
+    speed = {name: None if frame is None else frame.to_html(index=False, border=0) for name, frame in frames.items()}
     page("benchmarks.html", "benchmarks.html", chart=benchmark_chart(frames["results"]),
-         growth_chart=growth_chart(frames["growth"]), **tables_of_speed)
+         growth_chart=growth_chart(frames["growth"]), **speed)
 
 
 def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:
-    """Executed notebooks as pages: name -> file below the report."""
+    """Write the executed notebooks as pages: name of the run -> path below the report's folder."""
     pages = {}
     for run in runs:
         if run.executed is not None:
@@ -92,7 +93,7 @@ def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:
 
 
 def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
-    """What a paper's page shows of one exhibit."""
+    """The values of one exhibit for the template paper.html; copies its figure into the report."""
     found, printed = stored_comparison(name, root), cells(name)
     damaged = found is None and (root / "exhibits" / f"{name}.json").is_file()
     picture = root / "exhibits" / f"{name}.png"
@@ -116,16 +117,14 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
             "picture": f"exhibits/{picture.name}" if picture.is_file() else None}
 
 
-def headline() -> str | None:
-    """The real images' table for the front page, or None when nothing is on record."""
-    found = [record for record in records() if record.name == "real_images"]
-    if not found:
-        return None
+def headline(measured: list[Record]) -> str | None:
+    """The record 'real_images' as an HTML table for the index page, or None when there is no such record."""
     columns = ["method", "data set", "category", *METRICS.values(), "seeds", "commit"]
-    return summarize(found[0].frame)[columns].to_html(index=False, border=0)
+    frames = [record.frame for record in measured if record.name == "real_images"]
+    return summarize(frames[0])[columns].to_html(index=False, border=0) if frames else None
 
 
 def benchmarks_on_record(name: str) -> pd.DataFrame | None:
-    """A csv of benchmarks/, such as 'results', or None when nothing was measured."""
+    """The table benchmarks/<name>.csv, or None when there is no such file."""
     path = (repository() or Path.cwd()) / "benchmarks" / f"{name}.csv"
     return pd.read_csv(path) if path.is_file() else None

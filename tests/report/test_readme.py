@@ -1,4 +1,4 @@
-"""The README, results/README.md and CONTRIBUTING.md say what is on record, and name only what exists."""
+"""README.md, results/README.md and CONTRIBUTING.md match the csv files and name only commands and files that exist."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""A SLURM cluster of one node on the loopback, all of its state below one folder: key, configuration, queue, logs.
+"""A SLURM cluster of one node on this machine; its key, configuration, queue and logs are all below one folder.
 
-No cgroups and no systemd, so that it runs in a container; no accounting, so that `squeue` and a text file know the jobs.
+It needs neither cgroups nor systemd, so it runs in a container. It has no accounting: `squeue` and a text file list the jobs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def install() -> None:
-    """Debian's packages, if they are not here."""
+    """Install Debian's packages unless they are installed."""
     if all(shutil.which(command) for command in ("slurmctld", "slurmd", "sbatch", "munged")):
         return
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -64,7 +64,7 @@ def install() -> None:
 
 
 class Cluster:
-    """Started on entering, stopped on leaving. `environment` makes SLURM's commands speak to it."""
+    """Starts on entering the block and stops on leaving it. With `environment`, SLURM's commands use this cluster."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,7 +75,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         for name in ("state", "spool", "bin"):
             (self.folder / name).mkdir(parents=True)
-        self.folder.chmod(0o755)  # munged's socket has to be reached from outside of it
+        self.folder.chmod(0o755)  # other users need access to munged's socket
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
@@ -86,7 +86,7 @@ class Cluster:
         host = socket.gethostname().partition(".")[0]
         (self.folder / "slurm.conf").write_text(CONFIGURATION.format(folder=self.folder, host=host, ports=ports, cpus=CPUS))
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\n")
-        # Inside a job Snakemake's executor drops every SLURM_ variable before it calls srun, this one too.
+        # Inside a job, Snakemake's executor removes all SLURM_ variables, also this one, before it calls srun.
         wrapper = self.folder / "bin" / "srun"
         wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={self.folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
         wrapper.chmod(0o755)
@@ -108,24 +108,24 @@ class Cluster:
         self._stop()
 
     def ask(self, *words: str, check: bool = True) -> str:
-        """What one of SLURM's commands prints."""
+        """Run one of SLURM's commands and return its output."""
         done = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False, timeout=60)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(words)} failed: {done.stderr.strip()}")
         return done.stdout
 
     def jobs(self, state: str = "RUNNING,PENDING,COMPLETING") -> list[str]:
-        """The ids of the jobs that are in one of these states."""
+        """The ids of all jobs in these states."""
         return self.ask("squeue", "--noheader", "--format=%A", f"--states={state}").split()
 
     def over(self) -> list[dict[str, str]]:
-        """The jobs that have ended: JobId, JobState, Tres (what they asked for), TimeLimit, ..."""
+        """The finished jobs: JobId, JobState, Tres (requested resources), TimeLimit, ..."""
         log = self.folder / "jobs.txt"
         lines = log.read_text().splitlines() if log.is_file() else []
         return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
 
     def ended(self) -> dict[str, str]:
-        """How each job that is over has ended: its id and COMPLETED, CANCELLED, FAILED, ..."""
+        """The state of each finished job: id -> COMPLETED, CANCELLED, FAILED, ..."""
         return {job["JobId"]: job["JobState"] for job in self.over()}
 
     def _start(self, *words: str) -> None:
@@ -140,9 +140,9 @@ class Cluster:
             if self._daemons[-1].poll() is not None:
                 break
             time.sleep(0.5)
-        said = "".join(path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob(f"{daemon}.*"))
+        logs = "".join(path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob(f"{daemon}.*"))
                        if path.suffix in (".out", ".log"))
-        raise RuntimeError(f"{daemon} does not come up; it says:\n{said}")
+        raise RuntimeError(f"{daemon} does not start; its logs:\n{logs}")
 
     def _stop(self) -> None:
         if len(self._daemons) == 3:

@@ -1,10 +1,10 @@
-"""A grid on a real SLURM cluster of one node: jobs by sbatch, one of them killed, the driver killed, started again, and its
-numbers held against those of the same grid run here without SLURM.
+"""Run a grid on a SLURM cluster of one node, kill jobs and the driver, and start the driver again; then compare the numbers
+with those of the same grid run without SLURM.
 
     python tests/slurm/exercise.py [FOLDER]        (root, on Debian; `make test-slurm`)
 
-Everything happens below FOLDER (a temporary one by default) with a copy of the checkout, so that nobody's edits meanwhile make
-Snakemake run notebooks again. The outcome is written to results/slurm.json, which the report shows.
+It works in FOLDER, a temporary folder by default, on a copy of the checkout: an edit of the checkout during the test would make
+Snakemake run notebooks again. It writes the outcome to results/slurm.json, which the report shows.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ from adcore.report.cluster import CLUSTER_TEST
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GRID = Path("tests") / "slurm" / "grid.yaml"
-FAILS = "atacnet/02_ablation"  # the run of the grid that has to fail: its data set is nowhere
-PATIENCE = 1500  # seconds for anything to happen
+FAILS = "atacnet/02_ablation"  # the run that must fail, because its data set does not exist
+PATIENCE = 1500  # seconds to wait for any event
 
 
 def refusal() -> str | None:
-    """Why this cannot run here, or None."""
+    """Why this test cannot run here, or None."""
     if os.geteuid() != 0:
-        return "this installs packages and starts daemons: it runs as root, best in a container"
+        return "this test installs packages and starts daemons: it runs as root, preferably in a container"
     if not Path("/etc/debian_version").is_file() or shutil.which("apt-get") is None:
-        return "this installs Debian's slurm-wlm and munge: it runs on Debian"
+        return "this test installs slurm-wlm and munge: it runs on Debian only"
     return None
 
 
 def copied(to: Path) -> Path:
-    """The checkout as it is now, without what git ignores and without the benchmarks, which nothing here needs."""
+    """Copy the checkout as it is now, without ignored files and without the benchmarks, which are not needed."""
     words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(words, cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout.split("\0")
     for name in filter(None, names):
-        if (CHECKOUT / name).is_file() and not name.startswith("benchmarks/"):  # git also names what has been deleted
+        if (CHECKOUT / name).is_file() and not name.startswith("benchmarks/"):  # git also lists deleted files
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(CHECKOUT / name, to / name)
     return to
 
 
 def settings(root: Path, to: Path) -> Path:
-    """The SLURM profile, with what a cluster of one node without accounting needs."""
+    """Write the SLURM profile with the changes that a cluster of one node without accounting needs."""
     content = yaml.safe_load((root / "workflow" / "profiles" / "slurm" / "config.yaml").read_text())
     content |= {"slurm-status-command": "squeue", "slurm-no-account": True, "slurm-init-seconds-before-status-checks": 5,
                 "group-components": ["short=2"], "latency-wait": 5}
@@ -71,13 +71,13 @@ def settings(root: Path, to: Path) -> Path:
 
 
 class Driver:
-    """`adcore reproduce`, started in the background in a session of its own."""
+    """`adcore reproduce`, started in the background in its own session."""
 
     started: ClassVar[list[Driver]] = []
 
     def __init__(self, root: Path, runs: Path, on: list[str], environment: dict[str, str], log: Path) -> None:
         words = [sys.executable, "-m", "adcore", "reproduce", "--grid", str(root / GRID), "--on", *on]
-        # A cache of its own: nothing that the other run left may make its numbers equal.
+        # Its own cache, so that the numbers are not equal only because files of the other run were used.
         own = {"PYTHONPATH": str(root), "ADCORE_RUNS": str(runs), "ADCORE_CACHE": str(runs.with_name(f"{runs.name}-cache")),
                "OMP_NUM_THREADS": "1", "ADCORE_PROGRESS": "0"}
         self.log = log
@@ -87,7 +87,7 @@ class Driver:
         self.started.append(self)
 
     def kill(self) -> None:
-        """End it as a crash does: it, and the Snakemake that it started, get no say."""
+        """Kill the driver and its Snakemake without a chance to clean up, like a crash."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -95,24 +95,24 @@ class Driver:
         return self.process.poll() is None
 
 
-def until(what: str, true: Callable[[], Any], driver: Driver | None = None) -> None:
-    """Wait for something to become true; an error when it does not, or when the driver has ended before."""
+def until(event: str, happened: Callable[[], Any], driver: Driver | None = None) -> None:
+    """Wait for an event. RuntimeError when it does not happen in time, or when the driver ends before."""
     deadline = time.monotonic() + PATIENCE
-    while not true():
+    while not happened():
         if driver is not None and not driver.running():
-            raise RuntimeError(f"the driver ended with {driver.process.returncode} before {what}; see {driver.log}")
+            raise RuntimeError(f"the driver ended with {driver.process.returncode} before this: {event}; see {driver.log}")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"not within {PATIENCE} s: {what}")
+            raise RuntimeError(f"did not happen within {PATIENCE} s: {event}")
         time.sleep(0.5)
 
 
 def finished(runs: Path) -> dict[str, int]:
-    """The results in a store and when each was written."""
+    """The results in a store: key -> time of writing."""
     return {path.parent.name: path.stat().st_mtime_ns for path in runs.glob("*/*/result.json")}
 
 
 def records(runs: Path) -> set[str]:
-    """The ids of the notebook runs that went well."""
+    """The ids of the successful notebook runs."""
     folder = runs / "notebooks"
     return {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.json")}
 
@@ -123,7 +123,7 @@ def numbers(runs: Path) -> dict[tuple[str, str, str], float]:
 
 
 def on_the_cluster(cluster: Cluster, root: Path, runs: Path, folder: Path) -> dict[str, Any]:
-    """Run the grid, disturbed twice: what happened, in numbers. AssertionError when something finished was done again."""
+    """Run the grid, kill jobs and the driver, and run it again; return counts. AssertionError if finished work was repeated."""
     on, log = [str(settings(root, folder / "profile"))], folder / "driver.log"
     driver = Driver(root, runs, on, cluster.environment, log)
     until("two jobs ran and a result was stored", lambda: len(cluster.jobs("RUNNING")) == CPUS and finished(runs), driver)
@@ -131,12 +131,12 @@ def on_the_cluster(cluster: Cluster, root: Path, runs: Path, folder: Path) -> di
     before, last = finished(runs), max(map(int, cluster.jobs()))
     cluster.ask("scancel", "--signal=KILL", "--full", victim)
     until("a killed job ended", lambda: victim in cluster.ended(), driver)
-    until("its successor was sent", lambda: any(int(job) > last for job in cluster.jobs()), driver)
-    until("more was stored, and two jobs ran", lambda: len(finished(runs)) > len(before) and records(runs) and
+    until("the job was submitted again", lambda: any(int(job) > last for job in cluster.jobs()), driver)
+    until("more results were stored, and two jobs ran", lambda: len(finished(runs)) > len(before) and records(runs) and
           len(cluster.jobs("RUNNING")) == CPUS, driver)
     driver.kill()
-    # Of what a dead driver has sent, one job dies too, what still waits is taken back, and the other job runs on: what it
-    # finishes counts.
+    # Of the dead driver's jobs, one is killed, waiting ones are cancelled, and the other running job continues: its results
+    # count as finished.
     other = cluster.jobs("RUNNING")[-1]
     cluster.ask("scancel", "--state=PENDING", "--user=root")
     cluster.ask("scancel", "--signal=KILL", "--full", other)
@@ -144,24 +144,24 @@ def on_the_cluster(cluster: Cluster, root: Path, runs: Path, folder: Path) -> di
           flush=True)
     until("the dead driver's jobs ended", lambda: not cluster.jobs())
     kept, done = finished(runs), records(runs)
-    assert 0 < len(done) < len(load_grid(str(root / GRID))) - 1, "there was nothing left for the second driver"
+    assert 0 < len(done) < len(load_grid(str(root / GRID))) - 1, "the first driver had finished everything"
     stamps = {name: (runs / "notebooks" / f"{name}.json").stat().st_mtime_ns for name in done}
     driver = Driver(root, runs, on, cluster.environment, log)
     until("the second driver ended", lambda: not driver.running())
     now = finished(runs)
     again = [key for key, stamp in {**kept, **before}.items() if now.get(key) != stamp]
-    assert not again, f"experiments that were finished ran again: {again}"
+    assert not again, f"finished experiments ran again: {again}"
     again = [name for name, stamp in stamps.items() if (runs / "notebooks" / f"{name}.json").stat().st_mtime_ns != stamp]
-    assert not again, f"notebooks that were finished ran again: {again}"
-    # One core and a notebook's memory, however many share a job; twice that for the second try.
-    asked_for = {job["Tres"].partition(",node")[0] for job in cluster.over()}
-    assert asked_for <= {"cpu=1,mem=3000M", "cpu=1,mem=6000M"}, asked_for
-    assert driver.process.returncode != 0, "a notebook failed and the driver says that all went well"
+    assert not again, f"finished notebooks ran again: {again}"
+    # A job requests one core and the memory of one notebook, even for several notebooks; twice the memory when repeated.
+    requested = {job["Tres"].partition(",node")[0] for job in cluster.over()}
+    assert requested <= {"cpu=1,mem=3000M", "cpu=1,mem=6000M"}, requested
+    assert driver.process.returncode != 0, "a notebook failed, but the driver reported success"
     return {"jobs": len(cluster.ended()), "killed_jobs": 2, "killed_drivers": 1, "finished_before_restart": len(done)}
 
 
 def check_failure(root: Path, runs: Path) -> None:
-    """The run that has to fail did, kept its traceback, and the report names it; AssertionError otherwise."""
+    """Check that the run that must fail failed, kept its traceback, and is listed in the report."""
     expected = {job.id for job in load_grid(str(root / GRID))} - {FAILS}
     assert records(runs) == expected, f"missing: {expected - records(runs)}, surplus: {records(runs) - expected}"
     executed = json.loads((runs / "notebooks" / f"{FAILS}.ipynb").read_text())
@@ -173,7 +173,7 @@ def check_failure(root: Path, runs: Path) -> None:
 
 @contextlib.contextmanager
 def place(words: list[str]) -> Iterator[Path]:
-    """The folder named on the command line, which stays, or one that vanishes when all went well."""
+    """The folder given on the command line, which is kept, or a temporary one, which is deleted after success."""
     if words:
         folder = Path(words[0]).absolute()
         folder.mkdir(parents=True)
@@ -183,14 +183,14 @@ def place(words: list[str]) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        print(f"what happened is in {folder}", file=sys.stderr)
+        print(f"the files of this test are in {folder}", file=sys.stderr)
         raise
     shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def no_driver_left() -> Iterator[None]:
-    """A block after which no driver runs, also when it ends in an error or is interrupted."""
+    """Kill all running drivers after the block, also after an error or an interruption."""
     try:
         yield
     finally:
@@ -210,7 +210,7 @@ def main() -> int:
         root, runs, plain = copied(folder / "checkout"), folder / "runs", folder / "plain"
         with Cluster(folder / "cluster") as cluster:
             slurm = cluster.ask("sinfo", "--version").split()[-1]
-            told = on_the_cluster(cluster, root, runs, folder)
+            counts = on_the_cluster(cluster, root, runs, folder)
         check_failure(root, runs)
         seconds = round(time.monotonic() - started)
         driver = Driver(root, plain, ["local", "--cores", str(CPUS)], dict(os.environ), folder / "local.log")
@@ -220,8 +220,8 @@ def main() -> int:
     jobs = load_grid(str(CHECKOUT / GRID))
     planned = {one.key for job in jobs if job.id != FAILS
                for one in asked(job.notebook, {**read_parameters(job.path), **job.parameters}).experiments}
-    assert {key for key, _, _ in there} == planned, "the plan lists other experiments than those that were run"
-    outcome = {**told, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": made_from, "slurm": slurm,
+    assert {key for key, _, _ in there} == planned, "the plan lists other experiments than those in the store"
+    outcome = {**counts, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": made_from, "slurm": slurm,
                "snakemake": version("snakemake"), "plugin": version("snakemake-executor-plugin-slurm"),
                "notebooks": len(jobs), "failed_notebooks": 1, "experiments": len({key for key, _, _ in there}),
                "numbers": len(there), "equal": bool(there) and here == there, "seconds": seconds}

@@ -1,0 +1,127 @@
+"""Charts, checked by their panels, labels, heights and axes, not by their pixels."""
+
+from __future__ import annotations
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from pytest import approx
+
+from adcore import figures
+
+pytestmark = pytest.mark.usefixtures("style")
+
+TABLE = {"plain": {"UniAD": 95.0, "transformer": 87.6, "MLP": 80.0}, "with_NMA": {"UniAD": 95.8, "MLP": 70.0}}
+
+
+def bars(figure: Figure) -> dict[str, list[tuple[float, float]]]:
+    """Series -> (center, height) of each bar."""
+    return {container.get_label(): [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in container]
+            for container in figure.axes[0].containers if container.patches}
+
+
+def test_bars_have_the_heights_of_their_values_and_the_position_of_their_group():
+    figure = figures.grouped_bars(TABLE, "image AUROC", title="Table S2")
+    axes, drawn = figure.axes[0], bars(figure)
+    assert list(drawn) == ["UniAD", "transformer", "MLP"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["plain", "with NMA"]
+    assert (axes.get_ylabel(), axes.get_title(), axes.get_ylim()[0]) == ("image AUROC", "Table S2", 0)
+    for name, found in drawn.items():
+        assert [height for _, height in found] == approx([group.get(name, np.nan) for group in TABLE.values()], nan_ok=True)
+        assert [round(x) for x, _ in found] == list(axes.get_xticks()) == [0, 1]
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches)
+    assert all(left[1] < right[0] for left, right in itertools.pairwise(edges)), "bars overlap"
+
+
+def test_each_series_has_its_own_color_and_hatch_and_one_entry_in_the_legend():
+    figure = figures.grouped_bars(TABLE, "", published={"plain": {"UniAD": 96.5, "MLP": 81.0}})
+    looks = [{(bar.get_facecolor(), bar.get_hatch()) for bar in container} for container in figure.axes[0].containers]
+    assert [len(look) for look in looks] == [1, 1, 1]
+    pairs = [next(iter(look)) for look in looks]
+    assert len({color for color, _ in pairs}) == len({hatch for _, hatch in pairs}) == 3
+    (legend,) = figure.legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["MLP", "UniAD", "published", "transformer"]
+    assert figure.axes[0].get_legend() is None
+
+
+def test_published_values_are_black_lines_across_their_bars():
+    printed = {"plain": {"UniAD": 96.5, "MLP": 79.0}, "with_NMA": {"MLP": 71.0}}
+    figure = figures.grouped_bars(TABLE, "", published=printed)
+    (ticks,) = (drawn for drawn in figure.axes[0].collections if isinstance(drawn, LineCollection))
+    assert ticks.get_label() == "published" and ticks.get_colors().tolist() == [[0, 0, 0, 1]]
+    found = {(round(line[:, 0].mean(), 6), line[0, 1]) for line in map(np.asarray, ticks.get_segments())
+             if np.isfinite(line).all() and len(line)}
+    places = {name: [x for x, _ in drawn] for name, drawn in bars(figure).items()}
+    assert found == {(round(places[name][i], 6), value) for i, group in enumerate(printed.values())
+                     for name, value in group.items()}
+    assert not figures.grouped_bars(TABLE, "").axes[0].collections, "there are lines without published values"
+
+
+def test_error_bars_have_the_length_of_their_errors():
+    figure = figures.grouped_bars(TABLE, "", errors={"plain": {"UniAD": 2.0}, "with_NMA": {"MLP": 0.5}})
+    spans = [line[:, 1] for drawn in figure.axes[0].collections for line in map(np.asarray, drawn.get_segments()) if len(line)]
+    assert sorted((low, high) for low, high in spans if np.isfinite([low, high]).all()) == [(69.5, 70.5), (93.0, 97.0)]
+
+
+def test_labeled_points_have_their_positions_and_names_and_marked_ones_another_marker():
+    figure = figures.labeled_points({"US": (9.55, 60.3), "ours": (7.48, 6.46)}, "parameters", "FLOPs", marked=["ours"])
+    (axes,) = figure.axes
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines] == [(9.55, 60.3), (7.48, 6.46)]
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [("US", (9.55, 60.3)), ("ours", (7.48, 6.46))]
+    assert axes.lines[0].get_marker() != axes.lines[1].get_marker()
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    plt.close(figure)
+
+
+def test_line_panels_have_one_y_axis_and_one_legend_and_each_line_has_one_marker():
+    one = pd.DataFrame({"stride 4": [60.0, 70.0], "stride 8": [80.0, np.nan]}, index=[96, 192])
+    other = pd.DataFrame({"stride 8": [50.0, 55.0, 45.0]}, index=["random", "SwAV", "MoCo"])
+    figure = figures.line_panels({"FastFlow": one, "PatchCore": other, "AsymST": one}, "image side", "AUROC", columns=2)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == ["FastFlow", "PatchCore", "AsymST"] and len(figure.axes) == 4
+    assert len({axes.get_ylim() for axes in shown}) == 1 and [bool(axes.get_ylabel()) for axes in shown] == [True, False, True]
+    assert shown[0].lines[0].get_xdata().tolist() == [96, 192] and shown[1].lines[0].get_xdata().tolist() == [0, 1, 2]
+    assert [label.get_text() for label in shown[1].get_xticklabels()] == ["random", "SwAV", "MoCo"]
+    assert shown[0].lines[1].get_ydata()[0] == 80 and np.isnan(shown[0].lines[1].get_ydata()[1])
+    first, second = shown[0].lines
+    assert first.get_marker() != second.get_marker() == shown[1].lines[0].get_marker()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stride 4", "stride 8"]
+
+
+def test_bar_panels_have_bars_in_column_order_around_their_group_and_one_integer_axis():
+    one = pd.DataFrame({"stride 4": [3.0, 1.0], "stride 8": [12.0, 0.5]}, index=["resnet50", "densenet_201"])
+    figure = figures.bar_panels({"AsymST": one, "FastFlow": one.iloc[:1], "PatchCore": one / 2}, "objects")
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 3 and len({axes.get_ylim() for axes in shown}) == 1
+    bars = shown[0].patches
+    assert [bar.get_height() for bar in bars] == [3, 1, 12, 0.5]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    assert middles[0] < 0 < middles[2] < middles[1] < 1 < middles[3] and bars[0].get_hatch() != bars[2].get_hatch()
+    assert [text.get_text() for text in shown[0].get_xticklabels()] == ["resnet50", "densenet 201"]
+    figure.canvas.draw()
+    assert all(float(text.get_text().replace("\N{MINUS SIGN}", "-")).is_integer() for text in shown[0].get_yticklabels())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stride 4", "stride 8"]
+
+
+def test_probability_histograms_count_every_value_once_on_one_logarithmic_axis():
+    values = {"before": np.r_[np.zeros(100), 0.51, 1.0], "after": np.linspace(0, 1, 30), "more": np.zeros((2, 3))}
+    figure = figures.probability_histograms(values, "probability", "cells")
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [sum(bar.get_height() for bar in axes.patches) for axes in shown] == [102, 30, 6]
+    first = [bar.get_height() for bar in shown[0].patches]
+    assert len(first) == 40 and (first[0], first[20], first[39]) == (100, 1, 1)
+    assert {axes.get_yscale() for axes in shown} == {"log"} and len({axes.get_ylim() for axes in shown}) == 1
+
+
+def test_intervals_are_means_with_one_deviation_on_either_side_and_the_first_row_on_top(style):
+    figure = figures.intervals({"a": (94.6, 0.1), "b": (93.0, float("nan"))}, "%")
+    (axes,) = figure.axes
+    points, bars = [c.lines[0] for c in axes.containers], [c.lines[2] for c in axes.containers]
+    assert [tuple(point.get_xydata()[0]) for point in points] == [(94.6, 0), (93.0, 1)] and axes.yaxis_inverted()
+    assert bars[0][0].get_segments()[0][:, 0].tolist() == pytest.approx([94.5, 94.7]) and not bars[1]
+    plt.close(figure)
