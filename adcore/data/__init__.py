@@ -1,15 +1,15 @@
 """Data sets as lists of samples, read lazily.
 
-    >>> dataset = load_dataset("mini", categories=["brick", "gear"])
-    >>> dataset.train[0].image, dataset.test[-1].mask
+    >>> dataset = load_dataset("mini", categories=["brick"])
+    >>> dataset.train[0].image.size, dataset.test[-1].mask.shape
+    ((256, 256), (256, 256))
 """
 
-from adcore.data.few_shot import kinds_of_defect, with_anomalies
 from adcore.data.packed import PackedSample
 from adcore.data.photograph import PHOTOGRAPHS, photograph
 from adcore.data.registry import DATASETS, find_dataset, load_dataset
 from adcore.data.sample import Dataset, Sample, map_name
 from adcore.data.transforms import View, read_images, read_masks
 
-__all__ = ["DATASETS", "PHOTOGRAPHS", "Dataset", "PackedSample", "Sample", "View", "find_dataset", "kinds_of_defect",
-           "load_dataset", "map_name", "photograph", "read_images", "read_masks", "with_anomalies"]
+__all__ = ["DATASETS", "PHOTOGRAPHS", "Dataset", "PackedSample", "Sample", "View", "find_dataset", "load_dataset",
+           "map_name", "photograph", "read_images", "read_masks"]

@@ -1,4 +1,4 @@
-"""Where a network looks: maps over images, boxes, and two ways of looking side by side (Fig. 1 of atacnet)."""
+"""Attention maps: heat maps over images, boxes, and two kinds of maps side by side (Fig. 1 of atacnet)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from adcore.figures.style import bare
 
 
 def heated(image: Any, where: Any) -> np.ndarray:
-    """A map of any grid, upsampled bilinearly, in the heat colors over its image: (3, H, W), (h, w) -> (3, H, W)."""
+    """A map as heat colors over its image, upsampled bilinearly: (3, H, W), (h, w) -> (3, H, W)."""
     image, where = np.asarray(image), torch.as_tensor(np.asarray(where), dtype=torch.float32)
     large = F.interpolate(where[None, None], image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
     return overlay(image, large.numpy())
 
 
 def boxed(image: Any, box: Sequence[int], width: int = 2, color: str = "#66E0FF") -> np.ndarray:
-    """A picture with a frame drawn inside a box of it: (3, H, W), (top, left, bottom, right) -> (3, H, W)."""
+    """A picture with a frame along the inner edge of a box: (3, H, W), (top, left, bottom, right) -> (3, H, W)."""
     picture = np.asarray(image).astype(np.float32)  # a copy
     top, left, bottom, right = (int(side) for side in box)
     frame = np.zeros(picture.shape[-2:], bool)
@@ -35,15 +35,15 @@ def boxed(image: Any, box: Sequence[int], width: int = 2, color: str = "#66E0FF"
 
 
 def activation_pairs(rows: Mapping[str, Sequence[tuple[str, Any, Any]]], names: tuple[str, str]) -> Figure:
-    """Pictures in pairs, as Fig. 1 of atacnet: rows of examples, of each the first way of looking left, the second right.
+    """Pairs of pictures, as in Fig. 1 of atacnet: in each row several examples, each with a left and a right picture.
 
-    rows   label of the row -> (title, (3, H, W), (3, H, W)) of each example
-    names  of the two ways
+    rows   label of the row -> (title, left picture (3, H, W), right picture (3, H, W)) of each example
+    names  of the left and the right pictures
     """
-    across = max(len(row) for row in rows.values())
+    most = max(len(row) for row in rows.values())
     height, width = np.asarray(next(iter(rows.values()))[0][1]).shape[-2:]
-    figure, grid = plt.subplots(len(rows), 2 * across, squeeze=False,
-                                figsize=(2.9 * across, 1.45 * height / width * len(rows) + 0.5))
+    figure, grid = plt.subplots(len(rows), 2 * most, squeeze=False,
+                                figsize=(2.9 * most, 1.45 * height / width * len(rows) + 0.5))
     for line, (label, examples) in zip(grid, rows.items(), strict=True):
         line[0].set_ylabel(label, fontweight="bold", rotation=0, labelpad=10, va="center")
         for i, (title, *pair) in enumerate(examples):
@@ -54,7 +54,7 @@ def activation_pairs(rows: Mapping[str, Sequence[tuple[str, Any, Any]]], names: 
             axes.set_visible(False)
     for axes in grid.flat:
         bare(axes)
-    for column in range(2 * across):
+    for column in range(2 * most):
         lowest = [axes for axes in grid[:, column] if axes.get_visible()][-1]
         lowest.set_xlabel(names[column % 2], fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of where a network looks: frames counted pixel by pixel, maps that lie where they should."""
+"""Pictures of attention maps: frames counted pixel by pixel, maximum at the right place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adcore.figures.attention import activation_pairs, boxed, heated
 pytestmark = pytest.mark.usefixtures("style")
 
 
-def test_a_frame_is_drawn_inside_its_box_and_nothing_else_changes():
+def test_a_frame_is_drawn_inside_its_box_and_no_other_pixel_changes():
     picture = torch.full((3, 20, 30), 0.5)
     framed = boxed(picture, torch.tensor([4, 6, 14, 26]), width=2, color="#FF0000")
     red = (framed == np.array([1, 0, 0])[:, None, None]).all(0)
@@ -21,22 +21,22 @@ def test_a_frame_is_drawn_inside_its_box_and_nothing_else_changes():
     assert red[4, 6] and red[13, 25] and not red[6, 8]
 
 
-def test_a_frame_around_the_whole_picture_or_around_one_pixel_fits():
+def test_a_frame_can_surround_the_whole_picture_or_one_pixel():
     whole = boxed(torch.zeros(3, 8, 8), (0, 0, 8, 8), width=1)
     assert (whole.sum(0) > 0).sum() == 28
     assert (boxed(torch.zeros(3, 8, 8), (3, 3, 4, 4)).sum(0) > 0).sum() == 1
 
 
-def test_the_hottest_place_of_a_coarse_map_is_the_hottest_of_the_picture():
+def test_the_maximum_of_a_coarse_map_is_the_warmest_place_of_the_picture():
     where = torch.zeros(4, 6)
     where[1, 4] = 2.0
     warm = heated(torch.zeros(3, 40, 90), where)
     y, x = np.unravel_index(warm.sum(0).argmax(), (40, 90))
     assert warm.shape == (3, 40, 90) and 10 <= y < 20 and 60 <= x < 75
-    assert heated(torch.rand(3, 8, 8), torch.ones(2, 2)).shape == (3, 8, 8)        # a flat map divides by no range
+    assert heated(torch.rand(3, 8, 8), torch.ones(2, 2)).shape == (3, 8, 8)        # a constant map has range 0
 
 
-def test_pairs_stand_left_and_right_under_their_title_and_short_rows_leave_their_place_empty():
+def test_pairs_are_drawn_left_and_right_with_a_title_and_short_rows_leave_places_empty():
     red, blue = (np.stack([np.full((6, 6), r), np.zeros((6, 6)), np.full((6, 6), 1 - r)]) for r in (1.0, 0.0))
     figure = activation_pairs({"A": [("cable", red, blue), ("pill", blue, red)], "G": [("cable good", red, blue)]},
                               ("Grad-CAM", "ATAC-Net"))
@@ -47,9 +47,9 @@ def test_pairs_stand_left_and_right_under_their_title_and_short_rows_leave_their
     assert grid[0, 1].images[0].get_array()[0, 0].tolist() == [0, 0, 1]
     assert [axes.get_ylabel() for axes in grid[:, 0]] == ["A", "G"]
     assert [axes.get_xlabel() for axes in grid[1, :2]] == ["Grad-CAM", "ATAC-Net"]
-    # Each column of pairs is named under its last visible picture.
+    # The label of each column is below its last visible picture.
     assert [axes.get_xlabel() for axes in grid[0, 2:]] == ["Grad-CAM", "ATAC-Net"]
 
 
-def test_the_room_offers_them():
+def test_they_are_exported_from_adcore_figures():
     assert figures.boxed is boxed and figures.heated is heated and figures.activation_pairs is activation_pairs

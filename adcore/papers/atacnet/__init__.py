@@ -1,1 +1,1 @@
-"""ATAC-Net (Gupta et al., 2024): few-shot detection with attention cropping, beside DevNet and DRA."""
+"""ATAC-Net (Gupta et al., 2024): few-shot anomaly detection by attention cropping, and the compared methods DevNet and DRA."""

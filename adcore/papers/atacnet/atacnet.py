@@ -1,19 +1,24 @@
-"""ATAC-Net: a few anomalies, and a second look at what the network attends to.
+"""ATAC-Net: few-shot anomaly detection that scores an image and an attention-based crop of it (a "zoomed view").
 
 Gupta et al., "ATAC-Net: Zoomed View Works Better for Anomaly Detection", 2024, and its supplement. No code is published.
 
-    image -> backbone -> attention block -> |1x1 convolution| -> mean of the top tenth -> a1 --+
-                              |                                                                +-> (a1 + a2) / 2
-                              +-> channel mean -> box -> crop, at the image's size -> a2 ------+
+    image -> backbone -> attention block -> anomaly mapping -> mean of the top 10 % of cells -> a_mp1 --+
+                              |                                                                         +-> mean, a_mp
+                              +-> channel-wise mean -> box -> crop, resized to the image's size -> a_mp2 --+
 
-    paper    code        shape         meaning
-    phi      extractor   (B, C, h, w)  ResNet-50 up to its last stage
-    sigma    attention   (B, C, h, w)  self-attention convolution block
-    tau      mapping     (B, h, w)     anomaly of each cell
-    C_attn   Look.where  (B, h, w)     channel-wise mean of sigma's output, by which the image is cropped
-    omega    threshold   scalar        not printed
+    paper     code         shape          meaning
+    phi       extractor    (B, C, h, w)   backbone: ResNet-50 up to its last stage
+    sigma     attention    (B, C, h, w)   self-attention convolution block
+    tau       mapping      (B, h, w)      anomaly mapping layer: one value per cell
+    gamma     Network      (B,)           tau o sigma o phi, the anomaly scorer network
+    C_attn    where        (B, h, w)      channel-wise mean of the attention block's output
+    x_cm      crop         (B, 3, H, W)   attention-cropped images
+    a_mp1     first        (B,)           result for the image
+    a_mp2     second       (B,)           result for the crop
+    omega     threshold    scalar         of the crop; the paper does not print it
 
-The steps of the ablation (Sec. 3) are configurations of it: `step` says how far the road to ATAC-Net is gone.
+`both_looks` is the method: Algorithm 2, lines 6 to 8. `STEPS` lists the five steps of the ablation study (Sec. 3, Table 1); the
+setting `step` selects one of them.
 """
 
 from __future__ import annotations
@@ -33,30 +38,47 @@ from adcore.detector import Detector, Prediction
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor
 from adcore.metrics import image_scores
-from adcore.papers.atacnet.cropping import READINGS, attention_boxes, crop, paste
+from adcore.papers.atacnet.cropping import READINGS, attention_boxes, crop, paste, upsample
 from adcore.papers.atacnet.cutmix import MIXES
 from adcore.papers.atacnet.deviation import AnomalyMapping, deviation_loss, deviation_loss_printed, he_initialized, top_mean
 from adcore.papers.atacnet.few_shot import QUICK, FewShot, FewShotConfig, rotated
 from adcore.papers.atacnet.self_attention import KINDS, AttentionBlock
 
-STEPS = ("cutmix", "weighted_ce", "deviation", "gradcam", "atacnet")
-CLASSIFIERS = ("cutmix", "weighted_ce")
-ZOOMS = ("gradcam", "atacnet")
 DEVIATIONS = {"clamped": deviation_loss, "as_printed": deviation_loss_printed}
+
+
+class Step(NamedTuple):
+    """One step of the ablation study.
+
+    criterion  loss of the training. With a cross-entropy, a classification head gives the score (a logit); with the deviation
+               loss, the score is the top-k score of the anomaly mapping
+    zoom       what the crop follows: 'attention' in all of training and testing; 'gradcam' in the second half of training and
+               in testing; 'none', there is no crop
+    """
+
+    criterion: str
+    zoom: str
+
+
+STEPS = {                                                               # column of Table 1
+    "cutmix": Step("cross_entropy", zoom="none"),                       # CUT-MIX
+    "weighted_ce": Step("weighted_cross_entropy", zoom="none"),         # Weighted CE
+    "deviation": Step("deviation", zoom="none"),                        # Deviation Loss
+    "gradcam": Step("deviation", zoom="gradcam"),                       # none
+    "atacnet": Step("deviation", zoom="attention"),                     # ATAC-Net
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ATACNetConfig(FewShotConfig):
-    """Settings of ATAC-Net and of the steps that lead to it. Those of training are DevNet's: the paper's own are not in the
-    supplement.
+    """Settings of ATAC-Net and of the other steps of the ablation. The settings of the training are DevNet's, because the
+    supplement does not give its own.
 
-    step               'cutmix': classifier with binary cross-entropy; 'weighted_ce': the same, weighted; 'deviation': deviation
-                       loss on the top-k score; 'gradcam': the same for half of the epochs, then the other half on what Grad-CAM
-                       zooms in on; 'atacnet'
-    loss               'clamped' deviation loss, or 'as_printed' without a bound
-    anomaly_weight, genuine_weight  of 'weighted_ce'
+    step               a step of the ablation, see `STEPS`
+    loss               'clamped' deviation loss, or 'as_printed', which has no lower bound
+    anomaly_weight, genuine_weight  class weights of the weighted cross-entropy
     cutmix             how anomalies are made from normal images: 'in_image', 'yun' or 'none'
-    made_share         of the anomalous half of a batch, made by CutMix
+    made_share         fraction of the anomalous half of a batch that is made by CutMix
     attention, window, share        of the attention block: see `self_attention`
     threshold, reading, smallest    of the crop: see `attention_boxes`
     """
@@ -79,22 +101,22 @@ class ATACNetConfig(FewShotConfig):
     smallest: int = 32
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        **FewShotConfig.choices, "step": STEPS, "loss": tuple(DEVIATIONS), "cutmix": (*MIXES, "none"), "attention": KINDS,
-        "reading": READINGS}
+        **FewShotConfig.choices, "step": tuple(STEPS), "loss": tuple(DEVIATIONS), "cutmix": (*MIXES, "none"),
+        "attention": KINDS, "reading": READINGS}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.threshold <= 1 or not 0 <= self.made_share <= 1 or self.smallest < 1:
-            raise ParameterError(f"ATACNetConfig: threshold={self.threshold} and made_share={self.made_share} are shares, "
-                                 f"smallest={self.smallest} is at least 1")
+            raise ParameterError(f"ATACNetConfig: threshold={self.threshold} and made_share={self.made_share} must be "
+                                 f"fractions, smallest={self.smallest} at least 1")
 
 
 class Look(NamedTuple):
-    """What one pass over images finds.
+    """Result of one pass of the network over images.
 
-    score   (B,)
-    anomaly (B, h, w), of each cell
-    where   (B, h, w), C_attn
+    score    (B,) anomaly score, a_mp1 or a_mp2
+    anomaly  (B, h, w) anomaly map, one value per cell
+    where    (B, h, w) C_attn
     """
 
     score: Tensor
@@ -103,30 +125,32 @@ class Look(NamedTuple):
 
 
 class Network(nn.Module):
-    """tau o sigma o phi: (B, 3, H, W) -> Look. Without attention, sigma is the identity.
+    """gamma = tau o sigma o phi: (B, 3, H, W) -> Look. Steps without attention have the identity as sigma.
 
-    steps_taken  counts training steps, because the Grad-CAM step changes what it does half-way
+    tapped       the output of the backbone, for Grad-CAM
+    steps_taken  number of training steps so far; the Grad-CAM step zooms in the second half
     """
 
     steps_taken: Tensor
 
     def __init__(self, extractor: FeatureExtractor, config: ATACNetConfig) -> None:
         super().__init__()
-        c, channels = config, extractor.channels[0]
-        self.top_share, self.classifies = c.top_share, c.step in CLASSIFIERS
+        c, step, channels = config, STEPS[config.step], extractor.channels[0]
+        self.top_share, self.classifies = c.top_share, step.criterion != "deviation"
         self.extractor = extractor
-        self.tapped = nn.Identity()  # where Grad-CAM looks
-        self.attention = AttentionBlock(channels, c.attention, c.window, c.share) if c.step == "atacnet" else nn.Identity()
+        self.tapped = nn.Identity()
+        attends = step.zoom == "attention"
+        self.attention = AttentionBlock(channels, c.attention, c.window, c.share) if attends else nn.Identity()
         self.mapping = AnomalyMapping(channels)
         self.head = nn.Linear(1, 1) if self.classifies else nn.Identity()
-        for new in (self.attention, self.mapping, self.head):                                  # Alg. 2, line 1
+        for new in (self.attention, self.mapping, self.head):                                  # Algorithm 2, line 1
             he_initialized(new)
         self.register_buffer("steps_taken", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images: Tensor) -> Look:
         features = self.attention(self.tapped(self.extractor(images)[0]))                      # (B, C, h, w)
         if self.classifies:
-            # Mean, mapping and head together are the usual classifier behind global average pooling.
+            # Mean over cells, 1x1 convolution and head together are a linear classifier after global average pooling.
             anomaly = self.mapping.combine(features)[:, 0]
             score = self.head(anomaly.mean(dim=(1, 2))[:, None])[:, 0]                         # a logit
         else:
@@ -136,36 +160,45 @@ class Network(nn.Module):
 
 
 class ATACNet(FewShot):
-    """ATAC-Net and the steps towards it as a detector; one network a category.
+    """ATAC-Net and the other steps of its ablation as a detector; one network per category.
 
     Raises:
-        ParameterError: a grid too small for the attention's window.
+        ParameterError: the feature grid is too small for the attention's window.
     """
 
     name: ClassVar[str] = "atacnet"
     Config: ClassVar[type[Any]] = ATACNetConfig
-    quick: ClassVar[dict[str, Any]] = {**QUICK, "smallest": 12, "statistics": "pretraining", "batch_size": 16}
+    quick: ClassVar[dict[str, Any]] = {**QUICK, "smallest": 12, "statistics": "weights", "batch_size": 16}
     network: Network
+
+    @property
+    def step(self) -> Step:
+        return STEPS[self.config.step]
 
     def build(self) -> Network:
         network = Network(self.extractor, self.config).eval()
         with torch.no_grad():
-            network(torch.zeros(1, 3, *self.view.shape))  # which refuses a grid too small for the window
+            network(torch.zeros(1, 3, *self.view.shape))  # raises if the grid is too small for the window
         return network
 
-    def needs(self) -> int:
-        """None where CutMix makes some."""
+    def anomalies_needed(self) -> int:
+        """0 with CutMix, which makes anomalies from normal images."""
         return int(self.config.cutmix == "none")
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Detector:
-        """As `FewShot.fit`; Algorithm 2."""
-        self.network.steps_taken.zero_()  # a checkpoint brings its own count
+        """Train by Algorithm 2, see `FewShot.fit`."""
+        self.network.steps_taken.zero_()  # a checkpoint restores its own count
         return super().fit(samples, checkpoint=checkpoint, progress=progress)
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Half from X_N, half from X_T, the anomalies and what CutMix makes of normal images (Alg. 2, line 5)."""
+        """Half normal images X_N, half anomalies X_T: labeled ones and those made by CutMix (Algorithm 2, lines 2 to 5)."""
         c, half = self.config, self.config.batch_size // 2
-        made = 0 if c.cutmix == "none" else half if not len(self.anomalous) else int((torch.rand(half) < c.made_share).sum())
+        if c.cutmix == "none":
+            made = 0
+        elif not len(self.anomalous):
+            made = half
+        else:
+            made = int((torch.rand(half) < c.made_share).sum())
         images = [self.pick(self.normal, half)]
         if made:
             images.append(MIXES[c.cutmix](self.pick(self.normal, made), self.pick(self.normal, made)))
@@ -173,54 +206,68 @@ class ATACNet(FewShot):
             images.append(self.pick(self.anomalous, half - made))
         return rotated(torch.cat(images), c.rotation), torch.arange(2, device=self.device).repeat_interleave(half)
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step of Algorithm 2, lines 6 to 12, or of the ablation."""
-        c, net = self.config, self.network
-        net.steps_taken += 1
-        if c.step == "gradcam" and net.steps_taken > c.epochs * c.steps // 2:
-            return self.criterion(net(crop(images, self.boxes(images))).score, labels)         # retraining on the zoomed view
-        first = net(images)
-        if c.step != "atacnet":
-            return self.criterion(first.score, labels)
-        second = net(crop(images, self.boxes(images, first)))
-        return self.criterion((first.score + second.score) / 2, labels)
+    def both_looks(self, images: Tensor) -> tuple[Look, Tensor, Look]:
+        """Score the images, crop them to what the network attends to, and score the crops (Algorithm 2, lines 6 to 8).
 
-    def criterion(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The loss of this step: scores (B,), labels (B,) -> scalar."""
-        c = self.config
-        if c.step not in CLASSIFIERS:
-            return DEVIATIONS[c.loss](scores, labels, c.margin)
-        weights = torch.where(labels.bool(), c.anomaly_weight, c.genuine_weight) if c.step == "weighted_ce" else None
-        return F.binary_cross_entropy_with_logits(scores, labels.float(), weights)
+        (B, 3, H, W) -> look at the images, boxes (B, 4), look at the crops.
+        """
+        first = self.network(images)                                                           # line 6
+        boxes = self.boxes(images, first)                                                      # line 7: Algorithm 1
+        second = self.network(crop(images, boxes))                                             # line 8
+        return first, boxes, second
 
     def boxes(self, images: Tensor, first: Look | None = None) -> Tensor:
-        """Where to look again: (B, 3, H, W) -> (B, 4), by attention or, in step four, by Grad-CAM. No gradient passes."""
+        """Boxes of the crops, by attention or by Grad-CAM: (B, 3, H, W) -> (B, 4). They carry no gradient.
+
+        first  look at these images, if there is one already
+        """
         c = self.config
-        where = gradcam(self.network, images) if c.step == "gradcam" else (first or self.network(images)).where
+        where = gradcam(self.network, images) if self.step.zoom == "gradcam" else (first or self.network(images)).where
         return attention_boxes(where.float(), (images.shape[-2], images.shape[-1]), c.threshold, c.reading, c.smallest)
 
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss of one training step: Algorithm 2, lines 6 to 11, or what another step of the ablation does instead."""
+        c, net = self.config, self.network
+        net.steps_taken += 1
+        if self.step.zoom == "attention":
+            first, _, second = self.both_looks(images)
+            scores = (first.score + second.score) / 2                                          # line 9
+        elif self.step.zoom == "gradcam" and net.steps_taken > c.epochs * c.steps // 2:
+            scores = net(crop(images, self.boxes(images))).score                               # retraining on the zoomed view
+        else:
+            scores = net(images).score
+        return self.criterion(scores, labels)
+
+    def criterion(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The step's criterion, averaged over the batch: scores (B,), labels (B,) -> scalar."""
+        c = self.config
+        if self.step.criterion == "deviation":
+            return DEVIATIONS[c.loss](scores, labels, c.margin)                                # lines 10 and 11
+        weighted = self.step.criterion == "weighted_cross_entropy"
+        weights = torch.where(labels.bool(), c.anomaly_weight, c.genuine_weight) if weighted else None
+        return F.binary_cross_entropy_with_logits(scores, labels.float(), weights)
+
     def score(self, images: Tensor) -> Prediction:
-        """Mean of both looks; inside the box the map is the mean of theirs, too."""
+        """Mean score of both looks. Inside the box the map is the mean of both maps, outside it is the first one."""
         size = images.shape[-2], images.shape[-1]
-        first = self.network(images)
-        whole = F.interpolate(first.anomaly[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        if self.config.step not in ZOOMS:
-            return Prediction(first.score, whole)
-        boxes = self.boxes(images, first)
-        second = self.network(crop(images, boxes))
+        if self.step.zoom == "none":
+            look = self.network(images)
+            return Prediction(look.score, upsample(look.anomaly, size))
+        first, boxes, second = self.both_looks(images)
+        whole = upsample(first.anomaly, size)
         inside = paste(torch.ones_like(second.anomaly), boxes, size) > 0
         maps = torch.where(inside, (whole + paste(second.anomaly, boxes, size)) / 2, whole)
         return Prediction((first.score + second.score) / 2, maps)
 
     @torch.no_grad()
     def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Whether zooming helps: nothing for a step that does not zoom.
+        """Measures of the crop on test images; none for a step without a crop.
 
-        first_look_auroc           image AUROC of a1 alone
-        box_normal, box_anomalous  mean share of the image that is looked at again
-        defect_inside              mean share of a defect's pixels that lie in the box; missing where there are no masks
+        first_look_auroc           image AUROC of the first look's scores
+        box_normal, box_anomalous  mean fraction of the image inside the box
+        defect_inside              mean fraction of a defect's pixels inside the box; left out where there are no masks
         """
-        if self.config.step not in ZOOMS:
+        if self.step.zoom == "none":
             return {}
         scores, boxes = [], []
         for images in read_images(samples, self.view):
@@ -229,8 +276,8 @@ class ATACNet(FewShot):
             boxes.append(self.boxes(images.to(self.device), first).cpu())
         t, left, b, r = torch.cat(boxes).unbind(1)
         (height, width), labels = self.view.shape, torch.tensor([sample.label for sample in samples], dtype=torch.bool)
-        share = ((b - t) * (r - left)).double() / (height * width)
-        found = {"box_normal": float(share[~labels].mean()), "box_anomalous": float(share[labels].mean()),
+        area = ((b - t) * (r - left)).double() / (height * width)
+        found = {"box_normal": float(area[~labels].mean()), "box_anomalous": float(area[labels].mean()),
                  "first_look_auroc": image_scores(labels, torch.cat(scores)).auroc}
         inside = [float(mask[t[i]:b[i], left[i]:r[i]].sum() / mask.sum())
                   for i, mask in enumerate(read_masks(samples, self.view)) if mask is not None and mask.any()]
@@ -238,9 +285,9 @@ class ATACNet(FewShot):
 
 
 def gradcam(network: Network, images: Tensor) -> Tensor:
-    """Grad-CAM of the score at the tap, by captum: (B, 3, H, W) -> (B, h, w), not negative.
+    """Grad-CAM of the score at the backbone's output, by captum: (B, 3, H, W) -> (B, h, w), never negative.
 
-    Selvaraju et al., ICCV 2017: channels weighted by the mean of their gradient, summed, negatives cut off.
+    Selvaraju et al., ICCV 2017: the channels are weighted by the mean of their gradients and added; negative sums become 0.
     """
-    found = LayerGradCam(lambda x: network(x).score, network.tapped).attribute(images, relu_attributions=True)
-    return found[:, 0].detach()
+    cam = LayerGradCam(lambda x: network(x).score, network.tapped).attribute(images, relu_attributions=True)
+    return cam[:, 0].detach()

@@ -1,10 +1,12 @@
-"""CutMix: anomalies made from normal images, in the two meanings of the word.
+"""CutMix augmentation: anomalies made from normal images (ATAC-Net's supplement, Sec. 2 and Algorithm 2, line 3).
 
-    in_image   a patch of the image, its colors jittered, elsewhere in the same image: what the code of DRA calls CutMix
-    yun        a rectangle of another image, as in Yun et al. (ICCV 2019), whom atacnet cites: its share is drawn from a
-               Beta distribution
+The word has two meanings, and the supplement does not say which one it uses:
 
-Everything is drawn from torch's random state.
+    in_image   a patch of the image, with jittered colors, is pasted elsewhere in the same image. The published code of DRA,
+               a method that the paper compares with, calls this CutMix
+    yun        a rectangle of another image is pasted, as in Yun et al., "CutMix", ICCV 2019, which the paper cites
+
+All random numbers come from torch's global generator.
 """
 
 from __future__ import annotations
@@ -22,37 +24,37 @@ ASPECT = (0.3, 1 / 0.3)
 
 def in_image(images: Tensor, area: tuple[float, float] = AREA, aspect: tuple[float, float] = ASPECT,
              jitter: float = 0.1) -> Tensor:
-    """Each image with a patch of its own pasted elsewhere: (B, 3, H, W) in [0, 1] -> (B, 3, H, W).
+    """CutMix inside one image: paste a patch of each image elsewhere in it. (B, 3, H, W) in [0, 1] -> (B, 3, H, W).
 
-    area    of the patch, a share of the image's, drawn evenly
-    aspect  height by width, drawn evenly in the logarithm
-    jitter  of the patch's brightness, contrast, saturation and hue
+    area    of the patch, as a fraction of the image's area; uniform in this range
+    aspect  height divided by width; its logarithm is uniform in this range
+    jitter  strength of the changes in the patch's brightness, contrast, saturation and hue
     """
     mixed, (h, w) = images.clone(), images.shape[-2:]
     recolor = ColorJitter(jitter, jitter, jitter, jitter)
-    shares = torch.empty(len(images)).uniform_(*area)
+    areas = torch.empty(len(images)).uniform_(*area)
     ratios = torch.empty(len(images)).uniform_(math.log(aspect[0]), math.log(aspect[1])).exp()
-    for target, image, share, ratio in zip(mixed, images, shares.tolist(), ratios.tolist(), strict=True):
-        height = min(h, max(1, round((share * h * w * ratio) ** 0.5)))
-        width = min(w, max(1, round((share * h * w / ratio) ** 0.5)))
+    for target, image, fraction, ratio in zip(mixed, images, areas.tolist(), ratios.tolist(), strict=True):
+        height = min(h, max(1, round((fraction * h * w * ratio) ** 0.5)))
+        width = min(w, max(1, round((fraction * h * w / ratio) ** 0.5)))
         (y, x), (to_y, to_x) = _corner(h - height, w - width), _corner(h - height, w - width)
         target[:, to_y:to_y + height, to_x:to_x + width] = recolor(image[:, y:y + height, x:x + width])
     return mixed
 
 
 def yun(images: Tensor, others: Tensor, alpha: float = 1.0) -> Tensor:
-    """Each image with a rectangle of another one: (B, C, H, W), (B, C, H, W) -> (B, C, H, W).
+    """CutMix of Yun et al.: paste a rectangle of another image. (B, C, H, W), (B, C, H, W) -> (B, C, H, W).
 
-    The rectangle's sides are sqrt(1 - lambda) of the image's, lambda ~ Beta(alpha, alpha); its middle is drawn evenly and
-    what lies outside is cut off, as in the paper. Labels are not mixed: a normal image with another's part is anomalous.
+    The sides of the rectangle are sqrt(1 - lambda) times those of the image, lambda ~ Beta(alpha, alpha). Its center is
+    uniform over the image, and the rectangle is clipped at the border. Labels are not mixed: the result is an anomaly.
     """
     mixed, (h, w) = images.clone(), images.shape[-2:]
-    kept = torch.distributions.Beta(torch.tensor(alpha), torch.tensor(alpha)).sample((len(images),))
-    for target, other, share in zip(mixed, others, kept.tolist(), strict=True):
-        height, width = max(1, int(h * (1 - share) ** 0.5)), max(1, int(w * (1 - share) ** 0.5))
+    lambdas = torch.distributions.Beta(torch.tensor(alpha), torch.tensor(alpha)).sample((len(images),))
+    for target, other, lam in zip(mixed, others, lambdas.tolist(), strict=True):
+        height, width = max(1, int(h * (1 - lam) ** 0.5)), max(1, int(w * (1 - lam) ** 0.5))
         y, x = _corner(h - 1, w - 1)
-        rows, columns = slice(max(0, y - height // 2), y + (height + 1) // 2), slice(max(0, x - width // 2),
-                                                                                      x + (width + 1) // 2)
+        rows = slice(max(0, y - height // 2), y + (height + 1) // 2)
+        columns = slice(max(0, x - width // 2), x + (width + 1) // 2)
         target[:, rows, columns] = other[:, rows, columns]
     return mixed
 
@@ -61,5 +63,5 @@ def _corner(most_y: int, most_x: int) -> tuple[int, int]:
     return int(torch.randint(most_y + 1, ())), int(torch.randint(most_x + 1, ()))
 
 
-# Normal images and others like them, for the mix that needs two.
+# name -> function of images and other images; `in_image` does not use the others
 MIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"in_image": lambda images, others: in_image(images), "yun": yun}

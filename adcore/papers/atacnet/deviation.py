@@ -1,10 +1,17 @@
-"""Scores that deviate: how DevNet, DRA and ATAC-Net turn a feature map into one number and train it.
+"""The deviation loss and the score that it is computed from, as DevNet, DRA and ATAC-Net use them.
 
-Pang et al., "Explainable Deep Few-shot Anomaly Detection with Deviation Networks", 2021.
+Pang et al., "Explainable Deep Few-shot Anomaly Detection with Deviation Networks", 2021; ATAC-Net's supplement, Algorithm 2.
 
-    maps (B, C, h, w) -> 1x1 convolution -> |.| (B, h, w) -> mean of the largest tenth -> score (B,)
+    maps (B, C, h, w) -> 1x1 convolution, absolute value (B, h, w) -> mean of the top 10 % of cells -> score (B,)
 
-Scores of normal images should look like draws from N(0, 1), those of anomalies lie k deviations above.
+The loss pulls scores of normal images to the mean of N(0, 1) and pushes scores of anomalies k standard deviations above it.
+
+    paper    code             shape       meaning
+    tau      AnomalyMapping   (B, h, w)   anomaly mapping layer: one value per cell
+    dev      deviations       (B,)        scores in standard deviations from the mean of a sample of N(0, 1)
+    y        labels           (B,)        1 for an anomaly, 0 for a normal image
+    k        margin           scalar      deviation that an anomaly should reach, 5
+    L_dev    deviation_loss   scalar      mean over the batch
 """
 
 from __future__ import annotations
@@ -18,36 +25,41 @@ MARGIN = 5.0  # k, in standard deviations
 
 
 def deviations(scores: Tensor) -> Tensor:
-    """Scores in standard deviations from the mean of 5,000 draws from N(0, 1), drawn anew: (B,) -> (B,)."""
+    """Scores in standard deviations from the mean of 5,000 random numbers of N(0, 1): (B,) -> (B,).
+
+    (score - mu_R) / sigma_R, Algorithm 2, line 10. Each call draws new random numbers.
+    """
     reference = torch.randn(REFERENCE_DRAWS).to(scores.device)
     return (scores - reference.mean()) / reference.std()
 
 
 def deviation_loss(scores: Tensor, labels: Tensor, margin: float = MARGIN) -> Tensor:
-    """(1 - y) |dev| + y max(0, k - dev), averaged: the loss of the published code, never below zero.
+    """The deviation loss of the published code, (1 - y) |dev| + y max(0, k - dev), averaged over the batch; never negative.
 
     scores  (B,)
-    labels  (B,), 1 or True for anomalous; any number of them may be so
+    labels  (B,), 1 or True for an anomaly; all labels may be equal
     """
-    apart = deviations(scores)
-    return torch.where(labels.bool(), F.relu(margin - apart), apart.abs()).mean()
+    dev = deviations(scores)
+    return torch.where(labels.bool(), F.relu(margin - dev), dev.abs()).mean()
 
 
 def deviation_loss_printed(scores: Tensor, labels: Tensor, margin: float = MARGIN) -> Tensor:
-    """(1 - y) |dev| + y (k - |dev|): Algorithm 2 of atacnet as printed. Without a bound: it falls for ever as the score of
-    an anomaly grows, in either direction."""
-    apart = deviations(scores).abs()
-    return torch.where(labels.bool(), margin - apart, apart).mean()
+    """The deviation loss as printed in Algorithm 2, line 11: (1 - y) |dev| + y (k - |dev|).
+
+    It has no lower bound: it keeps falling as the score of an anomaly moves away from 0, in either direction.
+    """
+    dev = deviations(scores).abs()
+    return torch.where(labels.bool(), margin - dev, dev).mean()
 
 
-def top_mean(maps: Tensor, share: float = 0.1) -> Tensor:
-    """Mean of the largest `share` of the cells, of one at least: (B, h, w) -> (B,)."""
+def top_mean(maps: Tensor, fraction: float = 0.1) -> Tensor:
+    """The top-k score: mean of the largest `fraction` of the cells, at least of one cell. (B, h, w) -> (B,)."""
     cells = maps.flatten(1)
-    return cells.topk(max(int(share * cells.shape[1]), 1), dim=1).values.mean(1)
+    return cells.topk(max(int(fraction * cells.shape[1]), 1), dim=1).values.mean(1)
 
 
 class AnomalyMapping(nn.Module):
-    """Each cell's anomaly, the size of a learned combination of its channels: (B, C, h, w) -> (B, h, w), never negative."""
+    """The anomaly mapping layer: absolute value of a 1x1 convolution to one channel. (B, C, h, w) -> (B, h, w)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -58,7 +70,7 @@ class AnomalyMapping(nn.Module):
 
 
 def he_initialized(module: nn.Module) -> nn.Module:
-    """Convolutions and linear layers drawn anew as He et al. do for ReLU networks (ICCV 2015), biases 0; in place."""
+    """He initialization (He et al., ICCV 2015) of all convolutions and linear layers, in place; biases become 0."""
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(part.weight, mode="fan_in", nonlinearity="relu")

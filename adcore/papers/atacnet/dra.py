@@ -1,19 +1,23 @@
-"""DRA: seen anomalies, made-up ones and the distance to normal references, each with a head of its own.
+"""DRA: four heads on one backbone, for seen anomalies, pseudo anomalies, and deviations from normal images.
 
-Ding et al., "Catching Both Gray and Black Swans: Open-set Supervised Anomaly Detection", CVPR 2022; what atacnet compares with.
+Ding et al., "Catching Both Gray and Black Swans: Open-set Supervised Anomaly Detection", CVPR 2022; the paper's Table 2
+compares ATAC-Net with it.
 
-    image, and at half its size -> backbone -> features (B, C, h, w)
-        seen       |1x1 convolution|, top tenth                              normal against labeled anomalies
-        pseudo     the same                                                  normal against CutMix of normal
-        composite  references minus features -> convolution -> the same     normal against both
-        holistic   mean over cells -> two linear layers -> |.|               labels reversed: normal images deviate
-    score = seen + pseudo + composite - holistic
+    image at full and half size -> backbone -> features (B, C, h, w) -> four heads -> scores (B,), each the mean of both sizes
+
+    head        computed from the features as
+    holistic    mean over cells -> two linear layers -> absolute value
+    seen        anomaly mapping -> mean of the top 10 % of cells
+    pseudo      anomaly mapping -> mean of the top 10 % of cells
+    composite   features of reference images minus features -> convolution -> anomaly mapping -> mean of the top 10 % of cells
+
+Which images each head learns from, and with which labels, is in the table `HEADS`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +26,47 @@ from adcore.detector import Prediction
 from adcore.errors import ParameterError
 from adcore.papers.atacnet.cutmix import in_image
 from adcore.papers.atacnet.deviation import AnomalyMapping, deviation_loss, top_mean
-from adcore.papers.atacnet.devnet import DevNetConfig, pyramid, smallest, upsampled
+from adcore.papers.atacnet.devnet import DevNetConfig, mean_map, pyramid, pyramid_sizes
 from adcore.papers.atacnet.few_shot import QUICK, FewShot, rotated
 
-HEADS = ("holistic", "seen", "pseudo", "composite")
-NORMAL, SEEN, PSEUDO = 0, 1, 2  # labels in a training batch
+# Labels in a training batch: normal images, labeled anomalies, and pseudo anomalies, which CutMix makes from normal images.
+NORMAL, SEEN, PSEUDO = 0, 1, 2
+
+
+class Head(NamedTuple):
+    """How a head is trained and how its score counts.
+
+    sees      labels of the training images that it learns from
+    deviates  those among them whose scores should deviate: label 1 of the deviation loss, all others have label 0
+    sign      of its score in the score of the image
+    """
+
+    sees: tuple[int, ...]
+    deviates: tuple[int, ...]
+    sign: int
+
+
+HEADS = {
+    "holistic": Head(sees=(NORMAL, SEEN, PSEUDO), deviates=(NORMAL,), sign=-1),  # reversed labels, so its score is subtracted
+    "seen": Head(sees=(NORMAL, SEEN), deviates=(SEEN,), sign=1),
+    "pseudo": Head(sees=(NORMAL, PSEUDO), deviates=(PSEUDO,), sign=1),
+    "composite": Head(sees=(NORMAL, SEEN, PSEUDO), deviates=(SEEN, PSEUDO), sign=1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DRAConfig(DevNetConfig):
-    """Settings of DRA; defaults are those of the published code.
+    """Settings of DRA; the defaults are those of the published code.
 
-    references  normal training images whose mean feature an image is compared with
+    references  number of normal training images; the composite head compares an image with their mean features
     hidden      width of the holistic head
-    heads       those that are trained and counted
+    heads       heads that are trained and whose scores are added
     """
 
     epochs: int = 30
     references: int = 5
     hidden: int = 256
-    heads: tuple[str, ...] = HEADS
+    heads: tuple[str, ...] = tuple(HEADS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +76,7 @@ class DRAConfig(DevNetConfig):
 
 
 class Holistic(nn.Module):
-    """(B, C, h, w) -> (B,)"""
+    """Score from the mean over all cells: (B, C, h, w) -> (B,)."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -62,7 +87,7 @@ class Holistic(nn.Module):
 
 
 class Composite(nn.Module):
-    """What the mean of the references has and the image has not: (B, C, h, w), (R, C, h, w) -> (B, h, w)."""
+    """Anomaly map from the difference to the mean reference: (B, C, h, w), (R, C, h, w) -> (B, h, w)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -74,7 +99,7 @@ class Composite(nn.Module):
 
 
 class DRA(FewShot):
-    """DRA as a detector; one network a category."""
+    """DRA as a detector; one network per category."""
 
     name: ClassVar[str] = "dra"
     Config: ClassVar[type[Any]] = DRAConfig
@@ -82,24 +107,25 @@ class DRA(FewShot):
 
     def build(self) -> nn.Module:
         c, channels = self.config, self.extractor.channels[0]
-        self.extractor.shapes(smallest(self.view.shape, c.scales))  # which refuses images that are too small
-        heads = {"holistic": lambda: Holistic(channels, c.hidden), "seen": lambda: AnomalyMapping(channels),
-                 "pseudo": lambda: AnomalyMapping(channels), "composite": lambda: Composite(channels)}
-        network = nn.ModuleDict({"extractor": self.extractor, **{name: heads[name]() for name in c.heads}})
+        self.extractor.shapes(pyramid_sizes(self.view.shape, c.scales)[-1])  # raises if the images are too small
+        network = nn.ModuleDict({"extractor": self.extractor})
+        for name in c.heads:
+            network[name] = (Holistic(channels, c.hidden) if name == "holistic" else
+                             Composite(channels) if name == "composite" else AnomalyMapping(channels))
         h, w = self.view.shape
-        # Kept with the weights: a resumed or reloaded model compares with the images that it was trained to compare with.
+        # Part of the state dict: a resumed or reloaded model compares images with the same references.
         network.register_buffer("references", torch.zeros(c.references, 3, h, w))
         return network
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Two thirds normal images, of which half become pseudo anomalies, one third anomalies."""
+        """One third normal images, one third labeled anomalies, one third pseudo anomalies."""
         third = self.config.batch_size // 3
         pseudo = in_image(self.pick(self.normal, third))
         images = torch.cat([self.pick(self.normal, third), self.pick(self.anomalous, third), pseudo])
         return rotated(images, self.config.rotation), torch.arange(3, device=self.device).repeat_interleave(third)
 
     def fit(self, samples: Any, *, checkpoint: Any = None, progress: Any = None) -> DRA:
-        """As `FewShot.fit`; then the references of testing are drawn from the normal training images, always the same."""
+        """As `FewShot.fit`; then draw the reference images for testing from the normal training images, with the same seed."""
         super().fit(samples, checkpoint=checkpoint, progress=progress)
         order = torch.randperm(len(self.normal), generator=torch.Generator().manual_seed(self.seed))
         chosen = order[torch.arange(self.config.references) % len(order)]
@@ -107,34 +133,38 @@ class DRA(FewShot):
         return self
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The deviation losses of the heads, summed; the images that normal ones are compared with are drawn anew."""
+        """Sum of the heads' deviation losses. Each call draws new reference images."""
         references = rotated(self.pick(self.normal, self.config.references), self.config.rotation)
-        heads = self.heads(images, references)
-        anomalous, total = labels != NORMAL, images.new_zeros(())
-        # The head of the seen anomalies never sees made-up ones, and the other way round.
-        kept = {"seen": labels != PSEUDO, "pseudo": labels != SEEN}
-        for name, (scores, _) in heads.items():
-            targets = ~anomalous if name == "holistic" else anomalous
-            mine = kept.get(name, torch.ones_like(anomalous))
-            total = total + deviation_loss(scores[mine], targets[mine], self.config.margin)
+        total = images.new_zeros(())
+        for name, (scores, _) in self.heads(images, references).items():
+            head = HEADS[name]
+            sees = torch.isin(labels, labels.new_tensor(head.sees))                            # (B,)
+            deviates = torch.isin(labels, labels.new_tensor(head.deviates))                    # (B,)
+            total = total + deviation_loss(scores[sees], deviates[sees], self.config.margin)
         return total
 
     def heads(self, images: Tensor, references: Tensor) -> dict[str, tuple[Tensor, list[Tensor]]]:
-        """Scores (B,) of each head, means over the sizes of an image, and the maps [(B, h_s, w_s)] that they come from."""
+        """Score and maps of each head: (B, 3, H, W), (R, 3, H, W) -> name: ((B,), [(B, h_s, w_s) per scale]).
+
+        The score is the mean over the scales. The holistic head has no maps.
+        """
         c, net = self.config, self.network
-        scales = [self.extractor(torch.cat([references, x]))[0].split([len(references), len(images)])
-                  for references, x in zip(pyramid(references, c.scales), pyramid(images, c.scales), strict=True)]
+        features = [self.extractor(torch.cat([r, x]))[0].split([len(r), len(x)])
+                    for r, x in zip(pyramid(references, c.scales), pyramid(images, c.scales), strict=True)]
         found: dict[str, tuple[Tensor, list[Tensor]]] = {}
         for name in c.heads:
             head = net[name]                                                                    # type: ignore[index]
-            out = [head(x, r) if name == "composite" else head(x) for r, x in scales]
-            maps = [] if name == "holistic" else out
-            scores = out if name == "holistic" else [top_mean(m, c.top_share) for m in out]
+            if name == "holistic":
+                scores, maps = [head(x) for _, x in features], []
+            else:
+                maps = [head(x, r) if name == "composite" else head(x) for r, x in features]
+                scores = [top_mean(m, c.top_share) for m in maps]
             found[name] = torch.stack(scores).mean(0), maps
         return found
 
     def score(self, images: Tensor) -> Prediction:
+        """Signed sum of the heads' scores, mean of all heads' maps."""
         heads = self.heads(images, self.network.references)                                    # type: ignore[arg-type]
-        total = torch.stack([-scores if name == "holistic" else scores for name, (scores, _) in heads.items()]).sum(0)
-        maps = [m for _, found in heads.values() for m in found]
-        return Prediction(total, upsampled(maps, (images.shape[-2], images.shape[-1])) if maps else None)
+        total = torch.stack([HEADS[name].sign * scores for name, (scores, _) in heads.items()]).sum(0)
+        maps = [m for _, maps in heads.values() for m in maps]
+        return Prediction(total, mean_map(maps, (images.shape[-2], images.shape[-1])) if maps else None)

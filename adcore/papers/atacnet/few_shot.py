@@ -1,10 +1,10 @@
-"""What detectors that train on a few labeled anomalies share: their protocol, their balanced batches, their training.
+"""Shared part of the detectors that train on a few labeled anomalies: settings, balanced batches and training loop.
 
     normal images (n, 3, H, W) ----+
                                    +--> drawn with replacement, rotated --> batch (B, 3, H, W), labels (B,) --> loss
     anomalies (m, 3, H, W), m << n +
 
-Settings of training are those of the published code of DevNet; atacnet leaves its own to the main paper.
+The training settings are those of DevNet's published code. ATAC-Net's are in its main paper, not in the supplement.
 """
 
 from __future__ import annotations
@@ -19,43 +19,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adcore.data import Dataset, Sample, View, read_images, with_anomalies
-from adcore.data.few_shot import DRAW_SEED
+from adcore.data import Dataset, Sample, View, read_images
 from adcore.data.transforms import CONTRAST, RESAMPLE, Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features import FeatureExtractor, Tap, train_only
+from adcore.papers.atacnet.cropping import upsample
+from adcore.papers.atacnet.few_shot_split import DRAW_SEED, with_anomalies
 from adcore.training import Run, train
 
-# What atacnet prints as ImageNet's are CLIP's.
+# Mean and standard deviation of the colors. The supplement (Sec. 2) calls them ImageNet's, but they are CLIP's.
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-# The quick profile of all of them: one stage of a small network, seconds long. So short a training keeps the batch norms'
-# statistics and leaves out the rotations, which ask for more epochs.
+# The quick profile of all these methods trains one stage of a small network for seconds. This is too short to learn new batch
+# norm statistics and invariance to rotations, so it keeps the former fixed and leaves out the latter.
 QUICK: dict[str, Any] = {"backbone": "efficientnet_lite0", "image_size": 80, "anomalies": 6, "tuned": (4,),
-                         "normalize": "pretraining", "rotation": 0.0, "epochs": 2, "steps": 10}
+                         "normalize": "weights", "rotation": 0.0, "epochs": 2, "steps": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotConfig(Config):
-    """Settings that the few-shot methods share. Images are 224 pixels wide, as atacnet has it for all of them; the published
-    code of DevNet and DRA takes 448.
+    """Settings that all few-shot methods have. The image size is 224, which ATAC-Net's supplement uses for all methods; the
+    published code of DevNet and DRA uses 448.
 
-    taps        one tap, behind which the network is cut
-    tuned       stages of the backbone that are trained along; () are all
-    anomalies   labeled ones of a category that are trained on
-    known       the kind of defect that these are, all others being unseen; '' draws from all kinds
-    draw        'fixed' takes the same anomalies in every experiment, as the published code does; 'by_seed' others for each
-                seed, so that the spread over seeds counts which anomalies were at hand
-    statistics  by which colors are standardized: of the 'pretraining', or 'clip', which atacnet prints
-    contrast    'none', 'global' or 'clahe': see `View`
-    normalize   by the statistics of the 'batch' while training, as the published code does, or by those of the 'pretraining'
-                throughout, which small batches and short trainings want
-    rotation    degrees; training images are turned by up to so many, to either side
-    steps       an epoch
-    lr_every    epochs after which the learning rate is divided by ten
-    top_share   of the cells, whose mean is the score of a map
-    margin      k, deviations by which anomalies should stand out
+    taps        one tap; the backbone ends there
+    tuned       stages of the backbone that are trained; () trains all of it
+    anomalies   number of labeled anomalies per category to train on
+    known       their defect type; all other types are unseen in training. '' draws anomalies of all types
+    draw        'fixed': every experiment trains on the same anomalies, as in the published code; 'by_seed': each seed draws its
+                own, so that the standard deviation over seeds includes the choice of anomalies
+    statistics  mean and standard deviation that colors are standardized with: 'weights', those that come with the backbone's
+                weights, or 'clip', those that the supplement prints
+    contrast    contrast equalization: 'none', 'global' or 'clahe', see `View`
+    normalize   statistics that the backbone's batch norms use in training: those of the 'batch', as in the published code, or
+                those that come with the 'weights', which suits small batches and short trainings
+    rotation    training images are rotated by a random angle of at most so many degrees, in either direction
+    steps       batches per epoch
+    lr_every    the learning rate is divided by ten after so many epochs
+    top_share   fraction of the cells with the largest values; their mean is the score
+    margin      k of the deviation loss
     """
 
     backbone: str = "resnet18"
@@ -64,7 +66,7 @@ class FewShotConfig(Config):
     image_size: Size = 224
     resize: str = "bilinear"
     contrast: str = "none"
-    statistics: str = "pretraining"
+    statistics: str = "weights"
     tuned: tuple[int, ...] = ()
     anomalies: int = 10
     known: str = ""
@@ -83,31 +85,20 @@ class FewShotConfig(Config):
     amp: bool = False
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        "resize": tuple(RESAMPLE), "contrast": tuple(CONTRAST), "statistics": ("pretraining", "clip"),
-        "draw": ("fixed", "by_seed"), "normalize": ("batch", "pretraining")}
+        "resize": tuple(RESAMPLE), "contrast": tuple(CONTRAST), "statistics": ("weights", "clip"),
+        "draw": ("fixed", "by_seed"), "normalize": ("batch", "weights")}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.taps) != 1:
-            raise ParameterError(f"{type(self).__qualname__}: taps={self.taps} must be one tap, behind which the network is "
-                                 f"cut")
+            raise ParameterError(f"{type(self).__qualname__}: taps={self.taps} must be a single tap")
         if self.batch_size < 4 or min(self.epochs, self.steps, self.anomalies) < 0:
             raise ParameterError(f"{type(self).__qualname__}: batch_size={self.batch_size} must be at least 4, epochs, steps "
                                  f"and anomalies at least 0")
 
 
-def build_extractor(config: Any, seed: int) -> FeatureExtractor:
-    """The backbone up to its tap, trained along."""
-    c = config
-    extractor = FeatureExtractor(c.backbone, c.taps, c.weights, seed, frozen=False,
-                                 statistics=CLIP if c.statistics == "clip" else None)
-    if c.tuned:
-        train_only(extractor, c.tuned)
-    return extractor
-
-
 def rotated(images: Tensor, degrees: float) -> Tensor:
-    """Each image turned by its own angle, drawn evenly from [-degrees, degrees]; black comes in at the corners.
+    """Each image rotated by its own angle, uniform in [-degrees, degrees]; the corners become black.
 
     (B, 3, H, W) -> (B, 3, H, W)
     """
@@ -116,9 +107,9 @@ def rotated(images: Tensor, degrees: float) -> Tensor:
     b, _, h, w = images.shape
     angle = torch.empty(b).uniform_(-degrees, degrees).deg2rad().to(images)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # Sides count in units of their own half, so that a turn of an image that is no square mixes them.
-    turn = torch.stack([torch.stack([cos, -sin * h / w, zero], 1), torch.stack([sin * w / h, cos, zero], 1)], 1)  # (B, 2, 3)
-    return F.grid_sample(images, F.affine_grid(turn, list(images.shape), align_corners=False), align_corners=False)
+    # grid_sample scales both axes to [-1, 1], so a rotation of a non-square image needs the factors h / w and w / h.
+    matrix = torch.stack([torch.stack([cos, -sin * h / w, zero], 1), torch.stack([sin * w / h, cos, zero], 1)], 1)  # (B, 2, 3)
+    return F.grid_sample(images, F.affine_grid(matrix, list(images.shape), align_corners=False), align_corners=False)
 
 
 class FewShot(Detector):
@@ -129,8 +120,12 @@ class FewShot(Detector):
 
     def __init__(self, config: Any = None, *, device: Any = "cpu", seed: int = 0) -> None:
         super().__init__(config, device=device, seed=seed)
-        self.extractor = build_extractor(self.config, seed)
-        self.extractor.shapes(self.view.shape)  # which refuses images that are too small
+        c = self.config
+        self.extractor = FeatureExtractor(c.backbone, c.taps, c.weights, seed, frozen=False,
+                                          statistics=CLIP if c.statistics == "clip" else None)
+        if c.tuned:
+            train_only(self.extractor, c.tuned)
+        self.extractor.shapes(self.view.shape)  # raises if the images are too small
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = self.build().to(self.device).eval()
@@ -139,7 +134,7 @@ class FewShot(Detector):
 
     @classmethod
     def protocol(cls, dataset: Dataset, config: Any, seed: int) -> Dataset:
-        """Some anomalies move from test to training: see `adcore.data.few_shot`."""
+        """The few-shot split, see `few_shot_split.with_anomalies`."""
         return with_anomalies(dataset, config.anomalies, config.known, DRAW_SEED if config.draw == "fixed" else seed)
 
     @property
@@ -153,41 +148,41 @@ class FewShot(Detector):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The network, which holds `self.extractor`; random weights come from torch's random state."""
+        """The network, which contains `self.extractor`. Random weights come from torch's global generator."""
 
     @abstractmethod
     def batch(self) -> tuple[Tensor, Tensor]:
-        """A balanced batch, drawn from torch's random state: images (B, 3, H, W) in [0, 1], labels (B,)."""
+        """A balanced random batch: images (B, 3, H, W) in [0, 1], labels (B,). Uses torch's global generator."""
 
     @abstractmethod
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Scalar."""
+        """Loss of a batch: (B, 3, H, W), (B,) -> scalar."""
 
     @abstractmethod
     def score(self, images: Tensor) -> Prediction:
-        """Scores and maps of images of the view's size."""
+        """Scores and maps of images that have the size of the view."""
 
-    def needs(self) -> int:
-        """Labeled anomalies without which there is nothing to learn."""
+    def anomalies_needed(self) -> int:
+        """Least number of labeled anomalies to train with."""
         return 1
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> Detector:
-        """Train on balanced batches. The last epoch is the one that counts.
+        """Train on balanced batches and keep the weights of the last epoch.
 
         Raises:
-            DataError: no normal image.
-            ParameterError: fewer labeled anomalies than the method needs.
+            DataError: there is no normal image.
+            ParameterError: there are fewer labeled anomalies than the method needs.
         """
         c = self.config
         labels = torch.tensor([sample.label for sample in samples], dtype=torch.bool)
         if labels.all():
             raise DataError(f"{self.name} has no normal image to train on")
-        if int(labels.sum()) < self.needs():
+        if int(labels.sum()) < self.anomalies_needed():
             raise ParameterError(f"{self.name} learns from labeled anomalies and has {int(labels.sum())}: set anomalies to "
-                                 f"{self.needs()} or more")
+                                 f"{self.anomalies_needed()} or more")
         images = torch.cat([(batch * 255).round().to(torch.uint8) for batch in read_images(samples, self.view)])
         self.normal, self.anomalous = images[~labels], images[labels]
-        if c.normalize == "pretraining":
+        if c.normalize == "weights":
             self.extractor.keep_statistics()
         learned = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learned, c.lr, weight_decay=c.weight_decay)
@@ -198,24 +193,23 @@ class FewShot(Detector):
         return self
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch."""
+        """The batches of one epoch."""
         return (self.batch() for _ in range(self.config.steps))
 
     def pick(self, images: Tensor, count: int) -> Tensor:
-        """Some images, drawn with replacement: (n, 3, H, W) uint8 -> (count, 3, H, W) in [0, 1] on the method's device."""
+        """Random images, with replacement: (n, 3, H, W) uint8 -> (count, 3, H, W) in [0, 1] on the method's device."""
         return images[torch.randint(len(images), (count,))].to(self.device).float() / 255
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Scores, and maps at the size of the images given.
+        """Scores, and maps that have the size of the given images.
 
         Raises:
             AdcoreError: called before `fit`.
         """
         if not len(self.normal):
             raise AdcoreError(f"{type(self).__name__} is not trained yet: call fit before predict")
-        found, size = self.score(self.own_size(images)), images.shape[-2:]
-        maps = found.map
-        if maps is not None and maps.shape[-2:] != size:
-            maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        return Prediction(found.score, maps)
+        prediction, size = self.score(self.own_size(images)), (images.shape[-2], images.shape[-1])
+        if prediction.map is None or prediction.map.shape[-2:] == size:
+            return prediction
+        return Prediction(prediction.score, upsample(prediction.map, size))

@@ -1,13 +1,15 @@
-"""A block of self-attention among the neighbors of a cell (Zhao, Jia and Koltun, "Exploring Self-attention for Image
-Recognition", CVPR 2020), as ATAC-Net puts it before its anomaly mapping.
+"""The self-attention convolution block that ATAC-Net puts before its anomaly mapping layer.
+
+Zhao, Jia and Koltun, "Exploring Self-attention for Image Recognition", CVPR 2020; the equations are theirs.
 
     x -> batch norm, ReLU -> attention over a window -> batch norm, ReLU -> 1x1 convolution -> + x
 
-    paper      code      shape               meaning
-    phi, psi   query, key  (B, R, h, w)      1x1 convolutions that the weights are made from
-    beta       value     (B, M, h, w)        what is averaged over the window
-    gamma      weigh     (B, M/share, K, N)  weights of the K neighbors of each of the N cells, shared by some channels
-    p          place     (B, 2, h, w)        coordinates in [-1, 1], mixed by a 1x1 convolution
+    paper      code      shape                  meaning
+    phi        query     (B, R, h, w)           1x1 convolution of the cell
+    psi        key       (B, R, h, w)           1x1 convolution of its neighbors
+    beta       value     (B, M, h, w)           1x1 convolution; its outputs are averaged over the window
+    gamma      weigh     (B, M / share, K, N)   weights of the K neighbors of each of the N cells
+    p          place     (B, 2, h, w)           1x1 convolution of the coordinates, which lie in [-1, 1]
 """
 
 from __future__ import annotations
@@ -22,20 +24,25 @@ KINDS = ("pairwise", "patchwise")
 
 
 def neighbors(x: Tensor, window: int) -> Tensor:
-    """The window around each cell, mirrored at the border: (B, C, h, w) -> (B, C, window * window, h * w)."""
+    """The window around each cell, with reflection at the border: (B, C, h, w) -> (B, C, window * window, h * w)."""
     reach = window // 2
     padded = F.pad(x, (reach,) * 4, mode="reflect")
     return F.unfold(padded, window).unflatten(1, (x.shape[1], window * window))
 
 
 class SelfAttention(nn.Module):
-    """Weights over a window that the content decides: (B, C, h, w) -> (B, M, h, w).
+    """Weighted mean over a window, with weights computed from the content: (B, C, h, w) -> (B, M, h, w).
 
-    kind    'pairwise': the weight of a neighbor comes from its difference to the cell and from where it lies, softmax over
-            the window (Sec. 3.1, subtraction). 'patchwise': the weights of all neighbors come from the whole window
-            together, without softmax (Sec. 3.2, concatenation)
-    reduced, middle  R and M above
-    share   channels that use the same weights
+    kind     'pairwise': the weight of a neighbor depends on its difference to the cell and on their positions; softmax over
+             the window (Sec. 3.1, subtraction). 'patchwise': all weights are computed together from the whole window,
+             without softmax (Sec. 3.2, concatenation)
+    reduced  R, channels of query and key
+    middle   M, channels of the value
+    share    number of channels with the same weights (`share_planes` in the published code)
+    window   side of the window in cells, odd
+
+    Raises:
+        ParameterError: unknown kind, an even window, or a number of channels that is not a multiple of `share`.
     """
 
     def __init__(self, channels: int, kind: str, reduced: int, middle: int, share: int, window: int) -> None:
@@ -61,34 +68,36 @@ class SelfAttention(nn.Module):
 
     def weights(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, groups, K, N)."""
-        query, keys = self.query(x), neighbors(self.key(x), self.window)               # (B, R, h, w), (B, R, K, N)
+        query, keys = self.query(x), neighbors(self.key(x), self.window)                 # (B, R, h, w), (B, R, K, N)
         if self.kind == "pairwise":
-            place = self.place(_coordinates(x))                                          # (1, 2, h, w)
-            apart = place.flatten(2)[:, :, None] - neighbors(place, self.window)        # (1, 2, K, N)
-            differences = torch.cat([query.flatten(2)[:, :, None] - keys, apart.expand(len(x), -1, -1, -1)], 1)
+            place = self.place(_coordinates(x))                                            # (1, 2, h, w)
+            offsets = place.flatten(2)[:, :, None] - neighbors(place, self.window)        # (1, 2, K, N)
+            differences = torch.cat([query.flatten(2)[:, :, None] - keys, offsets.expand(len(x), -1, -1, -1)], 1)
             return self.weigh(differences).softmax(dim=2)
-        together = torch.cat([query, keys.flatten(1, 2).unflatten(2, x.shape[-2:])], 1)  # (B, R (K + 1), h, w)
-        return self.weigh(together).flatten(2).unflatten(1, (self.groups, -1))
+        patches = torch.cat([query, keys.flatten(1, 2).unflatten(2, x.shape[-2:])], 1)    # (B, R (K + 1), h, w)
+        return self.weigh(patches).flatten(2).unflatten(1, (self.groups, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[-2:]) <= self.window // 2:
-            raise ParameterError(f"a window of {self.window} cells, mirrored at the border, needs a grid of at least "
+            raise ParameterError(f"a window of {self.window} cells, reflected at the border, needs a grid of at least "
                                  f"{self.window // 2 + 1} cells a side, not {x.shape[-2]}x{x.shape[-1]}: use larger images, a "
                                  f"shallower tap or a smaller window")
-        values = neighbors(self.value(x), self.window).unflatten(1, (self.groups, -1))  # (B, groups, share, K, N)
-        found = (self.weights(x)[:, :, None] * values).sum(3)                            # (B, groups, share, N)
-        return found.flatten(1, 2).unflatten(2, x.shape[-2:])
+        values = neighbors(self.value(x), self.window).unflatten(1, (self.groups, -1))    # (B, groups, share, K, N)
+        averaged = (self.weights(x)[:, :, None] * values).sum(3)                           # (B, groups, share, N)
+        return averaged.flatten(1, 2).unflatten(2, x.shape[-2:])
 
 
 def _coordinates(x: Tensor) -> Tensor:
-    """Where each cell lies, both sides from -1 to 1: (1, 2, h, w), x first."""
-    y, xs = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
-    return torch.stack(torch.meshgrid(y, xs, indexing="ij")[::-1])[None]
+    """Position of each cell, from -1 to 1 along each side: (1, 2, h, w), x before y."""
+    ys, xs = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
+    return torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1])[None]
 
 
 class AttentionBlock(nn.Module):
-    """The residual bottleneck around the attention: (B, C, h, w) -> (B, C, h, w). Widths C/16 and C/4 as published, the
-    latter rounded up to whole groups."""
+    """The residual bottleneck around the attention: (B, C, h, w) -> (B, C, h, w).
+
+    Its widths are those of the published code: R = C / 16 and M = C / 4. M is rounded up to a multiple of `share`.
+    """
 
     def __init__(self, channels: int, kind: str = "pairwise", window: int = 7, share: int = 8) -> None:
         super().__init__()

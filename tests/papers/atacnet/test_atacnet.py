@@ -1,4 +1,4 @@
-"""ATAC-Net and the steps towards it: batches, both looks, losses and Grad-CAM, each computed a second time by hand."""
+"""ATAC-Net and the steps of its ablation: batches, both looks, losses and Grad-CAM, each computed a second time by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adcore.papers.atacnet.deviation import deviation_loss, deviation_loss_print
 from adcore.training import seeded
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (3,), "image_size": 64, "epochs": 1, "steps": 2, "batch_size": 6, "lr": 1e-3,
-         "smallest": 16, "window": 3, "share": 4, "statistics": "pretraining", "contrast": "none"}
+         "smallest": 16, "window": 3, "share": 4, "statistics": "weights", "contrast": "none"}
 SCORES, LABELS = torch.tensor([-3.0, 0.2, 1.5, 9.0]), torch.tensor([0, 1, 0, 1])
 
 
@@ -38,7 +38,7 @@ def few(tiny):
 
 @pytest.fixture(scope="module")
 def untrained():
-    """Detectors that no test changes, on images that are no squares. They say to be trained, so that they predict."""
+    """Detectors for non-square images that no test changes. They have a training image, so that `predict` accepts them."""
     def made(step: str) -> ATACNet:
         one = detector(step, image_size=(64, 96), threshold=0.9)
         one.normal = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
@@ -48,7 +48,7 @@ def untrained():
 
 
 def images(count: int, h: int = 64, w: int = 96) -> Tensor:
-    """Smooth noise, so that there is something here and nothing there."""
+    """Smooth noise with bright and dark regions."""
     noise = torch.rand(count, 3, 5, 7, generator=torch.Generator().manual_seed(2))
     return F.interpolate(noise ** 3, (h, w), mode="bicubic").clamp(0, 1)
 
@@ -56,7 +56,7 @@ def images(count: int, h: int = 64, w: int = 96) -> Tensor:
 # Batches.
 
 def batch_of(**changes: object) -> tuple[Tensor, Tensor]:
-    """A batch from normal images of nearly 10 and 20 and anomalies of 250 out of 255."""
+    """A batch from normal images with values near 10 and 20 and anomalies with value 250, of 255."""
     one = detector(rotation=0.0, **changes)
     noise = torch.randint(5, (64, 64), generator=torch.Generator().manual_seed(0)).byte()
     one.normal = torch.tensor([10, 20], dtype=torch.uint8).view(2, 1, 1, 1) + noise.expand(2, 3, 64, 64)
@@ -68,7 +68,7 @@ def batch_of(**changes: object) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("made_share", "size"), [(0.0, 6), (1.0, 6), (0.5, 200), (0.2, 201)])
-def test_half_a_batch_is_normal_and_of_the_other_half_cutmix_makes_its_share(made_share, size):
+def test_half_of_a_batch_is_normal_and_cutmix_makes_its_fraction_of_the_other_half(made_share, size):
     found, labels = batch_of(made_share=made_share, batch_size=size)
     half = size // 2
     assert labels.tolist() == [0] * half + [1] * half and len(found) == 2 * half
@@ -81,7 +81,7 @@ def test_half_a_batch_is_normal_and_of_the_other_half_cutmix_makes_its_share(mad
         assert float(made.float().mean()) == approx(made_share, abs=0.12) and made.any() and not made.all()
 
 
-def test_without_cutmix_all_anomalies_are_labeled_ones_and_without_those_all_are_made():
+def test_without_cutmix_all_anomalies_are_labeled_ones_and_without_labeled_ones_cutmix_makes_all():
     assert (batch_of(cutmix="none", made_share=1.0)[0][3:].round() == 250).all()
     assert (batch_of(anomalies=0, made_share=0.0)[0][3:].amax(1) < 30).all()
 
@@ -89,20 +89,20 @@ def test_without_cutmix_all_anomalies_are_labeled_ones_and_without_those_all_are
 def test_yun_s_cutmix_pastes_one_normal_image_into_another():
     found, _ = batch_of(cutmix="yun", made_share=1.0, batch_size=60)
     low, high = (found[30:].round() < 15).float().mean(1), (found[30:].round() >= 20).float().mean(1)
-    both = (low > 0) & (high > 0)          # unless both were the same
+    both = (low > 0) & (high > 0)          # only one value where an image is pasted into itself
     assert torch.allclose(low + high, torch.ones(30)) and 5 < int(both.sum()) < 25
     in_image, _ = batch_of(cutmix="in_image", made_share=1.0, batch_size=60)
     assert (in_image[30:].amax(1) - in_image[30:].amin(1) < 10).all()
 
 
-def test_without_labeled_anomalies_cutmix_is_enough_to_train_on(few):
+def test_cutmix_alone_is_enough_to_train_without_labeled_anomalies(few):
     one = detector(steps=1).fit([sample for sample in few if not sample.label])
     assert len(one.anomalous) == 0 and np.isfinite(one.losses).all() and torch.isfinite(one.predict(images(1)).score).all()
 
 
 # The network.
 
-def test_new_layers_are_drawn_as_he_et_al_do_and_the_backbone_is_the_pretrained_one():
+def test_new_layers_have_he_initialization_and_the_backbone_keeps_its_weights():
     one = detector()
     new = [part for part in (*one.network.attention.modules(), *one.network.mapping.modules())
            if isinstance(part, (nn.Conv2d, nn.Linear))]
@@ -114,14 +114,14 @@ def test_new_layers_are_drawn_as_he_et_al_do_and_the_backbone_is_the_pretrained_
     assert all(p.requires_grad for p in one.network.parameters())
 
 
-def test_attention_comes_in_with_the_last_step_and_the_deviation_score_with_the_third():
+def test_only_the_last_step_has_attention_and_only_the_first_two_have_a_classification_head():
     networks = {step: detector(step).network for step in STEPS}
     assert [step for step in STEPS if not isinstance(networks[step].attention, nn.Identity)] == ["atacnet"]
     assert [step for step in STEPS if isinstance(networks[step].head, nn.Linear)] == ["cutmix", "weighted_ce"]
 
 
 @pytest.mark.parametrize("step", ["weighted_ce", "deviation", "atacnet"])
-def test_a_look_is_the_score_the_anomaly_of_each_cell_and_the_channel_wise_mean(untrained, step):
+def test_a_look_holds_the_score_the_anomaly_map_and_the_channel_wise_mean(untrained, step):
     one, x = untrained(step), images(3)
     with torch.no_grad():
         look = one.network(x)
@@ -129,7 +129,7 @@ def test_a_look_is_the_score_the_anomaly_of_each_cell_and_the_channel_wise_mean(
     weight, bias = (p.detach().double() for p in one.network.mapping.combine.parameters())
     combined = (features * weight).sum(1) + bias
     assert torch.allclose(look.where.double(), features.mean(1), atol=1e-4)
-    if step == "weighted_ce":          # a linear layer behind global average pooling, and another one
+    if step == "weighted_ce":          # a linear layer after global average pooling, and the head
         pooled = features.mean((2, 3)) @ weight[0, :, 0, 0] + bias
         by_hand = pooled * float(one.network.head.weight.detach()) + float(one.network.head.bias.detach())
         assert torch.allclose(look.anomaly.double(), combined, atol=1e-4)
@@ -141,9 +141,9 @@ def test_a_look_is_the_score_the_anomaly_of_each_cell_and_the_channel_wise_mean(
 
 # Losses.
 
-def test_cross_entropy_and_its_weighted_form_are_means_of_logarithms():
+def test_cross_entropy_and_weighted_cross_entropy_equal_their_formulas():
     p = 1 / (1 + np.exp(-SCORES.double().numpy()))
-    each = [-np.log(share if label else 1 - share) for share, label in zip(p, LABELS.tolist(), strict=True)]
+    each = [-np.log(chance if label else 1 - chance) for chance, label in zip(p, LABELS.tolist(), strict=True)]
     weights = np.array([0.5, 20, 0.5, 20])
     assert float(detector("cutmix").criterion(SCORES, LABELS)) == approx(np.mean(each), rel=1e-5)
     assert float(detector("weighted_ce").criterion(SCORES, LABELS)) == approx(np.mean(weights * each), rel=1e-5)
@@ -152,7 +152,7 @@ def test_cross_entropy_and_its_weighted_form_are_means_of_logarithms():
 
 
 @pytest.mark.parametrize(("name", "loss"), [("clamped", deviation_loss), ("as_printed", deviation_loss_printed)])
-def test_later_steps_take_the_deviation_loss_that_is_named_with_their_margin(name, loss):
+def test_the_later_steps_use_the_selected_deviation_loss_and_margin(name, loss):
     for step in ("deviation", "atacnet"):
         one = detector(step, loss=name, margin=3.0)
         with seeded(0):
@@ -162,7 +162,7 @@ def test_later_steps_take_the_deviation_loss_that_is_named_with_their_margin(nam
 
 
 @pytest.mark.parametrize("step", ["cutmix", "deviation"])
-def test_steps_without_a_second_look_take_the_loss_of_the_first(untrained, step):
+def test_steps_without_a_crop_train_on_the_score_of_the_image(untrained, step):
     one, x = untrained(step), images(4)
     with seeded(0), torch.no_grad():
         found = one.loss(x, LABELS)
@@ -170,7 +170,7 @@ def test_steps_without_a_second_look_take_the_loss_of_the_first(untrained, step)
         assert float(found) == float(one.criterion(one.network(x).score, LABELS))
 
 
-def test_the_loss_is_that_of_the_mean_score_and_its_gradient_passes_both_looks_but_not_the_box():
+def test_the_loss_uses_the_mean_score_and_its_gradient_flows_through_both_looks_but_not_the_box():
     one, x = detector(image_size=(64, 96), threshold=0.9), images(4)
     parameters, looks = list(one.network.parameters()), []
     one.network.register_forward_hook(lambda module, inputs, look: (look.where.retain_grad(), looks.append(look))[0])
@@ -197,7 +197,7 @@ def test_the_loss_is_that_of_the_mean_score_and_its_gradient_passes_both_looks_b
 # Two looks.
 
 @pytest.mark.parametrize("step", ["gradcam", "atacnet"])
-def test_the_score_is_the_mean_of_both_looks_and_so_is_the_map_inside_the_box(untrained, step):
+def test_the_score_is_the_mean_of_both_looks_and_inside_the_box_the_map_is_too(untrained, step):
     one, x = untrained(step), images(3)
     boxes = one.boxes(x)
     assert (boxes != torch.tensor([0, 0, 64, 96])).any(1).all()
@@ -215,7 +215,7 @@ def test_the_score_is_the_mean_of_both_looks_and_so_is_the_map_inside_the_box(un
         assert torch.allclose(prediction.map[i], wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_attention_that_is_zero_keeps_the_whole_image_and_both_looks_agree(untrained):
+def test_with_zero_attention_the_crop_is_the_whole_image_and_both_looks_are_equal(untrained):
     one, x = detector(image_size=(64, 96)), images(3)
     one.network.register_forward_hook(lambda module, inputs, look: look._replace(where=torch.zeros_like(look.where)))
     one.normal = untrained("atacnet").normal
@@ -227,7 +227,7 @@ def test_attention_that_is_zero_keeps_the_whole_image_and_both_looks_agree(untra
     assert torch.allclose(prediction.map, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_the_settings_of_the_crop_reach_it(untrained):
+def test_the_settings_of_the_crop_are_used(untrained):
     x = images(2)
     where = untrained("atacnet").network(x).where
     for changes in ({}, {"threshold": 0.9}, {"smallest": 60}, {"reading": "as_printed"}):
@@ -239,7 +239,7 @@ def test_the_settings_of_the_crop_reach_it(untrained):
 # Grad-CAM.
 
 def gradcam_by_hand(one: ATACNet, x: Tensor) -> Tensor:
-    """Each channel weighted by its mean gradient, summed, negatives cut off."""
+    """Each channel weighted by its mean gradient, summed; negative sums become 0."""
     features = one.extractor(x)[0].detach().requires_grad_()
     weight, bias = one.network.mapping.combine.parameters()
     cells = ((features * weight.detach()).sum(1) + bias.detach()).abs().flatten(1)
@@ -247,7 +247,7 @@ def gradcam_by_hand(one: ATACNet, x: Tensor) -> Tensor:
     return (features * features.grad.mean((2, 3), keepdim=True)).sum(1).clamp(min=0).detach()
 
 
-def test_grad_cam_weighs_channels_by_their_mean_gradient_and_leaves_no_gradient_behind(untrained):
+def test_grad_cam_weights_channels_by_their_mean_gradient_and_leaves_no_gradient_in_the_parameters(untrained):
     one, x = untrained("gradcam"), images(4)
     by_hand = gradcam_by_hand(one, x)
     with torch.no_grad():                 # as in predict
@@ -258,7 +258,7 @@ def test_grad_cam_weighs_channels_by_their_mean_gradient_and_leaves_no_gradient_
     assert torch.equal(one.boxes(x), attention_boxes(by_hand, (64, 96), 0.9, "relative", 16))
 
 
-def test_the_grad_cam_step_trains_on_whole_images_and_half_way_goes_on_with_what_grad_cam_zooms_in_on(few, monkeypatch):
+def test_the_grad_cam_step_trains_on_whole_images_first_and_on_grad_cam_crops_in_the_second_half(few, monkeypatch):
     one, crops, inputs = detector("gradcam", epochs=2, steps=3), [], {}
 
     def recorded(x: Tensor, boxes: Tensor) -> Tensor:
@@ -266,13 +266,13 @@ def test_the_grad_cam_step_trains_on_whole_images_and_half_way_goes_on_with_what
         return crops[-1][1]
 
     monkeypatch.setattr(atacnet, "crop", recorded)
-    one.network.register_forward_pre_hook(lambda net, x: inputs.update({int(net.steps_taken): x[0]}))    # the last one counts
+    one.network.register_forward_pre_hook(lambda net, x: inputs.update({int(net.steps_taken): x[0]}))  # last of each step
     one.fit(few)
     assert [step for step, _ in crops] == [4, 5, 6] and int(one.network.steps_taken) == 6
     assert all(torch.equal(inputs[step], x) for step, x in crops)
 
 
-def test_atac_net_zooms_in_from_the_first_step_on_and_the_classifier_never(few, monkeypatch):
+def test_only_the_last_step_crops_and_it_does_so_from_the_first_batch_on(few, monkeypatch):
     calls: list[str] = []
     for step in ("cutmix", "weighted_ce", "deviation", "atacnet"):
         monkeypatch.setattr(atacnet, "crop", lambda x, boxes, step=step: (calls.append(step), crop(x, boxes))[1])
@@ -280,9 +280,9 @@ def test_atac_net_zooms_in_from_the_first_step_on_and_the_classifier_never(few, 
     assert calls == ["atacnet"] * 3           # two steps and one prediction
 
 
-# What it measures of itself.
+# Diagnosis.
 
-def test_a_diagnosis_is_the_shares_of_the_boxes_of_the_defects_in_them_and_the_auroc_of_the_first_look(tiny, monkeypatch):
+def test_the_diagnosis_measures_box_areas_defects_inside_the_boxes_and_the_first_look_s_auroc(tiny, monkeypatch):
     one = detector()
     labels = torch.tensor([sample.label for sample in tiny.test])
     whole, upper = torch.tensor([0, 0, 64, 64]), torch.tensor([0, 0, 32, 16])

@@ -1,4 +1,4 @@
-"""Algorithm 1 of atacnet: boxes counted on paper, crops against torch's own resizing."""
+"""Algorithm 1: boxes counted on paper, crops compared with torch's resizing."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def test_the_box_spans_all_pixels_above_the_threshold():
     attention[0, 1, 2], attention[1, 0, 0], attention[1, 2, 3] = 3.0, 1.0, 0.9
     boxes = attention_boxes(attention, (4, 4), smallest=1)
     assert boxes.tolist() == [[1, 2, 2, 3], [0, 0, 3, 4]]
-    # At 95 % only the larger of the two counts.
+    # At 95 % only the larger of the two values passes.
     assert attention_boxes(attention, (4, 4), threshold=0.95, smallest=1)[1].tolist() == [0, 0, 1, 1]
 
 
-def test_upsampling_comes_before_the_threshold():
-    # One cell of 16 pixels in the middle: linearly upsampled, the half level is crossed 8 pixels from its center.
+def test_the_map_is_upsampled_before_it_is_compared_with_the_threshold():
+    # One cell of 16 pixels in the center: after linear upsampling, the value is one half at 8 pixels from its center.
     (box,) = attention_boxes(peak(5, 5, (2, 2)), (80, 80), smallest=1).tolist()
     assert box == [32, 32, 48, 48]
     assert attention_boxes(peak(5, 5, (2, 2)), (80, 80), threshold=0.9, smallest=1)[0, 2] < 48
 
 
-def test_relative_does_not_depend_on_the_scale_and_the_printed_reading_does():
+def test_the_relative_reading_does_not_depend_on_the_scale_and_the_printed_one_does():
     attention = torch.arange(1.0, 50).view(1, 7, 7) / 49
     boxes = {scale: [attention_boxes(scale * attention, (64, 64), reading=reading) for reading in ("relative", "as_printed")]
              for scale in (0.1, 1.0, 10.0)}
     assert all(torch.equal(relative, boxes[1.0][0]) for relative, _ in boxes.values())
     whole = torch.tensor([[0, 0, 64, 64]])
-    # omega * max: one twentieth of the maximum on a small map, five times the maximum on a large one, which nothing passes.
+    # The threshold omega * max is 0.05 on the map scaled by 0.1, and 5 on the one scaled by 10, which no pixel reaches.
     area = {scale: ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])).sum() for scale, (_, b) in boxes.items()}
     assert torch.equal(boxes[10.0][1], whole) and area[0.1] > area[1.0]
 
@@ -47,21 +47,21 @@ def test_relative_does_not_depend_on_the_scale_and_the_printed_reading_does():
 @pytest.mark.parametrize("bad", [torch.zeros(1, 5, 5), -torch.ones(1, 5, 5), torch.full((1, 5, 5), torch.nan),
                                  torch.full((1, 5, 5), torch.inf)], ids=["zero", "negative", "nan", "inf"])
 @pytest.mark.parametrize("reading", ["relative", "as_printed"])
-def test_attention_that_says_nothing_keeps_the_whole_image(bad, reading):
+def test_attention_that_is_not_positive_or_not_finite_keeps_the_whole_image(bad, reading):
     good = peak(5, 5, (2, 2))
     boxes = attention_boxes(torch.cat([bad, good]), (40, 60), reading=reading, smallest=4)
     assert boxes[0].tolist() == [0, 0, 40, 60] and boxes[1].tolist() != [0, 0, 40, 60]
 
 
-def test_one_cell_in_a_corner_becomes_the_smallest_box_inside_the_image():
+def test_one_cell_in_a_corner_gives_a_box_of_the_smallest_side_inside_the_image():
     for cell, (t, left, b, r) in {(0, 0): (0, 0, 32, 32), (27, 27): (192, 192, 224, 224), (0, 27): (0, 192, 32, 224)}.items():
         assert attention_boxes(peak(28, 28, cell), (224, 224)).tolist() == [[t, left, b, r]]
-    assert attention_boxes(peak(4, 4, (0, 0)), (20, 24), smallest=32).tolist() == [[0, 0, 20, 24]]  # no larger than the image
+    assert attention_boxes(peak(4, 4, (0, 0)), (20, 24), smallest=32).tolist() == [[0, 0, 20, 24]]  # not larger than the image
 
 
 @given(st.integers(0, 2**31), st.sampled_from([(7, 7, 31, 45), (4, 9, 64, 32), (1, 1, 5, 7)]), st.integers(1, 40),
        st.floats(0.05, 1.0))
-def test_boxes_lie_inside_hold_the_maximum_and_keep_the_smallest_side(seed, shape, smallest, threshold):
+def test_boxes_lie_inside_the_image_and_have_at_least_the_smallest_side(seed, shape, smallest, threshold):
     h, w, height, width = shape
     attention = torch.rand(3, h, w, generator=torch.Generator().manual_seed(seed)) + 0.01
     boxes = attention_boxes(attention, (height, width), threshold=threshold, smallest=smallest)
@@ -70,14 +70,14 @@ def test_boxes_lie_inside_hold_the_maximum_and_keep_the_smallest_side(seed, shap
     assert (bottom - top >= min(smallest, height)).all() and (right - left >= min(smallest, width)).all()
 
 
-def test_a_crop_is_the_part_resized_and_the_whole_image_is_left_alone():
+def test_a_crop_is_the_box_resized_and_a_box_of_the_whole_image_changes_nothing():
     images = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
     crops = crop(images, torch.tensor([[0, 0, 20, 30], [5, 10, 15, 25]]))
     expected = torch.nn.functional.interpolate(images[1:, :, 5:15, 10:25], (20, 30), mode="bilinear", align_corners=False)
     assert torch.equal(crops[0], images[0]) and torch.equal(crops[1:], expected)
 
 
-def test_pasting_puts_a_map_back_where_it_was_cut():
+def test_paste_puts_a_map_back_into_its_box():
     maps = torch.stack([torch.full((2, 2), 3.0), torch.arange(4.0).view(2, 2)])
     boxes = torch.tensor([[2, 3, 6, 9], [0, 0, 2, 2]])
     whole = paste(maps, boxes, (8, 12))

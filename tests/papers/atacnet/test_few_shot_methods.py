@@ -1,4 +1,4 @@
-"""What DevNet, DRA and ATAC-Net share, with what is DevNet's and DRA's own: protocol, batches, training, scores by hand."""
+"""Batches and training of all few-shot methods; the scores and losses of DevNet and DRA computed by hand."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from adcore.training import seeded
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (3,), "image_size": 64, "epochs": 1, "steps": 2, "batch_size": 6, "lr": 1e-3}
 OWN = {"devnet": {}, "dra": {"hidden": 8, "references": 2},
-       "atacnet": {"smallest": 16, "window": 3, "share": 4, "statistics": "pretraining", "contrast": "none"}}
-KINDS = ["devnet", "dra", *STEPS]     # methods, and the steps of ATAC-Net's ablation
+       "atacnet": {"smallest": 16, "window": 3, "share": 4, "statistics": "weights", "contrast": "none"}}
+KINDS = ["devnet", "dra", *STEPS]     # compared methods and the steps of ATAC-Net's ablation
 
 
 class PowerCutError(Exception):
@@ -39,14 +39,14 @@ def detector(kind: str, seed: int = 0, **changes: object) -> FewShot:
 
 @pytest.fixture(scope="module")
 def few(tiny):
-    """Four normal images and two anomalies, mixed up."""
+    """Four normal images and two anomalies, in mixed order."""
     blobs = [sample for sample in tiny.test if sample.label]
     return [tiny.train[0], blobs[0], *tiny.train[1:3], blobs[1], tiny.train[3]]
 
 
 @pytest.fixture(scope="module")
 def trained(few):
-    """Methods trained on images that are no squares; tests leave them as they are."""
+    """Methods trained on non-square images; no test changes them."""
     return functools.cache(lambda kind: detector(kind, image_size=(64, 96)).fit(few))
 
 
@@ -54,10 +54,10 @@ def images(count: int, h: int = 64, w: int = 96, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, h, w, generator=torch.Generator().manual_seed(seed))
 
 
-# What all share.
+# All methods.
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_of_any_size_get_a_score_and_a_map_of_their_own_size(trained, kind):
+def test_images_of_any_size_get_scores_and_maps_of_that_size(trained, kind):
     one = trained(kind)
     for size in ((64, 96), (50, 33)):
         prediction = one.predict(images(3, *size))
@@ -81,7 +81,7 @@ def test_predicting_before_fitting_is_refused(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_stopped_in_its_second_epoch_ends_with_the_weights_of_one_that_was_not(few, kind, monkeypatch, tmp_path):
+def test_a_training_that_is_stopped_and_resumed_gives_the_weights_of_an_uninterrupted_one(few, kind, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
     whole = detector(kind, epochs=2, steps=1).fit(few)
     stopped, calls = detector(kind, epochs=2, steps=1), itertools.count()
@@ -102,7 +102,7 @@ def test_a_training_stopped_in_its_second_epoch_ends_with_the_weights_of_one_tha
     assert any(not torch.equal(a, b) for a, b in zip(whole.network.parameters(), stopped.network.parameters(), strict=True))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others_and_other_batches(few):
+def test_equal_seeds_give_equal_weights_and_batches_and_another_seed_gives_others(few):
     first, again, other = (detector("devnet", seed, steps=1).fit(few) for seed in (0, 0, 1))
     weights = [one.network["mapping"].combine.weight for one in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.allclose(weights[0], weights[2], atol=0.01)
@@ -110,21 +110,21 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others_and_other_
 
 
 @pytest.mark.parametrize(("name", "changes"), [("devnet", {}), ("dra", {}), ("atacnet", {"cutmix": "none"})])
-def test_a_method_that_makes_no_anomalies_needs_some_and_says_so(few, name, changes):
+def test_a_method_without_cutmix_refuses_to_train_without_labeled_anomalies(few, name, changes):
     normal = [sample for sample in few if not sample.label]
     with pytest.raises(ParameterError, match=rf"^{name} learns from labeled anomalies and has 0: set anomalies to 1 or more$"):
         detector(name, **changes).fit(normal)
 
 
 @pytest.mark.parametrize("name", ["devnet", "dra", "atacnet"])
-def test_no_normal_image_is_refused(few, name):
+def test_training_without_normal_images_is_refused(few, name):
     one = detector(name)
     for samples in ([sample for sample in few if sample.label], []):
         with pytest.raises(DataError, match=rf"^{name} has no normal image to train on$"):
             one.fit(samples)
 
 
-def test_an_epoch_has_as_many_batches_as_steps_say_and_they_are_not_alike(few):
+def test_an_epoch_has_steps_batches_and_all_of_them_differ(few):
     one, seen = detector("devnet", steps=3, epochs=2), []
     loss = one.loss
     one.loss = lambda *batch: (seen.append(batch), loss(*batch))[1]
@@ -132,7 +132,7 @@ def test_an_epoch_has_as_many_batches_as_steps_say_and_they_are_not_alike(few):
     assert len(seen) == 6 and len({float(batch.sum()) for batch, _ in seen}) == 6
 
 
-def test_training_images_are_the_files_in_the_view_and_turned_by_rotation(few):
+def test_training_images_are_the_files_as_viewed_and_rotation_rotates_them(few):
     one = detector("devnet", rotation=0.0, epochs=0).fit(few)
     files = next(read_images(few, one.view))
     assert torch.equal(one.normal.float() / 255, files[[0, 2, 3, 5]])
@@ -146,7 +146,7 @@ def test_training_images_are_the_files_in_the_view_and_turned_by_rotation(few):
 
 @pytest.mark.parametrize(("name", "size", "counts"), [("devnet", 6, [3, 3]), ("devnet", 13, [6, 6]), ("dra", 6, [2, 2, 2]),
                                                       ("dra", 20, [6, 6, 6])])
-def test_batches_hold_equal_parts_in_the_order_of_their_labels(name, size, counts):
+def test_batches_have_equal_parts_in_the_order_of_their_labels(name, size, counts):
     one = detector(name, batch_size=size, rotation=0.0)
     one.normal = torch.arange(1, 5, dtype=torch.uint8).view(4, 1, 1, 1) * (torch.arange(64 * 64) % 50).view(64, 64).byte() \
         .expand(4, 3, 64, 64)                                                       # up to 196
@@ -160,7 +160,7 @@ def test_batches_hold_equal_parts_in_the_order_of_their_labels(name, size, count
 
 
 @pytest.mark.parametrize("kind", ["devnet", "atacnet"])
-def test_only_tuned_stages_and_what_is_new_are_trained(few, kind):
+def test_only_tuned_stages_and_new_layers_are_trained(few, kind):
     def changed(**changes: object) -> set[str]:
         one = detector(kind, **changes)
         before = {name: p.detach().clone() for name, p in one.network.named_parameters()}
@@ -176,19 +176,19 @@ def test_only_tuned_stages_and_what_is_new_are_trained(few, kind):
 
 
 @pytest.mark.parametrize("kind", ["atacnet", "dra"])
-def test_normalizing_by_the_pretraining_keeps_the_backbone_s_statistics_and_by_the_batch_moves_them(few, kind):
-    for normalize in ("pretraining", "batch"):
+def test_normalizing_by_the_weights_keeps_the_backbone_s_statistics_and_by_the_batch_changes_them(few, kind):
+    for normalize in ("weights", "batch"):
         one = detector(kind, normalize=normalize)
         before = {name: b.clone() for name, b in one.network.named_buffers() if "running" in name}
         one.fit(few)
         moved = {name for name, b in one.network.named_buffers() if "running" in name and not torch.equal(b, before[name])}
         old = {name for name in before if name.startswith("extractor")}
-        assert moved == set(before) - (old if normalize == "pretraining" else set()) and old < set(before)
+        assert moved == set(before) - (old if normalize == "weights" else set()) and old < set(before)
 
 
-def test_statistics_of_clip_are_its_own_numbers():
+def test_the_statistics_clip_are_clip_s_and_are_used():
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    usual, clip = (detector("devnet", statistics=statistics).extractor for statistics in ("pretraining", "clip"))
+    usual, clip = (detector("devnet", statistics=statistics).extractor for statistics in ("weights", "clip"))
     assert clip.mean.flatten().tolist() == approx(mean) and clip.std.flatten().tolist() == approx(std)
     assert clip.key != usual.key
     x = images(2)
@@ -198,7 +198,7 @@ def test_statistics_of_clip_are_its_own_numbers():
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), [
-    ("devnet", {"taps": (3, 4)}, r"DevNetConfig: taps=\(3, 4\) must be one tap"),
+    ("devnet", {"taps": (3, 4)}, r"DevNetConfig: taps=\(3, 4\) must be a single tap"),
     ("devnet", {"batch_size": 3}, "DevNetConfig: batch_size=3 must be at least 4"),
     ("devnet", {"steps": -1}, "epochs, steps and anomalies at least 0"),
     ("devnet", {"scales": 0}, "DevNetConfig: scales=0 must be at least 1"),
@@ -208,32 +208,32 @@ def test_statistics_of_clip_are_its_own_numbers():
     ("dra", {"references": 0}, "references=0 at least 1"),
     ("dra", {"draw": "random"}, "draw is one of fixed, by_seed, not 'random'"),
     ("atacnet", {"step": "zoom"}, "step is one of cutmix, weighted_ce, deviation, gradcam, atacnet, not 'zoom'"),
-    ("atacnet", {"threshold": 0.0}, "threshold=0.0 and made_share=0.5 are shares"),
-    ("atacnet", {"made_share": 1.5}, "threshold=0.5 and made_share=1.5 are shares"),
+    ("atacnet", {"threshold": 0.0}, "threshold=0.0 and made_share=0.5 must be fractions"),
+    ("atacnet", {"made_share": 1.5}, "threshold=0.5 and made_share=1.5 must be fractions"),
     ("atacnet", {"window": 17}, "a window of 17 cells.*needs a grid of at least 9 cells a side, not 8x8")])
-def test_settings_that_make_no_sense_are_refused_by_name(name, changes, message):
+def test_invalid_settings_are_refused_by_name(name, changes, message):
     with pytest.raises(ParameterError, match=message):
         detector(name, **changes)
 
 
-# Turned images.
+# Rotations.
 
 def turned(x: Tensor, degrees: float, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """Images turned by an angle that is not drawn."""
+    """Images rotated by exactly this angle."""
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.fill_(high))
         return rotated(x, degrees)
 
 
 def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and covariance, in pixels from the image's middle, x first: (H, W) -> (2,), (2, 2)."""
+    """Center and covariance of the brightness, in pixels from the image's center, x first: (H, W) -> (2,), (2, 2)."""
     h, w = x.shape
     y, x_ = torch.meshgrid(torch.arange(h) - (h - 1) / 2, torch.arange(w) - (w - 1) / 2, indexing="ij")
     places, weights = torch.stack([x_, y]).flatten(1).double().numpy(), x.flatten().double().numpy()
     return places @ weights / weights.sum(), np.cov(places, aweights=weights)
 
 
-def test_images_turned_by_90_degrees_are_torch_s_and_by_none_themselves(monkeypatch):
+def test_a_rotation_by_90_degrees_equals_torch_s_and_one_by_0_changes_nothing(monkeypatch):
     x = images(2, 31, 31)
     assert rotated(x, 0.0) is x
     quarter = turned(x, 90.0, monkeypatch)
@@ -244,19 +244,19 @@ def test_images_turned_by_90_degrees_are_torch_s_and_by_none_themselves(monkeypa
 
 
 @pytest.mark.parametrize("degrees", [25.0, 70.0, -40.0])
-def test_a_disc_in_an_image_that_is_no_square_stays_a_disc_and_moves_along_a_circle(monkeypatch, degrees):
+def test_a_disc_in_a_non_square_image_stays_a_disc_and_moves_along_a_circle(monkeypatch, degrees):
     y, x = torch.meshgrid(torch.arange(120.0), torch.arange(200.0), indexing="ij")
     disc = (((x - 130) ** 2 + (y - 65) ** 2) < 15 ** 2).float()
     found = turned(disc.expand(1, 3, -1, -1), degrees, monkeypatch)[0, 0]
     (before, _), (after, spread) = moments(disc), moments(found)
     assert found.sum() == approx(float(disc.sum()), rel=0.01)
-    assert spread == approx(np.eye(2) * 15 ** 2 / 4, abs=1.5)                # of a disc: r^2 / 4 in any direction
+    assert spread == approx(np.eye(2) * 15 ** 2 / 4, abs=1.5)                # variance of a disc: r^2 / 4 in any direction
     assert np.hypot(*after) == approx(np.hypot(*before), abs=0.2)
     angle = math.degrees(math.atan2(after[1], after[0]) - math.atan2(before[1], before[0]))
     assert abs(angle) == approx(abs(degrees), abs=0.5)
 
 
-def test_every_image_is_turned_by_its_own_angle_drawn_evenly_to_both_sides():
+def test_each_image_has_its_own_angle_uniform_in_both_directions():
     dot = torch.zeros(400, 3, 41, 41)
     dot[:, :, 19:22, 33:36] = 1.0
     with seeded(0):
@@ -269,7 +269,7 @@ def test_every_image_is_turned_by_its_own_angle_drawn_evenly_to_both_sides():
 # DevNet and DRA by hand.
 
 def scales(x: Tensor) -> list[Tensor]:
-    """An image, and what is left of it when squares of four pixels become one."""
+    """The images, and the images at half size (each 2 x 2 square averaged)."""
     return [x, F.avg_pool2d(x, 2)]
 
 
@@ -293,7 +293,7 @@ def enlarged(maps: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     return np.mean([F.interpolate(torch.from_numpy(m)[:, None], size, mode="bilinear")[:, 0].numpy() for m in maps], axis=0)
 
 
-def test_devnet_s_score_is_the_mean_over_sizes_of_the_mean_of_the_top_tenth_of_cells(trained):
+def test_devnet_s_score_is_the_mean_over_scales_of_the_top_k_score(trained):
     one, x = trained("devnet"), images(3)
     maps = [cells(one.network["mapping"], features(one, part)) for part in scales(x)]
     prediction = one.predict(x)
@@ -303,7 +303,7 @@ def test_devnet_s_score_is_the_mean_over_sizes_of_the_mean_of_the_top_tenth_of_c
 
 
 def heads_by_hand(one: FewShot, x: Tensor, references: Tensor) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """Score of each head, and all maps."""
+    """Score of each head, and the maps of all heads."""
     net, found, every = one.network, {"holistic": [], "seen": [], "pseudo": [], "composite": []}, []
     for part, reference in zip(scales(x), scales(references), strict=True):
         f, mean = features(one, part), features(one, reference).mean(0)
@@ -319,7 +319,7 @@ def heads_by_hand(one: FewShot, x: Tensor, references: Tensor) -> tuple[dict[str
     return {name: np.mean(scores, axis=0) for name, scores in found.items()}, every
 
 
-def test_dra_s_score_is_what_three_heads_find_less_what_the_holistic_one_finds(trained):
+def test_dra_s_score_is_the_sum_of_three_heads_minus_the_holistic_one(trained):
     one, x = trained("dra"), images(3)
     heads, maps = heads_by_hand(one, x, one.network.references)
     prediction = one.predict(x)
@@ -328,7 +328,7 @@ def test_dra_s_score_is_what_three_heads_find_less_what_the_holistic_one_finds(t
     assert prediction.map.numpy() == approx(enlarged(maps, (64, 96)), rel=1e-2, abs=1e-3)
 
 
-def test_each_head_of_dra_learns_from_its_own_labels_and_the_holistic_one_from_reversed_ones(few):
+def test_each_head_of_dra_learns_from_its_images_and_the_holistic_one_from_reversed_labels(few):
     one = detector("dra", rotation=0.0, epochs=0).fit(few)
     labels, x = torch.tensor([0, 1, 2, 2, 0, 1]), images(6, 64, 64, seed=4)
     with seeded(7):
@@ -336,7 +336,7 @@ def test_each_head_of_dra_learns_from_its_own_labels_and_the_holistic_one_from_r
     with seeded(7):
         heads, _ = heads_by_hand(one, x, one.pick(one.normal, 2))
         total = 0.0
-        for name, scores in heads.items():              # what is drawn, in the order of the heads
+        for name, scores in heads.items():              # random numbers are drawn head by head
             r = torch.randn(5000).double().numpy()
             seen = {"seen": [0, 1], "pseudo": [0, 2]}.get(name, [0, 1, 2])
             far = [0] if name == "holistic" else [1, 2]
@@ -346,11 +346,11 @@ def test_each_head_of_dra_learns_from_its_own_labels_and_the_holistic_one_from_r
     assert found == approx(total, rel=1e-3)
 
 
-def test_dra_compares_with_normal_training_images_that_its_weights_keep(few):
+def test_dra_s_references_are_normal_training_images_and_part_of_its_state_dict(few):
     one = detector("dra", references=3, epochs=0).fit(few)
     kept = one.network.state_dict()["references"]
     which = [[i for i, known in enumerate(one.normal) if torch.equal(image, known.float() / 255)] for image in kept]
-    assert kept.shape == (3, 3, 64, 64) and len({i for (i,) in which}) == 3        # none twice, as long as there are others
+    assert kept.shape == (3, 3, 64, 64) and len({i for (i,) in which}) == 3        # three different images
     again = detector("dra", references=3)
     again.network.load_state_dict(one.network.state_dict())
     x = images(2, 64, 64)
@@ -361,7 +361,7 @@ def test_dra_compares_with_normal_training_images_that_its_weights_keep(few):
 
 
 @pytest.mark.parametrize("heads", [("seen",), ("holistic",), ("composite", "pseudo")])
-def test_a_part_of_dra_s_heads_is_trained_and_counted_alone(few, heads):
+def test_some_of_dra_s_heads_can_be_trained_and_scored_alone(few, heads):
     one = detector("dra", heads=heads, steps=1).fit(few)
     assert set(one.network) == {"extractor", *heads}
     x = images(2, 64, 64)

@@ -1,4 +1,4 @@
-"""The attention block of ATAC-Net against a loop over cells, heads and neighbors."""
+"""The self-attention convolution block, compared with a loop over cells, channels and neighbors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adcore.papers.atacnet.self_attention import AttentionBlock, SelfAttention, 
 
 
 def mirrored(i: int, n: int) -> int:
-    """Index i of a row of n that goes on as its mirror image, the border cell not repeated."""
+    """Index i of a row of n with reflection at both ends; the border cell is not repeated."""
     return -i if i < 0 else 2 * (n - 1) - i if i >= n else i
 
 
 def by_hand(part: SelfAttention, x: Tensor) -> Tensor:
-    """Cell by cell, neighbor by neighbor; layers applied to one cell at a time."""
+    """Loop over cells and neighbors; each layer is applied to one cell at a time."""
     query, key, value = part.query(x), part.key(x), part.value(x)
     (b, _, h, w), reach = x.shape, part.window // 2
     ys, xs = torch.linspace(-1, 1, h, dtype=x.dtype), torch.linspace(-1, 1, w, dtype=x.dtype)
@@ -35,7 +35,7 @@ def by_hand(part: SelfAttention, x: Tensor) -> Tensor:
             logits = torch.stack([part.weigh(one[None, :, None, None])[0, :, 0, 0] for one in apart])  # (K, groups)
             weights = logits.exp() / logits.exp().sum(0)
         else:
-            # Channels of the window are ordered channel first, then neighbor.
+            # The order is channel by channel, and within a channel neighbor by neighbor.
             around = torch.stack([key[i, :, v, u] for v, u in cells], 1).flatten()
             together = torch.cat([query[i, :, y, xx], around])[None, :, None, None]
             weights = part.weigh(together)[0, :, 0, 0].view(part.groups, len(cells)).T
@@ -46,7 +46,7 @@ def by_hand(part: SelfAttention, x: Tensor) -> Tensor:
 
 
 def settled(part: nn.Module) -> nn.Module:
-    """In eval mode, with batch norms that do something."""
+    """In eval mode, with batch norms that are not the identity."""
     for layer in part.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 2)
@@ -58,7 +58,7 @@ def settled(part: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 @pytest.mark.parametrize(("size", "window"), [((3, 5), 3), ((4, 4), 7)])
-def test_self_attention_is_the_loop_over_cells_and_neighbors(kind, size, window):
+def test_self_attention_equals_the_loop_over_cells_and_neighbors(kind, size, window):
     torch.manual_seed(1)
     part = settled(SelfAttention(6, kind, reduced=2, middle=4, share=2, window=window))
     x = torch.randn(2, 6, *size, dtype=torch.float64)
@@ -66,21 +66,21 @@ def test_self_attention_is_the_loop_over_cells_and_neighbors(kind, size, window)
         assert torch.allclose(part(x), by_hand(part, x), rtol=1e-10, atol=1e-10)
 
 
-def test_pairwise_weights_sum_to_one_and_patchwise_ones_need_not():
+def test_pairwise_weights_sum_to_one_and_patchwise_weights_do_not():
     x = torch.randn(2, 32, 5, 4)
     sums = {kind: SelfAttention(32, kind, 2, 8, 4, 3).eval().weights(x).sum(2) for kind in ("pairwise", "patchwise")}
     assert sums["pairwise"].shape == (2, 2, 20) and torch.allclose(sums["pairwise"], torch.ones(1))
     assert (sums["patchwise"] - 1).abs().max() > 1e-3
 
 
-def test_a_constant_map_stays_constant_where_place_does_not_count():
+def test_a_constant_map_stays_constant():
     part = settled(SelfAttention(6, "pairwise", 2, 4, 2, 3))
     out = part(torch.ones(1, 6, 5, 5, dtype=torch.float64))
-    # Weights differ by place but sum to one, so that a mean of equal values is that value.
+    # The weights depend on the position but sum to one, so the mean of equal values is that value.
     assert torch.allclose(out, part.value(torch.ones(1, 6, 1, 1, dtype=torch.float64)).expand_as(out))
 
 
-def test_neighbors_mirror_at_the_border_without_repeating_it():
+def test_neighbors_are_reflected_at_the_border_without_repeating_it():
     row = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
     around = neighbors(row, 5)[0, 0].view(5, 5, 4, 4)
     assert around[2, :, 0, 0].tolist() == [2, 1, 0, 1, 2] and around[2, :, 0, 3].tolist() == [1, 2, 3, 2, 1]
@@ -91,14 +91,14 @@ def test_the_block_has_the_published_widths_and_adds_to_its_input():
     assert block.attention.query.out_channels == 128 and block.attention.value.out_channels == 512
     assert block.attention.groups == 64 and block.attention.window == 7
     small = AttentionBlock(112).eval()
-    assert small.attention.query.out_channels == 7 and small.attention.value.out_channels == 32  # 28, in whole groups of 8
+    assert small.attention.query.out_channels == 7 and small.attention.value.out_channels == 32  # 28 rounded up
     nn.init.zeros_(small.after[2].weight)
     nn.init.zeros_(small.after[2].bias)
     x = torch.randn(1, 112, 4, 6)
     assert torch.equal(small(x), x)
 
 
-def test_a_grid_smaller_than_the_mirrored_window_and_unknown_kinds_are_refused_by_name():
+def test_a_grid_smaller_than_the_window_an_unknown_kind_and_an_even_window_are_refused():
     with pytest.raises(ParameterError, match=r"window of 7 cells.*at least 4 cells a side, not 3x8"):
         AttentionBlock(32)(torch.zeros(1, 32, 3, 8))
     with pytest.raises(ParameterError, match="pairwise, patchwise, not 'global'"):
