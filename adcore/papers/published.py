@@ -47,6 +47,7 @@ def exhibits() -> pd.DataFrame:
     number, title   'Table S2' and our title
     caption         one sentence in our words
     kind            table, figure, algorithm, equations or protocol
+    code            'file.py: name' of what computes it, in the paper's folder or in adcore/; '; ' between several
     notebook        path below notebooks/ without suffix
     needs_data      data sets for profile=paper: names of data_manifest.csv, separated by ';'; '' when none
     needs_weights   weights for profile=paper, likewise

@@ -272,7 +272,7 @@ def test_exhibits_are_in_order():
     table = exhibits()
     assert table.index.is_unique and len(table) == 47
     assert table.index.name == "id"
-    assert list(table.columns) == ["paper", "number", "title", "caption", "kind", "notebook", "needs_data",
+    assert list(table.columns) == ["paper", "number", "title", "caption", "kind", "code", "notebook", "needs_data",
                                    "needs_weights", "state", "deterministic", "note"]
     assert list(dict.fromkeys(table["paper"])) == PAPERS
     assert (table.index.str.partition(".").get_level_values(0) == table["paper"]).all()
