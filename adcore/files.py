@@ -94,8 +94,8 @@ def private_folder(target: Path) -> Iterator[Path]:
     prefix = f".{target.name}.new-"
     with one_at_a_time(target.with_name(f".{target.name}.lock"), waiting) as locked:
         for left in target.parent.iterdir() if locked else ():
-            if left.name.startswith(prefix) and left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
+            if left.name.startswith(prefix):
+                shutil.rmtree(left, ignore_errors=True)  # leaves links and files alone
         with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 

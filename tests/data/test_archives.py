@@ -1,4 +1,4 @@
-"""Archives made by hand to do harm, and the plain ones that data sets come in."""
+"""Archives crafted to do harm are refused; the formats of data sets are unpacked."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def zipped(path: Path, *members: tuple[str, bytes], kind: int = 0) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members:
             info = zipfile.ZipInfo("x")
-            info.filename = name  # past the mending of ZipInfo's own constructor
+            info.filename = name  # ZipInfo's constructor would correct it
             info.external_attr = (kind | 0o644) << 16
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, content)
@@ -97,7 +97,7 @@ def test_a_plain_archive_is_unpacked_whole_under_any_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_dialect_of_tar_is_read_with_its_folders_and_long_names(tmp_path, format):
+def test_every_tar_format_is_read_with_its_folders_and_long_names(tmp_path, format):
     name = "/".join(["folder" * 8] * 3) + "/image.png"
     folder = tarfile.TarInfo("./folder")
     folder.type = tarfile.DIRTYPE
@@ -106,7 +106,7 @@ def test_every_dialect_of_tar_is_read_with_its_folders_and_long_names(tmp_path, 
     assert contents(tmp_path / "set") == {name: b"deep"} and (tmp_path / "set/folder").is_dir()
 
 
-def test_no_permission_owner_or_time_is_taken_over(tmp_path):
+def test_owner_permissions_and_time_are_not_restored(tmp_path):
     archive = tar(tmp_path / "x.tar", file("run", b"#!/bin/sh", mode=0o7777, uid=12, mtime=1))
     place(archive, tmp_path / "set")
     found = (tmp_path / "set/run").stat()
@@ -151,7 +151,7 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path, kind, name, says):
     assert not Path("/etc/planted").exists()
 
 
-def test_a_name_cut_short_by_a_zero_byte_is_refused(tmp_path):
+def test_a_name_with_a_zero_byte_is_refused(tmp_path):
     archive = zipped(tmp_path / "x.zip", ("good?hidden", b"x"))
     archive.write_bytes(archive.read_bytes().replace(b"good?hidden", b"good\0hidden"))
     assert "does not belong" in refused(archive)
@@ -161,7 +161,7 @@ def test_a_name_cut_short_by_a_zero_byte_is_refused(tmp_path):
     ("a.png", "A.png"), ("Data/a", "data/b"), ("é.png", unicodedata.normalize("NFD", "é.png")), ("straße", "STRASSE"),
     ("a", "a"), ("a", "a/b"), ("a/b", "a"), ("./a", "a"), ("a//b", "a/b")])
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_names_that_are_one_on_some_file_system_are_refused(tmp_path, kind, names):
+def test_names_that_are_the_same_on_some_file_system_are_refused(tmp_path, kind, names):
     path = tmp_path / f"x.{kind}"
     if kind == "zip":
         with pytest.warns(UserWarning, match="Duplicate") if names == ("a", "a") else contextlib.nullcontext():
@@ -196,7 +196,7 @@ def test_too_many_bytes_and_too_many_members_are_refused(tmp_path, kind):
     assert place(archive, tmp_path / "set", max_files=20) == 20
 
 
-def test_a_zip_that_lies_about_its_lengths_is_counted_as_it_comes_out(tmp_path):
+def test_a_zip_that_states_wrong_lengths_is_refused(tmp_path):
     archive = zipped(tmp_path / "x.zip", ("zeros", bytes(32 << 20)))
     archive.write_bytes(archive.read_bytes().replace(struct.pack("<I", 32 << 20), struct.pack("<I", 100)))
     refused(archive)
@@ -210,7 +210,7 @@ def test_a_tar_whose_long_name_is_a_bomb_is_refused_before_it_is_read_into_memor
     assert "a header claims 12582912 bytes" in refused(tmp_path / "x.tar.gz")
 
 
-def test_a_header_of_negative_size_ends_at_once(tmp_path):
+def test_a_header_of_negative_size_is_refused_without_a_loop(tmp_path):
     buffer = bytearray(file("x", b"")[0].tobuf(tarfile.GNU_FORMAT))
     buffer[124:136] = b"\xff" * 11 + b"\x00"  # base 256, below zero
     buffer[148:156] = b" " * 8
@@ -222,16 +222,16 @@ def test_a_header_of_negative_size_ends_at_once(tmp_path):
 # Damage.
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
-def test_an_archive_that_is_cut_off_is_refused(tmp_path, kind, share):
+@pytest.mark.parametrize("fraction", [0.3, 0.7, 0.97])
+def test_an_archive_that_is_cut_off_is_refused(tmp_path, kind, fraction):
     archive = plain(tmp_path / f"x.{kind}", {f"{i}": os.urandom(5000) for i in range(3)})
     whole = archive.read_bytes() if kind != "tar" else archive.read_bytes()[:3 * 5632]
-    archive.write_bytes(whole[:int(share * len(whole))])
+    archive.write_bytes(whole[:int(fraction * len(whole))])
     refused(archive)
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "tar.xz", "tar.bz2", "zip"])
-def test_a_flipped_bit_is_seen(tmp_path, kind):
+def test_a_flipped_bit_is_detected(tmp_path, kind):
     archive = plain(tmp_path / f"x.{kind}", {"a": os.urandom(50_000)})
     damaged = bytearray(archive.read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -241,7 +241,7 @@ def test_a_flipped_bit_is_seen(tmp_path, kind):
 
 @pytest.mark.parametrize("content", [b"", b"<html>sign in</html>", b"PK\3\4", b"PK\5\6" + bytes(18), bytes(10_240),
                                      b"\x1f\x8b"])
-def test_what_is_no_archive_or_an_empty_one_is_refused(tmp_path, content):
+def test_a_file_that_is_no_archive_and_an_empty_archive_are_refused(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     assert "from the data set's own page" in refused(tmp_path / "x")
 
@@ -264,7 +264,7 @@ def test_a_python_without_the_data_filter_unpacks_nothing(tmp_path, monkeypatch)
     assert "update it to 3.10.12" in refused(plain(tmp_path / "x.tar", FILES))
 
 
-def test_an_encrypted_member_and_an_unusual_packing_are_refused(tmp_path):
+def test_an_encrypted_member_and_an_unusual_compression_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a", b"x" * 100)
     assert "is compressed in an unusual way" in refused(tmp_path / "x.zip")
@@ -277,7 +277,7 @@ def test_an_encrypted_member_and_an_unusual_packing_are_refused(tmp_path):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_no_damage_makes_anything_but_a_clear_refusal(tmp_path, data):
+def test_every_damaged_archive_is_refused_with_a_data_error_or_unpacked(tmp_path, data):
     kind = data.draw(st.sampled_from(KINDS))
     archive = plain(tmp_path / f"x.{kind}", {"a/b": b"0123456789" * 20, "c": b"x"})
     damaged = bytearray(archive.read_bytes())
@@ -312,7 +312,7 @@ def test_a_name_is_either_refused_or_stays_inside(name):
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(parts, min_size=1, max_size=3).map("/".join), min_size=1, max_size=4), st.sampled_from(["tar", "zip"]))
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_whatever_members_are_called_all_are_there_or_none(tmp_path, names, kind):
+def test_all_members_are_unpacked_under_names_of_their_own_or_none(tmp_path, names, kind):
     with tempfile.TemporaryDirectory(dir=tmp_path) as here:
         archive, target = Path(here) / f"x.{kind}", Path(here) / "set"
         if kind == "zip":
@@ -334,7 +334,7 @@ def test_whatever_members_are_called_all_are_there_or_none(tmp_path, names, kind
 
 # Folders.
 
-def test_a_folder_around_everything_is_taken_off(tmp_path):
+def test_a_folder_around_everything_is_removed(tmp_path):
     for name in ("Set.-master/.gitignore", "Set.-master/inner/Set.-master/a", "Set.-master/inner/Set.-master/b/Set.-master",
                  "__MACOSX/c", ".DS_Store"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

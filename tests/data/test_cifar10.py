@@ -1,4 +1,4 @@
-"""CIFAR-10 in its own format, five of its classes against five: read as torchvision reads it, and nothing else is."""
+"""CIFAR-10 in its own format, compared with torchvision's reader; files in other formats are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write(path: Path, content: Any) -> Path:
 
 
 def batch(number: int = 0, count: int = PER_BATCH) -> dict[str, Any]:
-    """Noise, with labels in an order of their own; as many of each class as the count allows."""
+    """Noise with shuffled labels, the same number of images of each class if the count allows it."""
     rng = np.random.default_rng(number)
     return {"batch_label": f"batch {number}", "data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
             "labels": [int(k) for k in rng.permutation(np.arange(count) % 10)], "filenames": [f"{i}.png" for i in range(count)]}
@@ -111,7 +111,7 @@ def test_images_and_classes_are_those_that_torchvision_reads_from_the_same_files
 
 
 @pytest.mark.parametrize("normal", SPLITS)
-def test_five_against_five_trains_on_half_and_tests_on_all_with_as_many_of_each_kind(cifar, normal):
+def test_five_against_five_trains_on_half_of_the_images_and_tests_on_all(cifar, normal):
     data = load_cifar10(cifar, normal=normal)
     assert data.categories == (normal,) and not data.has_masks and data.name == "cifar10"
     assert len(data.train) == 50 and {(s.label, s.defect) for s in data.train} == {(0, "good")}
@@ -124,7 +124,7 @@ def test_the_four_splits_are_two_halves_and_the_even_and_the_odd_classes():
     assert [sorted(split) for split in SPLITS] == [list("01234"), list("56789"), list("02468"), list("13579")]
 
 
-def test_nine_against_one_keeps_all_and_one_against_nine_draws_as_many_always_the_same(cifar):
+def test_nine_against_one_keeps_all_test_images_and_one_against_nine_draws_the_same_ones_each_time(cifar):
     many = load_cifar10(cifar, normal="012346789")
     assert len(many.train) == 90 and Counter(s.defect for s in many.test) == {"good": 18, "dog": 2}
     one = load_cifar10(cifar, normal="3")
@@ -135,7 +135,7 @@ def test_nine_against_one_keeps_all_and_one_against_nine_draws_as_many_always_th
     assert one == load_cifar10(cifar, normal="3") and hash(one.test) == hash(load_cifar10(cifar, normal="3").test)
 
 
-def test_anomalous_images_beyond_the_normal_ones_are_drawn_from_all_of_their_classes():
+def test_the_drawn_anomalous_images_come_from_all_anomalous_classes():
     test = [PackedSample(Path("x"), str(i % 10), 0, index=i, reader=read_batch) for i in range(10_000)]
     data = many_versus_many("x", test[:10], test, CLASSES, "0")
     drawn = Counter(s.defect for s in data.test if s.label)
@@ -146,14 +146,14 @@ def test_anomalous_images_beyond_the_normal_ones_are_drawn_from_all_of_their_cla
 
 
 @given(st.integers(0, 40), st.integers(0, 50))
-def test_a_draw_takes_so_many_in_order_and_leaves_the_rest(n, count):
+def test_a_draw_splits_into_drawn_and_other_elements_in_order(n, count):
     drawn, left = draw(list(range(n)), count)
     assert len(drawn) == min(n, count) and drawn == sorted(drawn) and left == sorted(left)
     assert sorted(drawn + left) == list(range(n)) and draw(list(range(n)), count) == (drawn, left)
 
 
 @pytest.mark.parametrize("normal", ["", "0a", "00", "0,1", "-1", "01234 ", "٣", "cat"])
-def test_normal_classes_are_some_different_digits(cifar, normal):
+def test_normal_classes_must_be_different_digits(cifar, normal):
     with pytest.raises(ParameterError, match=rf"^normal classes '{normal}' of data set 'cifar10' are not some different dig"):
         load_cifar10(cifar, normal=normal)
 
@@ -171,7 +171,7 @@ def test_a_data_set_without_images_of_a_kind_is_refused(cifar):
             load_cifar10(cifar)
 
 
-def test_python_3_s_pickles_with_keys_of_either_kind_are_read_too(tmp_path):
+def test_pickles_of_python_3_with_text_or_bytes_as_keys_are_read_too(tmp_path):
     content = batch()
     for name, keys in (("text", str), ("bytes", str.encode)):
         (tmp_path / name).write_bytes(pickle.dumps({keys(key): value for key, value in content.items()}, 4))
@@ -180,7 +180,7 @@ def test_python_3_s_pickles_with_keys_of_either_kind_are_read_too(tmp_path):
         assert np.array_equal(pack.images[3, :, :, 2].ravel(), content["data"][3, 2048:])  # the blue plane is the last
 
 
-# Files that are not what they should be.
+# Files that are damaged or hostile.
 
 class Trap:
     """Its pickle is a call that leaves a file or folder behind."""
@@ -241,7 +241,7 @@ GOOD = batch()
     ({**GOOD, "labels": ["3", *GOOD["labels"][1:]]}, "it has a label '3' where"),
     ({**GOOD, "labels": [True, *GOOD["labels"][1:]]}, "it has a label True where"),
 ])
-def test_a_pickle_of_something_else_is_named_with_what_is_wrong(cifar, content, flaw):
+def test_a_pickle_of_something_else_is_refused_with_the_reason(cifar, content, flaw):
     path = write(cifar / "cifar-10-batches-py/data_batch_2", content)
     with pytest.raises(DataError, match=rf"^{path} is not a batch of CIFAR-10 \({flaw}.*\): unpack the archive again$"):
         load_cifar10(cifar)
@@ -249,7 +249,7 @@ def test_a_pickle_of_something_else_is_named_with_what_is_wrong(cifar, content, 
 
 # By name.
 
-def test_cifar10_is_found_under_both_names_and_given_its_folder_or_the_one_above(cifar, monkeypatch):
+def test_cifar10_is_found_under_both_names_and_read_from_its_folder_or_the_folder_above(cifar, monkeypatch):
     assert find_dataset("cifar10") == cifar
     data = load_dataset("cifar10")
     assert data == load_dataset("cifar10", root=cifar / "cifar-10-batches-py") == load_cifar10(cifar)
@@ -273,7 +273,7 @@ def test_the_category_is_the_split_and_01234_by_default(cifar, name):
     assert [one.category for one in grid("patchcore", dataset=name)] == ["01234"]
 
 
-def test_one_split_at_a_time(cifar):
+def test_two_splits_at_once_are_refused(cifar):
     says = (r"^data set 'cifar10' cannot be split into normal classes 01234, 56789 at once: each split is a data set of its "
             r"own, name one$")
     for ask in (lambda: load_dataset("cifar10", ["01234", "56789"]), Experiment("uniad", "cifar10", "01234+56789").data):
@@ -281,7 +281,7 @@ def test_one_split_at_a_time(cifar):
             ask()
 
 
-def test_cifar10_that_is_not_here_is_answered_with_address_place_and_check(tmp_path, monkeypatch):
+def test_the_error_for_a_missing_cifar10_names_address_folder_and_command(tmp_path, monkeypatch):
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
         load_dataset("cifar10")
@@ -300,7 +300,7 @@ def test_a_batch_that_is_not_there_is_named(cifar):
         load_dataset("cifar10")
 
 
-def test_verifying_holds_each_batch_against_torchvision_s_checksum(cifar, capsys, monkeypatch):
+def test_verifying_compares_each_batch_with_torchvision_s_checksum(cifar, capsys, monkeypatch):
     folder = cifar / "cifar-10-batches-py"
     expected = torchvision.datasets.CIFAR10.train_list[0][1]
     found = hashlib.md5((folder / "data_batch_1").read_bytes()).hexdigest()

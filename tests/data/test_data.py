@@ -1,4 +1,4 @@
-"""Data sets listed from their folders, and images on their way to tensors."""
+"""Data sets listed from their folders, and images and masks as tensors."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_mvtec_s_layout_gives_normal_training_images_and_test_images_with_their_
     assert len(data.train) == 4 and len(data.test) == 8 and not any(s.label for s in data.train)
 
 
-def test_categories_can_be_named_by_one_word_by_a_list_or_all(toy):
+def test_categories_are_one_name_a_list_or_all(toy):
     assert load_dataset("toy", "bolt").categories == load_dataset("toy", ["bolt"]).categories == ("bolt",)
     assert load_dataset("toy", ["nut", "bolt"]).categories == ("nut", "bolt")
     assert load_dataset("toy", "all") == load_dataset("toy", None) == load_dataset("toy")
     assert load_dataset("toy").only("nut") == load_dataset("toy", "nut")
 
 
-def test_an_image_has_three_equal_channels_when_its_file_has_one_and_a_mask_is_what_is_not_zero(tmp_path):
+def test_a_gray_image_gets_three_equal_channels_and_a_mask_is_true_where_it_is_not_zero(tmp_path):
     gray = noise(7, 5)[..., 0]
     assert np.array_equal(np.asarray(read_image(save(tmp_path / "x.png", gray))), np.repeat(gray[..., None], 3, 2))
     levels = np.array([[0, 1], [127, 255]], np.uint8)
@@ -93,7 +93,7 @@ def test_an_image_has_three_equal_channels_when_its_file_has_one_and_a_mask_is_w
     assert bits.mode == "1" and read_mask(tmp_path / "bits.png", (2, 2)).tolist() == [[False, True], [True, True]]
 
 
-def test_a_normal_image_has_an_empty_mask_of_its_size_and_one_that_nobody_drew_is_none(tmp_path):
+def test_a_normal_image_has_an_empty_mask_and_an_anomalous_one_without_mask_file_none(tmp_path):
     path = save(tmp_path / "x.png", noise(20, 30))
     mask = Sample(path, "nut", 0).mask
     assert mask is not None and mask.shape == (20, 30) and mask.dtype == bool and not mask.any()
@@ -120,7 +120,7 @@ def test_mtd_pairs_photographs_with_masks_of_the_same_name_and_sizes_may_vary(tm
     assert [mask.float().mean() for mask in read_masks(data.test, View((16, 24)))] == [0, 0, 1, 1, 1, 1, 1]
 
 
-def test_761_of_mtd_s_952_normal_images_are_trained_on_and_always_the_same():
+def test_the_same_761_of_mtd_s_952_normal_images_are_always_for_training():
     samples = [Sample(Path(f"{i}.jpg"), "magnetic_tile", 0) for i in range(952)]
     train, test = hold_out(samples, 0.8)
     assert len(train) == 761 and len(test) == 191 and hold_out(samples, 0.8) == (train, test)
@@ -137,7 +137,7 @@ def test_a_split_loses_nothing_and_keeps_the_order(n, fraction):
         assert part == [sample for sample in samples if sample in part]
 
 
-def test_elpv_keeps_the_sure_cells_of_both_kinds_and_has_no_masks():
+def test_elpv_leaves_out_the_uncertain_cells_and_has_no_masks():
     package = pytest.importorskip("elpv_dataset")
     data = load_dataset("elpv")
     # Deitsch et al., Table 1: cells of probability 0 and, together, of 2/3 and 1.
@@ -175,7 +175,7 @@ def test_joined_data_sets_are_one_and_without_masks_if_one_has_none(toy):
         load_dataset("toy+othr")
 
 
-def test_only_mini_can_be_cut_short(toy, tmp_path):
+def test_only_mini_takes_numbers_of_images(toy, tmp_path):
     with pytest.raises(ParameterError, match=r"^data set 'toy' takes no option train, good; those are for 'mini'$"):
         load_dataset("toy", train=2, good=1)
     make("brick", tmp_path / "mini", train=2, good=1, defective=3)
@@ -200,7 +200,7 @@ def test_every_data_set_known_by_name_is_in_the_manifest():
     assert {name for name in DATASETS if load_manifest()[name].kind == "dataset"} == set(DATASETS)
 
 
-def test_a_known_data_set_that_is_not_here_is_answered_with_address_place_and_check(tmp_path, monkeypatch):
+def test_the_error_for_a_missing_data_set_names_address_folder_and_command(tmp_path, monkeypatch):
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
         load_dataset("mvtec_ad")
@@ -211,7 +211,7 @@ def test_a_known_data_set_that_is_not_here_is_answered_with_address_place_and_ch
         dataset_folder("mvtec_ad")
 
 
-def test_verifying_reads_every_image_and_mask_and_sums_up(toy):
+def test_verifying_reads_every_image_and_mask_and_returns_a_summary(toy):
     assert verify_dataset("toy") == "toy: 2 categories, 4 training and 8 test images, 6 masks, all readable"
     assert dataset_folder("toy") == toy
     save(toy / "nut/ground_truth/hole/000_mask.png", np.zeros((20, 30), np.uint8))
@@ -219,7 +219,7 @@ def test_verifying_reads_every_image_and_mask_and_sums_up(toy):
                                           + str(toy / "nut/ground_truth/hole/000_mask.png"))
 
 
-def test_mvtec_ad_is_held_against_its_published_counts(toy, monkeypatch):
+def test_mvtec_ad_is_compared_with_its_published_counts(toy, monkeypatch):
     # Bergmann et al.: 3,629 training and 1,725 test images; methods.md 0.1 counts them by category.
     counts = PUBLISHED["mvtec_ad"].values()
     assert sum(train for train, _ in counts) == 3629 and sum(test for _, test in counts) == 1725 and len(counts) == 15
@@ -234,7 +234,7 @@ sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, sizes, st.integers(0, 5))
-def test_an_image_is_pil_s_bilinear_resize_in_parts_of_255_height_first(before, after, seed):
+def test_an_image_is_pillow_s_bilinear_resize_divided_by_255(before, after, seed):
     image = Image.fromarray(noise(*before, seed))
     seen = View(after).image(image)
     assert seen.shape == (3, *after) and seen.dtype == torch.float32 and seen.is_contiguous()
@@ -248,7 +248,7 @@ def test_an_image_is_pil_s_bilinear_resize_in_parts_of_255_height_first(before, 
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, sizes, st.integers(0, 5))
-def test_a_mask_takes_the_pixel_under_the_middle_of_each_new_one(before, after, seed):
+def test_each_pixel_of_a_resized_mask_is_the_old_pixel_at_its_center(before, after, seed):
     mask = noise(*before, seed)[..., 0] > 127
     seen = View(after).mask(mask)
     middles = [(np.arange(new) * 2 + 1) * old for old, new in zip(before, after, strict=True)]  # in 1/(2 new) old pixels
@@ -260,7 +260,7 @@ def test_a_mask_takes_the_pixel_under_the_middle_of_each_new_one(before, after, 
 
 
 @given(sizes, sizes)
-def test_a_crop_is_the_middle_one(size, less):
+def test_a_crop_is_the_center_of_the_image(size, less):
     size = (size[0] + 40, size[1] + 40)
     image, mask = Image.fromarray(noise(*size)), noise(*size)[..., 0] > 127
     whole, view = View(size), View(size, (size[0] - less[0], size[1] - less[1]))
@@ -271,7 +271,7 @@ def test_a_crop_is_the_middle_one(size, less):
     assert torch.equal(view.mask(mask), whole.mask(mask)[middle])
 
 
-def test_a_number_is_a_square_and_what_cannot_be_is_said():
+def test_a_number_is_the_side_of_a_square_and_an_impossible_size_is_refused():
     assert View(7).shape == (7, 7) == View((9, 11), 7).shape
     with pytest.raises(ParameterError, match=r"^crop 9x40 is larger than the resized image 20x30$"):
         View((20, 30), (9, 40)).image(Image.new("RGB", (5, 5)))
@@ -296,7 +296,7 @@ def test_masks_are_read_in_the_samples_order(toy):
     assert all(mask is not None and mask.shape == (10, 15) for mask in masks)
 
 
-def test_a_lanczos_view_is_pil_s_lanczos_resize(tmp_path):
+def test_a_lanczos_view_is_pillow_s_lanczos_resize(tmp_path):
     image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     seen = {how: (View(224, resample=how).image(image) * 255).round().byte().permute(1, 2, 0).numpy()
             for how in ("bilinear", "lanczos")}
@@ -307,7 +307,7 @@ def test_a_lanczos_view_is_pil_s_lanczos_resize(tmp_path):
     assert torch.equal(View(20, resample="lanczos").mask(mask), View(20).mask(mask))
 
 
-def test_a_view_s_name_in_cache_keys_says_lanczos_and_is_otherwise_what_it_was():
+def test_the_repr_of_a_view_names_lanczos_and_leaves_out_the_default():
     assert repr(View(224)) == "View(size=224, crop=None)" and repr(View((16, 24), 8)) == "View(size=(16, 24), crop=8)"
     assert repr(View(224, resample="lanczos")) == "View(size=224, crop=None, resample='lanczos')"
     assert View(224) == View(224, resample="bilinear") != View(224, resample="lanczos")

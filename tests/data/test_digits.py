@@ -1,4 +1,4 @@
-"""scikit-learn's digits as ten classes, some against the others."""
+"""scikit-learn's digits as ten classes, some of them normal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adcore.experiments.runner import evaluate
 pytestmark = pytest.mark.usefixtures("nothing_here")
 
 @pytest.mark.parametrize("normal", SPLITS)
-def test_digits_are_scikit_learn_s_with_seven_of_ten_of_each_class_to_train_on(normal):
+def test_digits_are_those_of_scikit_learn_and_70_percent_of_each_class_are_for_training(normal):
     data, reference = load_dataset("digits", normal), sklearn.datasets.load_digits()
     counts = np.bincount(reference.target)
     assert len(reference.target) == 1797
@@ -48,7 +48,7 @@ def number_of(sample: Sample) -> int:
     return sample.index
 
 
-def test_a_digit_is_on_the_same_side_in_every_split():
+def test_an_image_is_for_training_or_for_testing_in_every_split():
     sides = [{(s.index, part) for part, samples in (("train", data.train), ("test", data.test)) for s in samples}
              for data in (load_dataset("digits", normal) for normal in SPLITS)]
     assert len({index for index, part in set.union(*sides)}) == len(set.union(*sides))
@@ -61,7 +61,7 @@ def test_digits_are_verified_and_found_in_scikit_learn(capsys):
     assert folder == str(Path(sklearn.datasets.__file__).parent / "data") and (Path(folder) / "digits.csv.gz").is_file()
 
 
-def test_digits_without_scikit_learn_say_how_to_install_it(monkeypatch):
+def test_the_error_without_scikit_learn_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("adcore.data.digits.importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"^data set 'digits' comes in a Python package: pip install scikit-learn$"):
         load_dataset("digits")
@@ -84,7 +84,7 @@ def test_digits_that_are_cut_off_are_named(tmp_path):
             load_digits(tmp_path)
 
 class Brightness(Detector):
-    """The darker, the more anomalous."""
+    """A darker image is more anomalous."""
 
     view = View(8)
 
@@ -96,7 +96,7 @@ class Brightness(Detector):
         return Prediction(maps.flatten(1).mean(1), maps)
 
 
-def test_many_against_many_is_measured_by_image_and_its_rows_and_maps_have_names_of_their_own():
+def test_many_against_many_is_measured_per_image_and_each_image_has_its_own_name():
     data = load_dataset("digits", "02468")
     part = Dataset("digits", data.train, (*data.test[:9], *data.test[-9:]), has_masks=False)
     rows, maps, measures = evaluate(Brightness(object()), part)

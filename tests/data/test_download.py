@@ -65,7 +65,7 @@ def test_a_file_arrives_with_one_request_and_a_second_call_asks_for_nothing(web:
     assert target.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_file_that_is_there_and_wrong_is_replaced_when_the_right_one_has_arrived(web: Web, target):
+def test_a_wrong_file_is_replaced_when_the_right_one_has_arrived(web: Web, target):
     target.parent.mkdir()
     target.write_bytes(b"something else")
     url = web.put("/x.bin", CONTENT, honest(cut=9))
@@ -74,13 +74,13 @@ def test_a_file_that_is_there_and_wrong_is_replaced_when_the_right_one_has_arriv
     assert fetch(url, target).read_bytes() == CONTENT
 
 
-def test_after_a_cut_the_file_is_asked_for_again(web: Web, target):
+def test_a_file_is_requested_again_after_a_cut_connection(web: Web, target):
     url = web.put("/x.bin", CONTENT, honest(cut=30_000), honest(cut=1), honest(cut=50_000))
     assert fetch(url, target).read_bytes() == CONTENT and len(web.asked) == 4
     assert names(target.parent) == ["x.bin"]
 
 
-def test_a_server_that_always_cuts_is_given_up_and_leaves_nothing(web: Web, target):
+def test_a_download_that_is_always_cut_fails_and_leaves_nothing(web: Web, target):
     url = web.put("/x.bin", CONTENT, *[honest(cut=40_000)] * 9)
     text = complaint(lambda: fetch(url, target, retries=2))
     assert text == f"cannot download {url} (the connection was cut after 40000 of {SIZE} bytes): {REMEDY}"
@@ -88,13 +88,13 @@ def test_a_server_that_always_cuts_is_given_up_and_leaves_nothing(web: Web, targ
 
 
 @pytest.mark.parametrize("claim", [SIZE + 1000, 10 * SIZE])
-def test_a_server_that_claims_more_than_it_sends_is_given_up(web: Web, target, claim):
+def test_a_server_that_states_more_bytes_than_it_sends_is_an_error(web: Web, target, claim):
     url = web.put("/x.bin", CONTENT, *[says(200, Content_Length=claim)] * 9)
     assert f"cut after {SIZE} of {claim} bytes" in complaint(lambda: fetch(url, target, flaw=None, retries=0))
     assert names(target.parent) == []
 
 
-def test_a_server_that_claims_less_than_it_has_is_detected_by_the_checksum(web: Web, target):
+def test_a_server_that_states_fewer_bytes_than_the_file_has_is_detected_by_the_checksum(web: Web, target):
     url = web.put("/x.bin", CONTENT, says(200, Content_Length=SIZE - 1))
     assert complaint(lambda: fetch(url, target)).startswith(f"{url} sent a file that is not 'x': found ")
     assert names(target.parent) == []
@@ -129,7 +129,7 @@ def test_the_checksum_is_compared_before_the_file_has_its_name(web: Web, target)
     assert fetch(web.put("/x.bin", CONTENT), target, flaw=flaw).read_bytes() == CONTENT
 
 
-def test_a_packed_file_stays_packed(web: Web, target):
+def test_a_compressed_file_is_not_decompressed(web: Web, target):
     url = web.put("/x.bin", CONTENT)
     fetch(url, target)
     assert web.headers[-1]["Accept-Encoding"] == "identity" and web.headers[-1]["User-Agent"].startswith("adcore/")
@@ -175,7 +175,7 @@ def test_a_redirection_from_https_to_http_is_refused(target, monkeypatch, here, 
     assert (f"it redirects to {there}, which is refused" in text) == refused == ("(404 " not in text)
 
 
-def test_a_server_that_falls_silent_is_left_after_the_timeout_and_asked_again(web: Web, target):
+def test_a_silent_server_is_asked_again_after_the_timeout(web: Web, target):
     stall = honest(cut=100, then=lambda web: web.released.wait(20))
     url = web.put("/x.bin", CONTENT, stall)
     began = time.monotonic()
@@ -212,14 +212,14 @@ def test_a_server_that_is_not_there_is_named(target):
     assert names(target.parent) == []
 
 
-def test_an_invalid_certificate_is_said_in_plain_words():
+def test_an_invalid_certificate_is_named_as_the_reason():
     error = requests.exceptions.SSLError("long and nested")
     error.__context__ = ssl.SSLCertVerificationError("no")
     error.__context__.verify_message = "self-signed certificate"
     assert _reason(error, 1.0) == "its certificate is not valid: self-signed certificate"
 
 
-def test_too_little_room_is_said_before_a_byte_is_written(web: Web, target, monkeypatch):
+def test_too_little_room_is_reported_before_a_byte_is_written(web: Web, target, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, SIZE - 1))
     url = web.put("/x.bin", CONTENT)
@@ -261,14 +261,19 @@ def test_a_killed_download_leaves_nothing_under_the_file_s_name_and_the_next_one
     assert fetch(url, target).read_bytes() == CONTENT and names(target.parent) == ["x.bin"]
 
 
-def test_a_bar_counts_the_bytes_of_the_last_attempt(web: Web, target, monkeypatch):
-    bars: list[Any] = []
+def test_the_bar_starts_again_with_each_attempt_and_ends_with_the_file(web: Web, target, monkeypatch):
+    bars, starts = [], []
 
     def noted(**options: Any) -> Any:
-        bars.append(progress_bar(**options))
-        return bars[-1]
+        bar = progress_bar(**options)
+        reset = bar.reset
+        bar.reset = lambda: (starts.append(bar.n), reset())
+        bars.append(bar)
+        return bar
 
     monkeypatch.setattr("adcore.data.download.progress_bar", noted)
-    fetch(web.put("/x.bin", CONTENT, honest(cut=SIZE // 2)), target, progress=True)
+    monkeypatch.setattr("adcore.data.download.BLOCK", 100)
+    fetch(web.put("/x.bin", CONTENT, honest(cut=50_000)), target, progress=True)
     (bar,) = bars
     assert (bar.desc, bar.n, bar.total) == ("x.bin", SIZE, SIZE)
+    assert starts[:2] == [0, 50_000], "pooch itself resets the bar only at the end"

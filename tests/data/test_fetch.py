@@ -1,4 +1,4 @@
-"""Data sets from the server to their folder: downloaded or brought along, checked, unpacked, counted, placed."""
+"""Data sets are downloaded or taken from a file, checked, unpacked, counted and put in their folder."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 # From the server.
 
-def test_a_data_set_is_downloaded_unpacked_counted_and_placed_and_then_left_alone(web: Web, rows, data, tmp_path, capsys):
+def test_a_data_set_is_downloaded_unpacked_and_counted_once(web: Web, rows, data, tmp_path, capsys):
     serve(web, rows, archive(tmp_path / "KolektorSDD2.zip", KSDD2))
     for _ in range(2):
         assert cli.main(["data", "fetch", "ksdd2"]) == 0
@@ -141,7 +141,7 @@ def test_a_second_process_waits_and_finds_the_data_set_in_place(rows, data, tmp_
     assert names(data) == ["mtd"] and (data / "mtd/mark").exists()
 
 
-def test_a_file_that_is_gone_from_the_server_is_answered_with_the_way_by_hand(web: Web, rows, data, tmp_path, capsys):
+def test_the_error_for_a_file_that_the_server_no_longer_has_says_how_to_get_it_by_hand(web: Web, rows, data, tmp_path, capsys):
     url = serve(web, rows, archive(tmp_path / "KolektorSDD2.zip", KSDD2))
     web.files.clear()
     assert complaint(capsys, "data", "fetch", "ksdd2") == (
@@ -161,7 +161,7 @@ def test_another_file_on_the_server_is_never_unpacked(web: Web, rows, data, tmp_
     assert names(data) == []
 
 
-def test_cifar10_is_fetched_and_its_batches_are_held_against_their_digests(web: Web, rows, data, tmp_path, monkeypatch):
+def test_cifar10_is_fetched_and_its_files_are_compared_with_their_digests(web: Web, rows, data, tmp_path, monkeypatch):
     import torchvision
     batches = {name: name.encode() for name in ("data_batch_1", "data_batch_2", "test_batch")}
     digests = [[name, hashlib.md5(content).hexdigest()] for name, content in batches.items()]
@@ -178,12 +178,12 @@ def test_cifar10_is_fetched_and_its_batches_are_held_against_their_digests(web: 
     assert names(data) == ["cifar-10-python.tar.gz"]  # right by the manifest, so that it need not come again
 
 
-# Brought along.
+# From a file or folder that a person downloaded.
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("around", ["", "outer/inner./"])
 @pytest.mark.parametrize("kind", ["tar.xz", "zip", "folder"])
-def test_each_layout_is_placed_from_an_archive_or_a_folder(rows, data, tmp_path, name, around, kind):
+def test_each_layout_is_fetched_from_an_archive_or_a_folder(rows, data, tmp_path, name, around, kind):
     rows[name] = replace(rows[name], sha256="", bytes=None)
     path = tmp_path / f"by hand.{kind}"
     if kind == "folder":
@@ -195,7 +195,7 @@ def test_each_layout_is_placed_from_an_archive_or_a_folder(rows, data, tmp_path,
     assert fetch(name, path) == data / name == fetch(name)
     found = {path.relative_to(data / name).as_posix() for path in (data / name).rglob("*") if path.is_file()}
     assert found == set(SETS[name])
-    assert path.exists(), "what was brought along is not ours to remove"
+    assert path.exists(), "a file given with --from is not removed"
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -230,20 +230,20 @@ def test_an_archive_is_checked_before_it_is_unpacked(rows, data, tmp_path, capsy
     assert names(tmp_path / "else") == ["mvtec_ad"] and names(data) == []
 
 
-def test_an_evil_archive_that_is_brought_along_leaves_nothing(rows, data, tmp_path):
+def test_a_hostile_archive_given_with_from_leaves_nothing(rows, data, tmp_path):
     path = archive(tmp_path / "mtd.zip", {**MTD, "../planted": b"x"})
     with pytest.raises(DataError, match=r"'\.\./planted' leads out of the folder"):
         fetch("mtd", path)
     assert names(data) == [] and not (tmp_path / "planted").exists()
 
 
-def test_what_is_not_there_is_named(data, tmp_path):
+def test_a_missing_file_given_with_from_is_named(data, tmp_path):
     with pytest.raises(DataError, match=rf"^{tmp_path}/none\.zip is not there: run `git clone"):
         fetch("mtd", tmp_path / "none.zip")
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_an_interrupt_leaves_nothing_half_in_place(rows, data, tmp_path, monkeypatch, name):
+def test_an_interrupt_leaves_nothing(rows, data, tmp_path, monkeypatch, name):
     rows[name] = replace(rows[name], sha256="", bytes=None)
     path = archive(tmp_path / "by hand.zip", SETS[name])
 
@@ -258,14 +258,14 @@ def test_an_interrupt_leaves_nothing_half_in_place(rows, data, tmp_path, monkeyp
     assert fetch(name, path) == data / name
 
 
-def test_what_is_in_place_but_not_whole_is_said_and_not_touched(rows, data, tmp_path, capsys):
+def test_an_incomplete_data_set_in_place_is_reported_and_not_changed(rows, data, tmp_path, capsys):
     (data / "mtd" / "MT_Free").mkdir(parents=True)
     text = complaint(capsys, "data", "fetch", "mtd")
     assert text.startswith(f"{data}/mtd is not 'mtd' as published (") and "remove it, then run `adcore data fetch mtd`" in text
     assert names(data / "mtd") == ["MT_Free"]
 
 
-def test_too_little_room_is_said_before_anything_is_downloaded_or_unpacked(web: Web, rows, data, tmp_path, monkeypatch):
+def test_too_little_room_is_reported_before_anything_is_downloaded_or_unpacked(web: Web, rows, data, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     path = archive(tmp_path / "KolektorSDD2.zip", KSDD2)
     serve(web, rows, path)
@@ -286,7 +286,7 @@ def test_a_folder_that_cannot_be_written_is_named(rows, tmp_path):
         fetch("mtd", path, tmp_path / "file")
 
 
-# What has no link, or is no data set.
+# Data sets without a direct link, and names that are no data set.
 
 @pytest.mark.parametrize(("name", "says"), [
     ("mvtec_ad", "data set 'mvtec_ad' has no direct link: get mvtec_anomaly_detection.tar.xz by hand from "
@@ -299,15 +299,15 @@ def test_a_folder_that_cannot_be_written_is_named(rows, tmp_path):
                  "hand from https://www.image-net.org/download.php (non-commercial research, by agreement on the site)"),
     ("resnet18", "'resnet18' is a checkpoint, not a data set: run `adcore weights fetch resnet18`"),
     ("mvtec_da", "unknown data set or weights 'mvtec_da' (did you mean 'mvtec_ad'?)")])
-def test_what_cannot_be_fetched_says_how_to_get_it(data, capsys, name, says):
+def test_the_error_for_a_data_set_that_cannot_be_fetched_says_how_to_get_it(data, capsys, name, says):
     assert complaint(capsys, "data", "fetch", name).startswith(says)
 
 
-def test_what_is_embedded_is_there_already(data):
+def test_an_embedded_data_set_needs_no_fetch(data):
     assert fetch("digits").exists()
 
 
-def test_every_remote_data_set_is_fetched_or_says_how_it_is_got():
+def test_the_data_sets_with_a_direct_link_have_checksum_and_size():
     remote = [one for one in load_manifest().values() if one.kind == "dataset" and one.url.startswith("http")]
     assert {one.name for one in remote if direct_link(one)} == {"ksdd2", "cifar10"}
     assert {one.name for one in remote if direct_link(one) and not (one.sha256 and one.bytes)} == set()
@@ -323,7 +323,7 @@ def test_the_published_counts_add_up():
     assert sum(sums["mtd"]) == 952 + 392 and len(verify.PUBLISHED["mvtec_loco"]) == 5
 
 
-def test_each_of_mvtec_ad_s_fifteen_rows_is_the_printed_one():
+def test_the_counts_of_mvtec_ad_are_those_of_the_paper_s_table():
     # Bergmann et al. 2019, Table 1: training images, normal and defective test images.
     printed = """carpet 280 28 89, grid 264 21 57, leather 245 32 92, tile 230 33 84, wood 247 19 60, bottle 209 20 63,
                  cable 224 58 92, capsule 219 23 109, hazelnut 391 40 70, metal_nut 220 22 93, pill 267 26 141,
@@ -332,7 +332,7 @@ def test_each_of_mvtec_ad_s_fifteen_rows_is_the_printed_one():
     assert verify.PUBLISHED["mvtec_ad"] == rows and len(rows) == 15
 
 
-def test_logical_anomalies_come_with_an_option_that_only_mvtec_loco_takes(rows, data, tmp_path):
+def test_only_mvtec_loco_takes_the_option_logical(rows, data, tmp_path):
     rows["mvtec_loco"] = replace(rows["mvtec_loco"], sha256="")
     fetch("mvtec_loco", archive(tmp_path / "x.zip", LOCO))
     kinds = [sample.defect for sample in load_dataset("mvtec_loco", "pushpins", logical=True).test]
@@ -346,9 +346,9 @@ def test_logical_anomalies_come_with_an_option_that_only_mvtec_loco_takes(rows, 
         load_dataset("mini", color=3)
 
 
-# The manifest in other languages.
+# The manifest in other formats.
 
-def test_pooch_reads_the_registry_and_has_every_file_with_a_whole_checksum(tmp_path, capsys):
+def test_pooch_reads_the_registry_and_finds_every_file_with_a_full_checksum(tmp_path, capsys):
     assert cli.main(["data", "export", "--pooch"]) == 0
     text = capsys.readouterr().out
     assert text == pooch_registry()
@@ -387,7 +387,7 @@ def test_croissant_describes_each_data_set_with_license_citation_address_and_che
     assert {one["license"] for one in catalog["dataset"][:3]} == {"https://creativecommons.org/licenses/by-nc-sa/4.0/"}
 
 
-def test_croissant_of_one_data_set_stands_alone_and_what_has_no_file_has_none(capsys):
+def test_croissant_describes_one_data_set_and_refuses_one_without_files(capsys):
     assert cli.main(["data", "export", "ksdd2", "--croissant"]) == 0
     one = json.loads(capsys.readouterr().out)
     assert one == croissant("ksdd2") and one["name"] == "ksdd2"
@@ -397,7 +397,7 @@ def test_croissant_of_one_data_set_stands_alone_and_what_has_no_file_has_none(ca
     assert "one file for all" in complaint(capsys, "data", "export", "ksdd2", "--pooch")
 
 
-def test_an_export_names_its_language(capsys):
+def test_an_export_needs_exactly_one_format(capsys):
     for words in ([], ["--croissant", "--pooch"]):
         with pytest.raises(SystemExit):
             cli.main(["data", "export", *words])

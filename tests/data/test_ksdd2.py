@@ -36,7 +36,7 @@ def kolektor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_training_images_are_those_whose_mask_is_black_and_no_mask_is_taken_for_an_image(kolektor):
+def test_training_images_are_those_with_a_black_mask_and_masks_are_not_listed_as_images(kolektor):
     data = load_dataset("ksdd2")
     assert data.name == "ksdd2" and data.categories == ("ksdd2",) and data.has_masks
     assert [s.path.relative_to(kolektor).as_posix() for s in data.train] == ["train/10000.png", "train/10002.png"]
@@ -51,7 +51,7 @@ def test_masks_of_tested_images_have_the_pixels_that_were_marked(kolektor):
     assert [None if mask is None else int(mask.sum()) for mask in masks] == [0, 1, 40]
 
 
-def test_a_file_that_has_no_number_for_a_name_is_left_alone(kolektor):
+def test_a_file_whose_name_is_no_number_is_ignored(kolektor):
     expected = load_ksdd2(kolektor)
     for name in ("train/10000_copy.png", "train/.10003.png", "train/notes.txt", "test/10000.txt", "test/20001_GT_copy.png"):
         (kolektor / name).write_text("no image")
@@ -100,7 +100,7 @@ def test_folders_without_images_or_without_a_normal_one_are_named(kolektor, tmp_
     assert complaint(kolektor) == f"{kolektor}/test holds no image NNNNN.png: put KolektorSDD2 there as published"
 
 
-def test_when_it_is_not_here_the_address_and_the_place_are_said(tmp_path, monkeypatch):
+def test_the_error_for_a_missing_data_set_names_address_and_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
     with pytest.raises(DataError, match=rf"^data set 'ksdd2' is not here: fetch it from https://\S+ and unpack it to "
                                         rf"{tmp_path}/ksdd2.*, then run `adcore data verify ksdd2`$"):

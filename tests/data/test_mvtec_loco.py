@@ -54,7 +54,7 @@ def rows(mask: np.ndarray | None) -> list[int]:
     return np.flatnonzero(mask.any(1)).tolist()
 
 
-def test_normal_and_structural_images_are_tested_and_those_for_validation_are_not_used(loco):
+def test_normal_and_structural_images_are_tested_and_validation_images_are_not_used(loco):
     data = load_dataset("mvtec_loco")
     assert data.name == "mvtec_loco" and data.categories == ("pushpins", "screw_bag") and data.has_masks
     assert [s.path.relative_to(loco).as_posix() for s in data.only("pushpins").train] == [
@@ -64,7 +64,7 @@ def test_normal_and_structural_images_are_tested_and_those_for_validation_are_no
         ("structural_anomalies/001.png", 1, "structural_anomalies")]
 
 
-def test_a_mask_is_what_any_of_its_files_marks_at_any_level(loco):
+def test_a_mask_is_the_union_of_its_files_at_any_gray_level(loco):
     good, one, three = load_dataset("mvtec_loco", "pushpins").test
     assert rows(good.mask) == [] and rows(one.mask) == [3] and rows(three.mask) == [0, 1]
     assert [int(mask.sum()) for mask in read_masks([good, one, three], View(SIZE))] == [0, 25, 50]
@@ -72,7 +72,7 @@ def test_a_mask_is_what_any_of_its_files_marks_at_any_level(loco):
     assert load_dataset("mvtec_loco", "pushpins").test == (good, one, three) and len({good, one, three}) == 3
 
 
-def test_logical_anomalies_are_there_on_request(loco):
+def test_the_option_logical_adds_the_logical_anomalies(loco):
     data = load_mvtec_loco(loco, logical=True)
     assert [s.defect for s in data.only("pushpins").test] == ["good", "logical_anomalies", *["structural_anomalies"] * 2]
     assert rows(data.test[1].mask) == [5, 9] and data.train == load_mvtec_loco(loco).train
@@ -91,7 +91,7 @@ def test_it_is_verified_from_the_command_line_with_all_masks_and_counts(loco, ca
     assert f"mask {third} is 9x25 but its image is 14x25" in capsys.readouterr().err
 
 
-def test_categories_are_taken_by_name(loco):
+def test_categories_are_selected_by_name(loco):
     assert load_dataset("mvtec_loco", ["screw_bag"]).categories == ("screw_bag",)
     assert len(load_dataset("mvtec_loco", "all").test) == 6
     with pytest.raises(ParameterError, match=r"^unknown category 'nut' in data set 'mvtec_loco'; it has pushpins, screw_bag$"):
@@ -121,7 +121,7 @@ def test_a_folder_without_images_is_named(loco, part):
     assert complaint(loco) == f"screw_bag/{part} in {loco} holds no image: unpack MVTec LOCO there as published"
 
 
-def test_an_empty_root_and_an_absent_data_set_are_answered(loco, tmp_path, monkeypatch):
+def test_an_empty_root_and_a_missing_data_set_are_named(loco, tmp_path, monkeypatch):
     assert complaint(tmp_path / "x") == (f"{tmp_path}/x holds no data set in MVTec LOCO's layout: expected "
                                          f"<category>/train/good/*.png below it")
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path / "x"))
@@ -130,7 +130,7 @@ def test_an_empty_root_and_an_absent_data_set_are_answered(loco, tmp_path, monke
         load_dataset("mvtec_loco")
 
 
-def test_logical_anomalies_are_needed_only_when_they_are_asked_for(loco):
+def test_missing_logical_anomalies_matter_only_with_the_option_logical(loco):
     for path in (loco / "pushpins/test/logical_anomalies").iterdir():
         path.unlink()
     assert len(load_mvtec_loco(loco).test) == 6
@@ -138,7 +138,7 @@ def test_logical_anomalies_are_needed_only_when_they_are_asked_for(loco):
         load_mvtec_loco(loco, logical=True)
 
 
-def test_a_sample_with_many_masks_and_one_file_is_like_any_other(loco):
+def test_a_sample_whose_mask_is_one_file_has_that_mask(loco):
     path = loco / "pushpins/test/structural_anomalies/000.png"
     mask = loco / "pushpins/ground_truth/structural_anomalies/000/000.png"
     assert rows(ManyMasksSample(path, "pushpins", 1, "dent", mask).mask) == [3]

@@ -1,4 +1,4 @@
-"""Images packed in one file: read once, named and told apart by their place."""
+"""Many images in one file: the file is read once, and each image has its own name."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_gray_packed_image_has_three_equal_channels(tmp_path):
     assert image.mode == "RGB" and np.array_equal(np.asarray(image), np.repeat(gray[1][..., None], 3, 2))
 
 
-def test_a_packed_image_that_is_not_there_is_named(tmp_path):
+def test_a_missing_image_or_file_is_named(tmp_path):
     sample = packed(tmp_path / "a.npy", noise(2, 4, 5))[0]
     for index in (2, -1):
         with pytest.raises(DataError, match=rf"^{tmp_path}/a.npy has 2 images and none of number {index}: restore the file$"):
@@ -77,7 +77,7 @@ def test_a_packed_image_that_is_not_there_is_named(tmp_path):
             ask()
 
 
-def test_packed_images_have_no_masks_and_no_file_is_read_for_them(tmp_path):
+def test_packed_images_have_no_masks_and_asking_for_them_reads_no_file(tmp_path):
     samples = packed(tmp_path / "a.npy", noise(2, 4, 5))
     READ.clear()
     assert read_masks(samples, View(4)) == [None, None] and READ == []
@@ -102,7 +102,7 @@ def test_the_digest_of_ordinary_images_is_that_of_their_files_contents_alone(tmp
     assert images_digest(samples) == digest_text(lines) == hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def test_maps_are_named_after_category_folder_and_file_or_category_file_and_number():
+def test_the_name_of_a_map_is_category_folder_and_file_or_category_file_and_number():
     assert map_name(Sample(Path("/a/nut/test/scratch/004.png"), "nut", 1)) == "nut/scratch/004.png"
     sample = PackedSample(Path("/a/cifar-10-batches-py/test_batch"), "01234", 1, "dog", index=42, reader=read_batch)
     assert sample.name == "test_batch/00042" and map_name(sample) == "01234/test_batch/00042"

@@ -11,14 +11,14 @@ from adcore.errors import DataError, ParameterError
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_every_named_photograph_is_in_its_package_and_colored_but_for_the_coins(name, nothing_here):
+def test_every_named_photograph_is_in_its_package_and_all_but_the_coins_have_color(name, nothing_here):
     image = photograph(name)
     pixels = np.asarray(image).astype(int)
     assert image.mode == "RGB" and min(image.size) >= 300
     assert (np.ptp(pixels, axis=2).max() == 0) == (name == "coins")
 
 
-def test_a_path_is_read_as_it_is_or_below_the_data_folders_and_of_a_folder_the_first_image(tmp_path, monkeypatch):
+def test_a_path_may_begin_with_a_data_set_and_a_folder_stands_for_its_first_image(tmp_path, monkeypatch):
     folder = tmp_path / "mvtec_anomaly_detection" / "screw"
     folder.mkdir(parents=True)
     for i, shade in ((2, 20), (1, 10)):
@@ -30,7 +30,7 @@ def test_a_path_is_read_as_it_is_or_below_the_data_folders_and_of_a_folder_the_f
         assert image.size == (8, 6) and image.getpixel((0, 0)) == (10, 10, 10)
 
 
-def test_what_is_not_there_is_answered_with_the_names_and_an_empty_folder_is_called_so(tmp_path, nothing_here):
+def test_the_error_for_an_unknown_photograph_lists_the_names_and_an_empty_folder_is_named(tmp_path, nothing_here):
     with pytest.raises(ParameterError, match=r"no photograph 'astronout' \(did you mean 'astronaut'\?\): .* chelsea"):
         photograph("astronout")
     with pytest.raises(ParameterError, match="name an image file"):

@@ -55,7 +55,7 @@ def test_a_download_is_tried_five_times_and_begins_again_at_the_next_call(web, f
     assert names(folder) == ["resnet18.pth"]
 
 
-def test_a_person_sees_a_bar_with_the_file_s_name_and_a_batch_run_nothing(web, folder, monkeypatch, capsys):
+def test_a_person_sees_a_progress_bar_and_a_batch_run_nothing(web, folder, monkeypatch, capsys):
     for wish in ("1", "0"):
         monkeypatch.setenv("ADCORE_PROGRESS", wish)
         serve(web, monkeypatch, honest(cut=len(CONTENT) // 2))
@@ -68,7 +68,7 @@ def test_a_person_sees_a_bar_with_the_file_s_name_and_a_batch_run_nothing(web, f
 @pytest.mark.parametrize(("answer", "why"), [
     (says(404, 0, Content_Length=0), "404 Not Found"), (says(302, Location="file:///etc/hostname"), "302 "),
     (says(200, Content_Type="text/html", Content_Length=len(CONTENT)), "it is a web page, not a file")])
-def test_what_does_not_come_is_one_sentence_that_names_the_place_and_nothing_is_left(web, folder, monkeypatch, capsys, answer,
+def test_a_failed_download_raises_one_sentence_and_leaves_nothing(web, folder, monkeypatch, capsys, answer,
                                                                                        why):
     url = serve(web, monkeypatch, answer)
     text = complaint(capsys)

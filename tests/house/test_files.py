@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the folders where they go."""
+"""Files that appear complete or not at all, locks, and the folders of the package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from adcore.files import atomic, digest_file, digest_text, one_at_a_time, privat
 
 @pytest.fixture
 def umask() -> Iterator[None]:
-    """Whatever a test sets, the next one has the old one."""
+    """Restores the umask after the test."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -36,7 +36,7 @@ def umask() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """The kernel refuses to let a file grow: what a full disk does, but without one."""
+    """The kernel refuses larger files, as a full disk would."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -45,7 +45,7 @@ def no_file_above(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_new_file_appears_with_the_block_s_content_and_the_folders_on_its_way(tmp_path):
+def test_a_new_file_appears_with_its_content_and_the_folders_above_it(tmp_path):
     with atomic(tmp_path / "a" / "b" / "x.txt") as temporary:
         temporary.write_text("new")
         assert temporary.suffix == ".txt" and not (tmp_path / "a" / "b" / "x.txt").exists()
@@ -76,7 +76,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_file_alone(tmp_path, monkeypatch):
+def test_a_full_disk_raises_one_sentence_and_keeps_the_old_file(tmp_path, monkeypatch):
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -90,7 +90,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file_alone(tmp_path, mon
     assert "\n" not in str(caught.value) and [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x.txt", "old")]
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_raises_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder").mkdir()
     for path in (Path("/proc/adcore/x.json"), Path("/proc/x.json"), tmp_path / "file" / "x.json",
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
-def test_an_error_about_another_file_is_not_blamed_on_this_one(tmp_path):
+def test_an_error_about_another_file_is_raised_unchanged(tmp_path):
     missing = tmp_path / "images" / "x.png"
     with pytest.raises(FileNotFoundError) as caught, atomic(tmp_path / "out" / "x.txt"):
         Image.open(missing)
@@ -119,7 +119,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path, umask, mask):
     assert os.umask(mask) == mask
 
 
-def test_threads_that_write_one_file_leave_one_whole_text_and_the_umask(tmp_path, umask):
+def test_threads_that_write_the_same_file_leave_one_complete_text_and_the_umask(tmp_path, umask):
     path, texts = tmp_path / "x.txt", [letter * 50_000 for letter in "abcd"]
     write_text(path, texts[0])
     seen: set[str] = set()
@@ -170,7 +170,7 @@ def test_a_file_larger_than_a_block_is_digested_whole(tmp_path):
     assert digest_text("abc", 8) == "ba7816bf"  # FIPS 180-2, appendix B.1
 
 
-# Locks between processes, and folders in which something is made. More on locks: tests/experiments/test_at_once.py.
+# Locks between processes, and folders in which something is made. More on locks: tests/experiments/test_concurrency.py.
 
 def test_a_process_that_finds_the_lock_held_says_so_once_and_waits(tmp_path):
     said: list[str] = []
@@ -201,7 +201,7 @@ def test_a_stale_lock_file_does_not_block_and_a_link_in_its_place_is_not_followe
     assert [path.name for path in tmp_path.iterdir()] == ["planted"]
 
 
-def test_a_private_folder_is_new_and_closed_to_others_and_goes_with_the_block(tmp_path):
+def test_a_private_folder_is_new_and_closed_to_others_and_removed_at_the_end(tmp_path):
     for _ in range(2):
         with contextlib.suppress(KeyboardInterrupt), private_folder(tmp_path / "set") as folder:
             assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700 and not list(folder.iterdir())
@@ -226,12 +226,12 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
             [".set.lock", ".set.new-link", ".set.zip.new-1", folder.name, "thesis"])
 
 
-def test_a_near_name_is_offered_and_a_far_one_is_not():
+def test_a_similar_name_is_suggested_and_a_different_one_is_not():
     assert did_you_mean("sed", ["seeds", "profile", "seed"]) == " (did you mean 'seed'?)"
     assert did_you_mean("xyz", ["seed", "profile"]) == "" == did_you_mean("seed", [])
 
 
-def test_each_folder_can_be_moved_by_its_variable(tmp_path, monkeypatch):
+def test_each_folder_is_changed_by_its_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("ADCORE_DATA", f"{tmp_path / 'a'}{os.pathsep}{os.pathsep}~/b")
     monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path / "w"))
     monkeypatch.setenv("ADCORE_CACHE", str(tmp_path / "c"))
@@ -243,7 +243,7 @@ def test_each_folder_can_be_moved_by_its_variable(tmp_path, monkeypatch):
     assert paths.runs_folder() == tmp_path / "r" and paths.runs_folder(tmp_path / "o") == tmp_path / "o"
 
 
-def test_without_variables_the_user_s_own_folders_are_meant(tmp_path, monkeypatch):
+def test_without_variables_the_folders_are_in_the_user_s_home(tmp_path, monkeypatch):
     for variable in ("ADCORE_DATA", "ADCORE_WEIGHTS", "ADCORE_CACHE", "ADCORE_RUNS", "TORCH_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(paths.platformdirs, "user_data_dir", lambda name: str(tmp_path / name))
