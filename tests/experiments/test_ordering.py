@@ -1,4 +1,4 @@
-"""Orders: claims held against hand-made results, ranks against scikit-learn-free arithmetic, records read back as they were."""
+"""Claims and rank correlations on results written by hand, against arithmetic on paper; and records that are read back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = {"w/o query": ("none", False, False), "1 query": ("one", False, False), "
 
 
 def table(values: dict[str, list[float]], root=None) -> ResultTable:
-    """Image AUROC of each row of Table S2, one number a seed."""
+    """Results with the image AUROC of rows of Table S2, one number per seed."""
     results = []
     for name, per_seed in values.items():
         query, nma, jitter = ROWS[name]
@@ -31,27 +31,27 @@ def table(values: dict[str, list[float]], root=None) -> ResultTable:
     return ResultTable(results, Store(root))
 
 
-def words(values: dict[str, list[float]], better: str, worse: str) -> tuple[str, float | None, float]:
+def check(values: dict[str, list[float]], better: str, worse: str) -> tuple[str, float | None, float]:
     (row,) = check_claims(S2, [Claim("it is so", better, worse)], table(values), ["image_auroc"]).to_dict("records")
     return row["word"], row["measured"], row["published"]
 
 
 def test_a_claim_agrees_when_the_measured_gain_has_the_published_sign():
-    assert words({"1 query": [0.6, 0.61], "1 query + NMA": [0.7, 0.72]}, "1 query + NMA", "1 query") == ("agrees", 10.5, 8.5)
-    assert words({"1 query": [0.7, 0.72], "1 query + NMA": [0.6, 0.61]}, "1 query + NMA", "1 query")[:2] == ("disagrees", -10.5)
+    assert check({"1 query": [0.6, 0.61], "1 query + NMA": [0.7, 0.72]}, "1 query + NMA", "1 query") == ("agrees", 10.5, 8.5)
+    assert check({"1 query": [0.7, 0.72], "1 query + NMA": [0.6, 0.61]}, "1 query + NMA", "1 query")[:2] == ("disagrees", -10.5)
 
 
-def test_a_gain_is_paired_by_seed_and_counts_as_noise_below_its_spread():
+def test_a_gain_is_paired_by_seed_and_is_noise_below_its_standard_deviation():
     # 1 and 9 points: mean 5, standard deviation 5.66.
-    assert words({"1 query": [0.60, 0.60], "1 query + NMA": [0.61, 0.69]}, "1 query + NMA", "1 query")[0] == "within noise"
-    # The seeds differ by 20 points, the gain by none: pairing shows it.
-    assert words({"1 query": [0.60, 0.80], "1 query + NMA": [0.65, 0.85]}, "1 query + NMA", "1 query") == ("agrees", 5.0, 8.5)
-    # One seed has no spread: half a point is the least that counts.
-    assert words({"1 query": [0.600], "1 query + NMA": [0.604]}, "1 query + NMA", "1 query")[0] == "within noise"
-    assert words({"1 query": [0.600], "1 query + NMA": [0.606]}, "1 query + NMA", "1 query")[0] == "agrees"
+    assert check({"1 query": [0.60, 0.60], "1 query + NMA": [0.61, 0.69]}, "1 query + NMA", "1 query")[0] == "within noise"
+    # The seeds differ by 20 points, but the gain is the same for both.
+    assert check({"1 query": [0.60, 0.80], "1 query + NMA": [0.65, 0.85]}, "1 query + NMA", "1 query") == ("agrees", 5.0, 8.5)
+    # With one seed there is no standard deviation: gains below half a point are noise.
+    assert check({"1 query": [0.600], "1 query + NMA": [0.604]}, "1 query + NMA", "1 query")[0] == "within noise"
+    assert check({"1 query": [0.600], "1 query + NMA": [0.606]}, "1 query + NMA", "1 query")[0] == "agrees"
 
 
-def test_where_the_printed_cells_are_equal_there_is_no_order_to_agree_with():
+def test_equal_printed_cells_have_no_order_to_agree_with():
     query = [result({("all", "pixel_auroc"): value}, query="layerwise", nma=nma, jitter=False)
              for value, nma in ((0.6, False), (0.9, True))]
     (row,) = check_claims(S2, [Claim("NMA helps", "layer-wise query + NMA", "layer-wise query")],
@@ -59,18 +59,18 @@ def test_where_the_printed_cells_are_equal_there_is_no_order_to_agree_with():
     assert (row["published"], row["measured"], row["word"]) == (0.0, 30.0, "printed equal")
 
 
-def test_only_seeds_that_both_have_are_compared_and_what_has_none_is_not_run():
+def test_only_common_seeds_are_compared_and_without_any_the_claim_is_not_run():
     values = {"1 query": [0.6], "1 query + NMA": [0.7, 0.1]}
-    assert words(values, "1 query + NMA", "1 query")[:2] == ("agrees", 10.0)
-    assert words(values, "w/o query", "1 query")[:2] == ("not run", None)
+    assert check(values, "1 query + NMA", "1 query")[:2] == ("agrees", 10.0)
+    assert check(values, "w/o query", "1 query")[:2] == ("not run", None)
 
 
-def test_a_claim_about_a_cell_that_is_not_there_is_refused():
+def test_a_claim_about_an_unknown_cell_is_refused():
     with pytest.raises(ParameterError, match="has no cell 2 query with image_auroc; its rows are w/o query, 1 query"):
         check_claims(S2, [Claim("no", "2 query", "1 query")], table({"1 query": [0.5]}))
 
 
-def test_ranks_agree_fully_turn_round_or_count_swaps():
+def test_the_rank_correlation_of_equal_reversed_and_swapped_orders_is_that_of_spearman():
     order = sorted(ROWS, key=lambda name: published(S2).query("row == @name and metric == 'image_auroc'")["value"].iloc[0])
     rising = {name: [0.5 + 0.01 * i] for i, name in enumerate(order)}
     falling = {name: [0.9 - 0.01 * i] for i, name in enumerate(order)}
@@ -82,7 +82,7 @@ def test_ranks_agree_fully_turn_round_or_count_swaps():
     assert math.isnan(few[0]) and few[1] == 2
 
 
-def test_a_wiring_other_than_a_is_no_row_of_table_s2_and_the_vanilla_decoder_no_wiring_of_s3():
+def test_other_wirings_are_not_in_table_s2_and_the_vanilla_decoder_is_not_a_wiring_of_table_s3():
     wired = ResultTable([result({("all", "image_auroc"): 0.5}, wiring="b", nma=False, jitter=False)], Store())
     assert set(compare_results(S2, wired).frame["measured"].dropna()) == set()
     vanilla = ResultTable([result({("all", "image_auroc"): 0.5}, query="one", nma=False, jitter=False)], Store())
@@ -90,7 +90,7 @@ def test_a_wiring_other_than_a_is_no_row_of_table_s2_and_the_vanilla_decoder_no_
     assert frame[frame["measured"].notna()]["row"].tolist() == ["Vanilla"]
 
 
-def test_what_needs_no_training_is_held_against_its_cell_whatever_the_profile():
+def test_a_value_without_training_is_compared_in_every_profile():
     quick = ResultTable([result({("all", "image_auroc"): 0.5}, profile="quick", backbone="resnet18")], Store())
     computed = {("Res-50", "Params"): 25.56, ("Eff-b2", "Params"): 9.11}
     frame = compare_results("uniad2022.table_s6", quick, computed).frame
@@ -99,7 +99,7 @@ def test_what_needs_no_training_is_held_against_its_cell_whatever_the_profile():
     assert verdicts["Res-18", "Det."] == "not run"
 
 
-def test_a_record_comes_back_as_the_results_it_was_made_of(tmp_path, monkeypatch):
+def test_a_record_is_read_back_as_the_results_from_which_it_was_written(tmp_path, monkeypatch):
     made = table({"1 query": [0.6, 0.7], "w/o query": [0.4, 0.5]}, tmp_path)
     columns = record_module.COLUMNS
     (tmp_path / "results").mkdir()
@@ -115,14 +115,14 @@ def test_a_record_comes_back_as_the_results_it_was_made_of(tmp_path, monkeypatch
         recorded("row")
 
 
-def test_settings_are_read_back_as_the_types_they_had():
+def test_settings_are_read_back_with_their_types():
     text = "backbone=efficientnet_lite0 dropout=0.0 epochs=40 nma=False taps=(1, 'layer2', 3) crop=None wiring=a"
     assert dict(parse_settings(text)) == {"backbone": "efficientnet_lite0", "dropout": 0.0, "epochs": 40, "nma": False,
                                           "taps": (1, "layer2", 3), "crop": None, "wiring": "a"}
     assert parse_settings("") == ()
 
 
-def test_a_record_of_many_variants_states_what_they_share_once_and_draws_no_forest_of_bars():
+def test_a_record_of_many_variants_lists_common_settings_once_and_has_no_chart():
     rows = [{"method": "uniad", "dataset": "mtd", "category": "tile", "profile": "paper", "metric": "image_auroc", "value": 0.5,
              "settings": f"epochs=40 taps=(1, 2) wiring={wiring}", "seed": 0, "seconds": 1.0, "peak_bytes": 1e9,
              "machine": "m", "commit": "c", "key": wiring} for wiring in "abcdefghijklm"]

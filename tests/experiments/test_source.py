@@ -1,4 +1,4 @@
-"""Digests of source code asked for by many threads."""
+"""Digests of source code, computed by several threads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from adcore.source import code_digest
 ROOT = Path(adcore.__file__).parent
 
 
-def test_of_many_threads_one_parses_at_a_time(monkeypatch):
-    """Python 3.11 counts the depth of syntax trees for all threads together, and now and then fails when two of them parse."""
+def test_only_one_thread_at_a_time_parses(monkeypatch):
+    """In Python 3.11 all threads have one counter of recursion depth, so that parsing in two threads sometimes fails."""
     paths, parse, inside, most = [ROOT / "errors.py", ROOT / "detector.py"], ast.parse, [], []
 
     def slow(text: str, *others: object) -> ast.Module:

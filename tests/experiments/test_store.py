@@ -1,4 +1,4 @@
-"""The results store when things go wrong: damaged files, many processes, no room, no permission, a clock set back."""
+"""The results store with damaged files, many processes, a full or read-only disk, and a clock that was set back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def names(folder: Path) -> list[str]:
 # --- damaged files ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ["result.json", "scores.csv", "maps.npz"])
-def test_a_flipped_bit_in_any_file_of_a_result_is_found_and_that_file_set_aside(tmp_path, one, capsys, name):
+def test_a_file_with_a_flipped_bit_is_detected_and_set_aside(tmp_path, one, capsys, name):
     store, path = Store(tmp_path), Store(tmp_path).folder(one.experiment) / name
     assert store.load(one.experiment) == one
     content = bytearray(path.read_bytes())
@@ -48,18 +48,19 @@ def test_a_flipped_bit_in_any_file_of_a_result_is_found_and_that_file_set_aside(
     path.write_bytes(content)
     assert store.load(one.experiment) is None
     assert {"result.json.corrupt-1", f"{name}.corrupt-1"} <= set(names(path.parent)) and not path.exists()
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"{path} is damaged (" in said and "set it aside" in said and "runs again" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert all(part in message for part in (f"{path} is damaged (", "set it aside", "runs again"))
     store.save(one, SCORES, MAPS)
     assert store.load(one.experiment) == one and capsys.readouterr().err == ""
 
 
-def test_scores_that_are_gone_make_a_result_missing(tmp_path, one, capsys):
+def test_a_result_without_its_scores_is_missing(tmp_path, one, capsys):
     (Store(tmp_path).folder(one.experiment) / "scores.csv").unlink()
     assert Store(tmp_path).load(one.experiment) is None and "scores.csv is damaged" in capsys.readouterr().err
 
 
-def test_each_damaged_file_gets_a_number_of_its_own(tmp_path, one):
+def test_damaged_files_are_numbered(tmp_path, one):
     folder = Store(tmp_path).folder(one.experiment)
     for _ in range(3):
         (folder / "result.json").write_text("{")
@@ -76,7 +77,7 @@ def test_a_truncated_result_is_missing(tmp_path, one, end):
 
 
 @pytest.mark.parametrize("digest", ["none", "of the body"])
-def test_a_result_of_before_the_digest_of_the_text_still_loads(tmp_path, one, digest, capsys):
+def test_a_result_in_one_of_the_older_formats_still_loads(tmp_path, one, digest, capsys):
     body = body_of(one)
     path = Store(tmp_path).folder(one.experiment) / "result.json"
     path.write_text(json.dumps(body if digest == "none" else {**body, "digest": _digest(body)}))
@@ -86,11 +87,11 @@ def test_a_result_of_before_the_digest_of_the_text_still_loads(tmp_path, one, di
     assert Store(tmp_path).load(one.experiment) is None and "is damaged" in capsys.readouterr().err
 
 
-def test_a_file_that_the_system_does_not_give_is_not_damaged(tmp_path, one, monkeypatch, capsys):
+def test_a_file_without_read_permission_does_not_count_as_damaged(tmp_path, one, monkeypatch, capsys):
     def refused(path: Path) -> bytes:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refused)          # root may read all: no permission bit would stop a test
+    monkeypatch.setattr(Path, "read_bytes", refused)          # patched, because root may read everything
     with pytest.raises(StoreError, match=r"result\.json cannot be read: Permission denied; see to its permissions"):
         Store(tmp_path).load(one.experiment)
     assert load_results(tmp_path).empty and "Permission denied; left out" in capsys.readouterr().err
@@ -99,7 +100,7 @@ def test_a_file_that_the_system_does_not_give_is_not_damaged(tmp_path, one, monk
 
 # --- many results -------------------------------------------------------------------------------------------------------
 
-def test_two_thousand_results_are_the_table_that_their_rows_make(tmp_path):
+def test_the_table_of_two_thousand_results_has_all_their_rows(tmp_path):
     kinds = [("uniad", {"nma": False}), ("uniad", {"nma": True, "taps": (1, 2)}), ("patchcore", {"neighbors": 3}), ("ds2", {})]
     for i in range(2000):
         method, settings = kinds[i % 4]
@@ -117,7 +118,7 @@ def test_two_thousand_results_are_the_table_that_their_rows_make(tmp_path):
         path.parent.name for path in sorted(tmp_path.glob("*/*/result.json"))]
 
 
-def test_a_result_in_the_folder_of_another_is_left_out(tmp_path, one, capsys):
+def test_a_result_in_the_folder_of_another_experiment_is_left_out(tmp_path, one, capsys):
     folder = Store(tmp_path).folder(one.experiment)
     folder.rename(folder.with_name("0" * 16))
     assert load_results(tmp_path).empty and "has changed since; left out" in capsys.readouterr().err
@@ -129,15 +130,15 @@ def write_and_read(root: Path, number: int, all_here: Any) -> None:
     store = Store(root)
     all_here.wait(60)
     for _ in range(6):
-        for seed in (0, 1 + number):                          # one that all write, one of its own
+        for seed in (0, 1 + number):                          # one that all processes write, one of its own
             made = result({("all", "image_auroc"): seed / 10}, seed=seed)
             store.save(made, SCORES, MAPS)
             assert store.load(made.experiment) == made
         assert load_results(root)["value"].lt(1).all()
 
 
-def test_eight_processes_write_and_read_one_store_at_once_and_none_sees_half_a_result(tmp_path, capfd):
-    fork = multiprocessing.get_context("fork")                # eight imports of torch would take longer than all the rest
+def test_eight_processes_that_use_one_store_never_see_an_incomplete_result(tmp_path, capfd):
+    fork = multiprocessing.get_context("fork")                # eight imports of torch would take longer than the test
     all_here = fork.Barrier(8)
     writers = [fork.Process(target=write_and_read, args=(tmp_path, number, all_here)) for number in range(8)]
     for writer in writers:
@@ -151,17 +152,17 @@ def test_eight_processes_write_and_read_one_store_at_once_and_none_sees_half_a_r
     assert {path.name for path in tmp_path.rglob("*.*")} == {"result.json", "params.yaml", "scores.csv", "maps.npz"}
 
 
-# --- no permission, no room ---------------------------------------------------------------------------------------------
+# --- read-only and full disks -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
-def test_a_store_that_may_only_be_read_is_read_and_a_write_is_one_sentence(tmp_path, one, monkeypatch, capsys, code):
+def test_a_read_only_store_can_be_read_and_a_write_raises_one_sentence(tmp_path, one, monkeypatch, capsys, code):
     def refused(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
     folder = Store(tmp_path).folder(one.experiment)
     (folder / "scores.csv").write_text("changed")
     for module, name in ((os, "open"), (os, "replace"), (os, "rename"), (os, "mkdir")):
-        monkeypatch.setattr(module, name, refused)            # root may write all: no permission bit would stop a test
+        monkeypatch.setattr(module, name, refused)            # patched, because root may write everywhere
     assert len(load_results(tmp_path)) == 2
     assert Store(tmp_path).load(one.experiment) is None
     assert "scores.csv is damaged (its digest does not fit); it cannot be set aside" in capsys.readouterr().err
@@ -171,7 +172,7 @@ def test_a_store_that_may_only_be_read_is_read_and_a_write_is_one_sentence(tmp_p
 
 
 @pytest.mark.parametrize("writes", range(4))
-def test_a_disk_that_fills_up_at_any_file_leaves_the_old_result_or_none(tmp_path, one, monkeypatch, writes):
+def test_a_disk_that_fills_up_at_any_file_leaves_the_old_result_or_no_result(tmp_path, one, monkeypatch, writes):
     store, done = Store(tmp_path), []
     sync = os.fsync
 
@@ -188,14 +189,14 @@ def test_a_disk_that_fills_up_at_any_file_leaves_the_old_result_or_none(tmp_path
         with pytest.raises(StoreError, match=r"^cannot write .*: No space left on device; free the folder or name another one"):
             store.save(made, scores, MAPS)
     assert store.load(other.experiment) is None
-    assert store.load(one.experiment) in (one, None)          # never the old numbers with the new scores
+    assert store.load(one.experiment) in (one, None)          # never old numbers with new scores
     if store.load(one.experiment):
         assert store.scores(one.experiment)["score"].tolist() == [0.25]
     assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-def test_a_real_disk_that_is_full_is_one_sentence_and_room_makes_it_well_again(tmp_path):
+def test_a_full_disk_raises_one_sentence_and_works_again_once_there_is_room(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True).returncode:
@@ -215,11 +216,11 @@ def test_a_real_disk_that_is_full_is_one_sentence_and_room_makes_it_well_again(t
 
 # --- a clock set back ---------------------------------------------------------------------------------------------------
 
-def test_a_clock_set_back_does_not_make_a_result_of_older_code_or_a_changed_file_look_fresh(tmp_path, one, monkeypatch):
+def test_a_clock_set_back_does_not_make_a_result_of_older_code_look_current(tmp_path, one, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
     monkeypatch.setattr(time, "gmtime", lambda *_: time.struct_time((1970, 1, 1, 0, 0, 0, 3, 1, 0)))
     store = Store(tmp_path)
-    older = result({("all", "image_auroc"): 0.1}, code="of another day")
+    older = result({("all", "image_auroc"): 0.1}, code="older code")
     path = store.folder(one.experiment) / "result.json"
     before = path.stat()
     store.save(older, SCORES, MAPS)
@@ -228,17 +229,17 @@ def test_a_clock_set_back_does_not_make_a_result_of_older_code_or_a_changed_file
     assert loaded is not None and not loaded.made_by_this_code and load_results(tmp_path)["value"].tolist() == [0.1]
 
 
-def test_a_report_is_written_anew_when_a_source_changes_whatever_the_clock_says(tmp_path, monkeypatch):
+def test_a_report_is_written_again_when_a_source_changes_whatever_the_clock_says(tmp_path, monkeypatch):
     source, report = tmp_path / "results" / "a.csv", tmp_path / "report" / "index.html"
     for path in (source, report):
         path.parent.mkdir()
         path.write_text("a")
     monkeypatch.setenv("ADCORE_RUNS", str(tmp_path / "runs"))
-    assert not reproduce.is_current(report, tmp_path)                     # nobody has said what it was made of
+    assert not reproduce.is_current(report, tmp_path)                     # there is no digest of its sources
     (report.with_name(reproduce.SOURCES)).write_text(reproduce.sources(tmp_path))
     assert reproduce.is_current(report, tmp_path)
     source.write_text("b")
-    os.utime(source, (0, 0))                                              # the clock was set back before it was written
+    os.utime(source, (0, 0))                                              # as after a clock was set back
     assert not reproduce.is_current(report, tmp_path)
     (report.with_name(reproduce.SOURCES)).write_text(reproduce.sources(tmp_path))
     source.unlink()

@@ -13,11 +13,7 @@ from pytest import approx
 from support.tiny import result
 
 from adcore.errors import ParameterError
-from adcore.experiments import (
-    ResultTable,
-    Store,
-    comparison,
-)
+from adcore.experiments import ResultTable, Store, comparison
 
 
 def table_of(*results: Any, root: Path | None = None) -> ResultTable:
@@ -37,7 +33,7 @@ def ablation(tmp_path) -> ResultTable:
                              seed=seed, nma=nma) for (nma, seed), (a, b) in values.items()), root=tmp_path)
 
 
-def test_mean_and_deviation_are_taken_over_seeds_after_categories_in_per_cent(ablation):
+def test_mean_and_deviation_are_over_seeds_after_averaging_categories_in_percent(ablation):
     table = ablation.mean_std()
     off, on = table.loc[(False, "image_auroc")], table.loc[(True, "image_auroc")]
     assert (off["mean"], off["std"], off["seeds"]) == approx((65.0, 5 * math.sqrt(2), 2))
@@ -51,35 +47,35 @@ def test_the_gain_of_a_switch_is_the_mean_of_paired_differences(ablation):
     assert ablation.gain("nma", metric="aupro") == approx(0)
 
 
-def test_the_gain_pairs_results_that_differ_in_nothing_else(tmp_path):
+def test_the_gain_pairs_results_that_differ_only_in_the_switch(tmp_path):
     values = {(False, 1): 0.5, (True, 1): 0.6, (False, 2): 0.7, (True, 2): 0.9, (True, 3): 0.1}      # 3 has no partner
     table = table_of(*(result({("a", "image_auroc"): v}, nma=nma, encoder_layers=n) for (nma, n), v in values.items()))
     assert table.gain("nma") == approx((0.1 + 0.2) / 2)
 
 
-def test_one_number_is_the_mean_over_categories_and_then_over_seeds(ablation):
+def test_a_value_is_the_mean_over_categories_and_then_over_seeds(ablation):
     assert ablation.value("image_auroc", nma=True) == approx(0.895)
     assert ablation.value("image_auroc", nma=False, category="b") == approx(0.75)
     assert ablation.value("image_auroc", nma=False, seed=1) == approx(0.7)
 
 
-def test_seeds_weigh_the_same_though_one_has_fewer_categories():
+def test_seeds_have_equal_weight_when_one_has_fewer_categories():
     table = table_of(result({("a", "image_auroc"): 0.2, ("b", "image_auroc"): 0.4}, seed=0),
                      result({("a", "image_auroc"): 0.9}, seed=1))
     assert table.value("image_auroc") == approx((0.3 + 0.9) / 2)
 
 
-def test_the_table_by_category_has_a_column_a_setting(ablation):
+def test_the_table_by_category_has_one_column_per_setting(ablation):
     table = ablation.by_category()
     assert list(table.index) == ["a", "b"] and table.loc["b", True] == approx(94.0) and table.loc["a", False] == approx(55.0)
 
 
-def test_what_was_swept_is_what_differs(ablation):
+def test_the_swept_settings_are_those_that_differ(ablation):
     assert ablation.swept() == ["nma"]
     assert table_of(result({("a", "image_auroc"): 0.2}, nma=True)).swept() == []
 
 
-def test_questions_that_the_results_cannot_answer_are_refused(ablation):
+def test_a_query_without_matching_results_is_refused(ablation):
     with pytest.raises(ParameterError, match="'jitter' is not both True and False in these results"):
         ablation.gain("jitter")
     with pytest.raises(ParameterError, match="results have no field 'nmaa'; they have"):
@@ -88,7 +84,7 @@ def test_questions_that_the_results_cannot_answer_are_refused(ablation):
         ablation.value("image_auroc", seed=7)
 
 
-def test_where_keeps_the_results_with_those_settings_and_nothing_else(ablation):
+def test_where_selects_the_results_with_the_given_settings(ablation):
     kept = ablation.where(nma=True, seed=1)
     assert [r.experiment.seed for r in kept.results] == [1] and kept.value("image_auroc") == approx(0.94)
     assert len(ablation.where(nma=False).results) == 2 and len(ablation.results) == 4
@@ -98,19 +94,19 @@ def test_where_keeps_the_results_with_those_settings_and_nothing_else(ablation):
         ablation.where(nma=True, seed=7)
 
 
-def test_a_table_tells_the_weights_asked_for_from_the_digest_of_those_loaded():
+def test_the_column_weights_has_the_setting_and_not_the_digest_of_the_loaded_weights():
     table = table_of(result({("a", "image_auroc"): 0.2}, weights="random"), result({("a", "image_auroc"): 0.9}))
     assert list(table.frame.weights) == ["random", "default"]
     assert table.where(weights="default").value("image_auroc") == 0.9
 
 
 def cells(*rows: dict[str, Any]) -> pd.DataFrame:
-    """Published cells nobody printed."""
+    """Published cells written by hand."""
     return pd.DataFrame([{"row": "r", "column": "c", "metric": "image_auroc", "value": 0.0, "std": math.nan, "text": "0.0",
                           "unit": "%", "match": {}, **row} for row in rows])
 
 
-def test_against_means_over_what_the_match_leaves_open_on_the_units_scale_and_is_recorded(ablation, monkeypatch, tmp_path):
+def test_against_averages_over_all_fields_that_match_does_not_name_and_stores_the_comparison(ablation, monkeypatch, tmp_path):
     printed = cells({"match": {"method": "uniad", "nma": True}, "value": 89.9, "text": "89.9"},
                     {"match": {"method": "uniad", "nma": True, "category": "all"}, "value": 90.1, "text": "90.1"},
                     {"match": {"nma": False, "category": "b"}, "value": 0.75, "text": "0.75", "unit": "fraction"},
@@ -125,7 +121,7 @@ def test_against_means_over_what_the_match_leaves_open_on_the_units_scale_and_is
     assert [row["verdict"] for row in recorded["rows"]] == list(frame["verdict"])
 
 
-def test_a_table_says_which_of_its_results_are_of_todays_code_which_are_older_and_which_only_on_record():
+def test_the_summary_counts_results_of_older_code_and_results_from_the_record():
     fresh, old = result({("a", "aupro"): 0.5}), result({("a", "aupro"): 0.5}, seed=1, code="older")
     on_record = [result({("a", "aupro"): 0.5}, seed=seed, code="") for seed in (2, 3)]
     on_record[1].provenance["commit"] = "def"

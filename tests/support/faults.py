@@ -1,9 +1,9 @@
-"""A process that runs a tiny grid in a child, kills the child at random moments, and starts it again until all is done.
+"""Run a tiny grid in a child process, kill it at random times, and start it again until all experiments are finished.
 
     python tests/support/faults.py FOLDER KILLS SEED        -> one JSON object on stdout
 
-The children are forked from a process that has imported everything and computed nothing: an import takes longer than the grid.
-Half of the kills wait for the evaluation of an experiment, the others fall anywhere.
+The children are forked from a process that has imported everything, because an import takes longer than the grid. Half of the
+kills happen during the evaluation of an experiment, the others at any time.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ CUTPASTE = {"side": 32, "epochs": 3, "steps": 2, "batch_size": 4, "pretraining_s
 
 
 def experiments() -> list[Any]:
-    """Three that are trained and one that is not."""
+    """Three experiments with a training and one without."""
     return [*grid("uniad", dataset="tiny", categories=["cloth"], seeds=[0, 1], **UNIAD),
             *grid("cutpaste", dataset="tiny", categories=["cloth"], **CUTPASTE),
             *grid("patchcore", dataset="tiny", categories=["cloth"], image_size=64, coreset=20)]
 
 
 def numbers(out: Path) -> dict[str, float]:
-    """Every number in a store under its name; a half-written file is none, or an error."""
+    """All numbers in a store: 'key category metric' -> value."""
     frame = load_results(out)
     return {} if frame.empty else {f"{row.key} {row.category} {row.metric}": row.value for row in frame.itertuples()}
 
 
 @contextlib.contextmanager
 def logged(log: Path) -> Iterator[None]:
-    """Write down what is begun and what is kept: fit, test and epoch, each with its experiment."""
-    def say(what: str, key: str) -> None:
+    """Log the start of each fit and test, and each stored epoch and result, with its experiment."""
+    def write(event: str, key: str) -> None:
         with log.open("a") as file:
-            file.write(f"{what} {key}\n")
+            file.write(f"{event} {key}\n")
 
     run_one, tested, save = runner.run_one, runner._tested, training._save
 
     def run_one_logged(experiment: Any, store: Store, *rest: Any) -> Any:
         again = (store.folder(experiment) / "result.json").exists()
-        say("again" if again else "fit", experiment.key)
+        write("again" if again else "fit", experiment.key)
         return run_one(experiment, store, *rest)
 
     def tested_logged(detector: Any, experiment: Any, *rest: Any) -> Any:
-        say("test", experiment.key)
+        write("test", experiment.key)
         made = tested(detector, experiment, *rest)
-        say("done", experiment.key)
+        write("done", experiment.key)
         return made
 
     def save_logged(path: Path, module: Any, optimizer: Any, scheduler: Any, losses: list[float]) -> None:
         save(path, module, optimizer, scheduler, losses)
-        say(f"epoch {len(losses)}", f"{path.parent.name}/{path.name}")
+        write(f"epoch {len(losses)}", f"{path.parent.name}/{path.name}")
 
     runner.run_one, runner._tested, training._save = run_one_logged, tested_logged, save_logged
     try:
@@ -75,7 +75,7 @@ def logged(log: Path) -> Iterator[None]:
 
 
 def child(folder: Path) -> int:
-    """Start a process that runs the grid into `folder`; its id."""
+    """Start a process that runs the grid in `folder`; return its id."""
     identity = os.fork()
     if identity:
         return identity
@@ -83,7 +83,7 @@ def child(folder: Path) -> int:
     try:
         os.environ["ADCORE_CACHE"] = str(folder / "cache")
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "said").open("a") as file:
+        with (folder / "stderr").open("a") as file:
             os.dup2(file.fileno(), 2)
         with logged(folder / "log"):
             run(experiments(), out=folder / "runs", device="cpu", progress=False)
@@ -95,19 +95,19 @@ def child(folder: Path) -> int:
 
 
 def lines(folder: Path) -> list[str]:
-    """What was logged, each line as its words."""
+    """The lines of the log."""
     log = folder / "log"
     return log.read_text().splitlines() if log.is_file() else []
 
 
 def ended(process: int) -> int | None:
-    """The exit status of a child, None while it runs."""
+    """The exit status of a child process, None while it runs."""
     found, status = os.waitpid(process, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if found else None
 
 
 def disturbed(folder: Path, whole: float, rng: random.Random, in_test: bool) -> tuple[str, int | None]:
-    """Run the grid for a random while and kill it: where the kill fell ('fit', 'test', ...), and its exit status."""
+    """Run the grid for a random time and kill it; return the last event before the kill ('fit', 'test', ...) and its status."""
     before = len(lines(folder))
     process = child(folder)
     wait = rng.uniform(0, whole / 2)
@@ -131,37 +131,40 @@ def main() -> None:
     root, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     os.environ |= {"ADCORE_DATA": str(root / "data"), "ADCORE_PROGRESS": "0"}
     write_tiny(root / "data" / "tiny")
-    # A checkpoint an epoch, as after the 30 s of a real one.
-    training.SAVE_EVERY = 0.0
-    for module in (frozen, reconstruction):                   # built once, before any child
+    training.SAVE_EVERY = 0.0                                 # seconds: a checkpoint after every epoch
+    for module in (frozen, reconstruction):                   # built once, before the children start
         module.FeatureExtractor = shared_extractor  # type: ignore[misc]
-    provenance.commit(), provenance.versions()
+    # Cached here, so that no child computes them again.
+    provenance.commit()
+    provenance.versions()
     for experiment in experiments():
-        experiment.detector(), provenance.fingerprint(experiment.method)
+        experiment.detector()
+        provenance.fingerprint(experiment.method)
     rng = random.Random(seed)
     start = time.monotonic()
-    assert os.waitstatus_to_exitcode(os.waitpid(child(root / "calm"), 0)[1]) == 0, (root / "calm" / "said").read_text()
+    code = os.waitstatus_to_exitcode(os.waitpid(child(root / "undisturbed"), 0)[1])
+    assert code == 0, (root / "undisturbed" / "stderr").read_text()
     whole = time.monotonic() - start
-    right = numbers(root / "calm" / "runs")
-    fell: Counter[str] = Counter()
+    expected = numbers(root / "undisturbed" / "runs")
+    kills_at: Counter[str] = Counter()
     wrong: list[str] = []
     rounds = 0
-    while sum(fell.values()) < kills:
+    while sum(kills_at.values()) < kills:
         rounds += 1
         folder = root / f"round{rounds}"
         status: int | None = None
         while status != 0:
-            if sum(fell.values()) < kills:
-                where, status = disturbed(folder, whole, rng, in_test=sum(fell.values()) % 2 == 1)
-                fell[where] += status == -signal.SIGKILL
+            if sum(kills_at.values()) < kills:
+                where, status = disturbed(folder, whole, rng, in_test=sum(kills_at.values()) % 2 == 1)
+                kills_at[where] += status == -signal.SIGKILL
             else:
                 status = os.waitstatus_to_exitcode(os.waitpid(child(folder), 0)[1])
             if status not in (0, -signal.SIGKILL):
-                wrong.append(f"exit status {status}: {(folder / 'said').read_text()}")
+                wrong.append(f"exit status {status}: {(folder / 'stderr').read_text()}")
                 break
-            if not numbers(folder / "runs").items() <= right.items():
+            if not numbers(folder / "runs").items() <= expected.items():
                 wrong.append(f"round {rounds}: other numbers after a kill in {where}")
-        if numbers(folder / "runs") != right:
+        if numbers(folder / "runs") != expected:
             wrong.append(f"round {rounds}: other numbers at the end")
         log = lines(folder)
         wrong += [line for line in log if line.startswith("again")]
@@ -169,8 +172,9 @@ def main() -> None:
         wrong += [f"twice: {line}" for line, count in Counter(kept).items() if count > 1]
         wrong += [path.name for path in folder.rglob("*.corrupt-*")]
         wrong += [str(path) for path in (folder / "runs").rglob("checkpoint*")]
-        wrong += (folder / "said").read_text().splitlines()
-    print(json.dumps({"kills": fell, "rounds": rounds, "numbers": len(right), "seconds": round(whole, 2), "wrong": wrong}))
+        wrong += (folder / "stderr").read_text().splitlines()
+    print(json.dumps({"kills": kills_at, "rounds": rounds, "numbers": len(expected), "seconds": round(whole, 2),
+                      "wrong": wrong}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the detector and experiment tests share: a tiny data set in MVTec's layout, one backbone, hand-made results."""
+"""Helpers of the tests of detectors and experiments: a tiny data set in MVTec layout, one backbone, hand-made results."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from adcore.experiments import Experiment, Result
 from adcore.experiments.provenance import fingerprint
 from adcore.features import FeatureExtractor
 
-# Building a backbone takes longer than most tests. It is frozen, so all detectors of a test run may share one.
+# Building a backbone takes longer than most tests. It is frozen, so all detectors of a test run can use the same one.
 shared_extractor = functools.lru_cache(FeatureExtractor)
 
 
 def on_meta(backbone: str, taps: tuple[int | str, ...]) -> FeatureExtractor:
-    """Shapes alone, without numbers: a second instead of ten for the large networks."""
+    """An extractor with shapes but without numbers: large networks are built in one second instead of ten."""
     with torch.device("meta"):
         return FeatureExtractor(backbone, taps, "random")
 
 
 def texture(rng: np.random.Generator, side: int) -> np.ndarray:
-    """(side, side, 3) uint8: noise, smoothed along rows."""
+    """Noise smoothed along rows, (side, side, 3) uint8."""
     noise = rng.normal(size=(side, side + 4))
     stripes = sum(noise[:, i:side + i] for i in range(5)) / 5
     return np.clip(120 + 40 * stripes[..., None] + np.array([8, 0, -8]), 0, 255).astype(np.uint8)
@@ -34,7 +34,7 @@ def texture(rng: np.random.Generator, side: int) -> np.ndarray:
 
 def write_tiny(root: Path, *, side: int = 64, train: int = 6, good: int = 3, blobs: int = 3,
                categories: tuple[str, ...] = ("cloth",)) -> Path:
-    """A data set in MVTec's layout: striped noise, and on the defective images a dark blob with its exact mask."""
+    """Write a data set in MVTec layout: striped noise, with a dark blob and its exact mask on the defective images."""
     for number, category in enumerate(categories):
         rng = np.random.default_rng(number)
         for folder, count in (("train/good", train), ("test/good", good), ("test/blob", blobs)):
@@ -55,8 +55,11 @@ def write_tiny(root: Path, *, side: int = 64, train: int = 6, good: int = 3, blo
 
 def result(values: Mapping[tuple[str, str], float], *, method: str = "uniad", dataset: str = "mvtec_ad", category: str = "all",
            seed: int = 0, profile: str = "paper", code: str | None = None, **settings: Any) -> Result:
-    """A result that nobody computed; `values` is (category, metric) -> fraction. Its `code` is today's unless said otherwise,
-    and '' is none at all, as with a result from the record."""
+    """A result written by hand.
+
+    values  (category, metric) -> fraction
+    code    fingerprint of the code; None for that of the current code, '' for none, as in a result from the record
+    """
     experiment = Experiment(method, dataset, category, seed, profile, tuple(sorted(settings.items())))
     measures = tuple({"category": where, "metric": metric, "value": value} for (where, metric), value in values.items())
     origin = {"code": fingerprint(method) if code is None else code or None, "commit": "abc", "seconds": 1.0, "peak_bytes": 10,
