@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from adcore.kernels.winograd import WinogradConv2d, worth
+from adcore.kernels.cpu.winograd import WinogradConv2d, worth
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, engine
 from adcore.features.engines import ENGINE, chosen_engine, compiled_maps
 from adcore.features.folded import _added, folded
-from adcore.kernels.winograd import WinogradConv2d
+from adcore.kernels.cpu.winograd import WinogradConv2d
 
 INSTALLED = importlib.util.find_spec("openvino") is not None
 OPENVINO = pytest.param("openvino", marks=pytest.mark.skipif(not INSTALLED, reason="the extra 'fast' is not installed"))

@@ -1,4 +1,4 @@
-"""Dropout and masked attention on a CPU, against the same in plain torch under the mask that was drawn."""
+"""Dropout and masked attention on a CPU, against plain torch with the same elements dropped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from adcore.kernels import Dropout, attention, dropout, masked_attention, relu_dropout
-from adcore.kernels.dropout import BLOCK, levels
+from adcore.kernels import Dropout, dropout, kernels, masked_attention, relu_dropout
+from adcore.kernels.attention import plain_attention
+from adcore.kernels.cpu import attention
+from adcore.kernels.cpu.dropout import BLOCK, levels
 
 # --- attention ----------------------------------------------------------------------------------------------------------
 
@@ -26,13 +28,13 @@ def scaled_by_hand(q, k, v, visible):
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("p", [0.0, 1e-9])
-def test_masked_attention_equals_the_loop_with_and_without_the_path_for_dropout(masked, p):
+def test_masked_attention_equals_the_loop_with_and_without_the_code_for_dropout(masked, p):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64, generator=generator) for n in (5, 7, 7))
     visible = torch.rand(5, 7, generator=generator) < 0.5 if masked else None
     if visible is not None:
         visible[:, 0] = True
-    found = masked_attention(q, k, v, visible, p)            # 1e-9 rounds to no dropout, yet takes its path
+    found = masked_attention(q, k, v, visible, p)            # 1e-9 is rounded to 0, but the code for dropout runs
     for b in range(2):
         for head in range(3):
             torch.testing.assert_close(found[b, head], scaled_by_hand(q[b, head], k[b, head], v[b, head], visible))
@@ -71,11 +73,11 @@ def dropped_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("cached_bytes", [1, 700, 2**22])                # an image at a time, two, all
+@pytest.mark.parametrize("cached_bytes", [1, 700, 2**22])                # one image at a time, two, all
 def test_values_and_gradients_under_the_drawn_mask_are_those_of_plain_torch(masked, cached_bytes, monkeypatch):
     monkeypatch.setattr(attention, "CACHED_BYTES", cached_bytes)
     (q, k, v), visible = operands(), sight() if masked else None
-    # Values that are unit vectors come back as the weights, dropped ones and all.
+    # With unit vectors as values the output is the matrix of weights, zero where dropped.
     weights = dropped_attention(q, k, torch.eye(7, dtype=torch.float64).expand(5, 2, 7, 7), visible)
     seen = torch.ones(6, 7, dtype=torch.bool) if visible is None else visible
     kept = (weights != 0).double()
@@ -91,6 +93,29 @@ def test_values_and_gradients_under_the_drawn_mask_are_those_of_plain_torch(mask
         assert_close(found, expected)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_code_for_dropout_gives_the_values_and_gradients_of_the_plain_code(masked):
+    inputs, visible = operands(), sight() if masked else None
+    ours, plain = masked_attention(*inputs, visible, 1e-9), plain_attention(*inputs, visible)      # nothing is dropped
+    assert type(ours.grad_fn).__name__ == "_AttentionBackward"
+    assert_close(ours, plain)
+    gradients = [torch.autograd.grad(out.square().sum(), inputs) for out in (ours, plain)]
+    for found, expected in zip(*gradients, strict=True):
+        assert_close(found, expected)
+
+
+def test_plain_kernels_drop_with_torchs_own_dropout():
+    x, (q, k, v) = torch.ones(50), operands()
+    for call, theirs in ((lambda: dropout(x, 0.5), lambda: nn.functional.dropout(x, 0.5)),
+                         (lambda: relu_dropout(x, 0.5), lambda: nn.functional.dropout(x, 0.5)),
+                         (lambda: masked_attention(q, k, v, None, 0.5), lambda: plain_attention(q, k, v, None, 0.5))):
+        torch.manual_seed(0)
+        with kernels("plain"):
+            found = call()
+        torch.manual_seed(0)
+        assert torch.equal(found, theirs())
+
+
 def test_large_logits_neither_overflow_nor_lose_the_largest():
     q, k, v = (x.detach().float() for x in operands())
     found = dropped_attention(1e4 * q, k, v, sight(), p=1e-9)
@@ -98,7 +123,7 @@ def test_large_logits_neither_overflow_nor_lose_the_largest():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_fewer_digits_stay_near_float64_and_keep_their_dtype(dtype):
+def test_low_precision_stays_near_float64_and_keeps_its_dtype(dtype):
     inputs = [x.detach() for x in operands()]
     exact = dropped_attention(*inputs, sight())
     few = [x.to(dtype).requires_grad_() for x in inputs]
@@ -109,14 +134,14 @@ def test_fewer_digits_stay_near_float64_and_keep_their_dtype(dtype):
     assert_close(found.double(), exact, atol=error, rtol=error)
 
 
-def test_mixed_precision_does_not_reach_into_attention_with_dropout():
+def test_autocast_does_not_change_attention_with_dropout():
     inputs = [x.detach().float() for x in operands()]
     alone = dropped_attention(*inputs, sight())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(dropped_attention(*inputs, sight()), alone)
 
 
-def test_the_memory_kept_for_the_backward_pass_holds_no_weights():
+def test_no_attention_weights_are_stored_for_the_backward_pass():
     kept: list[int] = []
 
     def count(tensor: Tensor) -> Tensor:
@@ -129,7 +154,7 @@ def test_the_memory_kept_for_the_backward_pass_holds_no_weights():
     assert 0 < sum(kept) < 8 * 2 * 64 * 64 * 4                           # less than one matrix of weights
 
 
-def test_no_image_gives_none_back():
+def test_an_empty_batch_gives_an_empty_batch():
     q, k, v = (torch.empty(0, 2, n, 4) for n in (6, 7, 7))
     assert masked_attention(q, k, v, None, 0.3).shape == (0, 2, 6, 4)
 
@@ -138,7 +163,7 @@ def test_no_image_gives_none_back():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(1_000_003,), (7, 11, 9001)])
-def test_dropout_drops_a_share_of_p_and_keeps_the_mean(p, shape):
+def test_dropout_drops_a_fraction_p_and_keeps_the_mean(p, shape):
     torch.manual_seed(0)
     x = dropout(torch.ones(shape), p)
     count = x.numel()
@@ -147,7 +172,7 @@ def test_dropout_drops_a_share_of_p_and_keeps_the_mean(p, shape):
     assert float(x.double().mean()) == pytest.approx(1, abs=6 * (p / (1 - p) / count) ** 0.5)
 
 
-def test_dropouts_draws_are_independent_repeatable_and_off_outside_training():
+def test_the_draws_of_dropout_are_independent_repeatable_and_off_outside_training():
     torch.manual_seed(0)
     first = dropout(torch.ones(400_000), 0.5)
     assert not torch.equal(first, dropout(torch.ones(400_000), 0.5))
@@ -161,7 +186,7 @@ def test_dropouts_draws_are_independent_repeatable_and_off_outside_training():
 
 
 @pytest.mark.parametrize("size", [5, BLOCK - 1, 2 * BLOCK + 3])
-def test_what_dropout_drops_gets_no_gradient_and_the_rest_is_scaled_alike(size):
+def test_dropped_elements_get_no_gradient_and_the_others_the_same_scale(size):
     x = torch.ones(size, requires_grad=True)
     torch.manual_seed(0)
     out = dropout(x, 0.25)
@@ -192,7 +217,7 @@ def test_gradients_pass_finite_differences():
     assert torch.autograd.gradcheck(again(lambda q, k, v, p: masked_attention(q, k, v, sight(), p)), operands())
 
 
-def test_views_are_dropped_as_their_copies_are():
+def test_a_view_gives_the_same_as_its_contiguous_copy():
     base = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     for function in (dropout, relu_dropout):
         for view in (base.T, base[::2, 1:7:3], base[:1].expand(4, 8)):
@@ -200,7 +225,7 @@ def test_views_are_dropped_as_their_copies_are():
             ours = function(view, 0.5)
             torch.manual_seed(0)
             assert torch.equal(ours, function(view.contiguous(), 0.5))
-    assert torch.equal(base, torch.randn(6, 8, generator=torch.Generator().manual_seed(0)))      # and are left as they were
+    assert torch.equal(base, torch.randn(6, 8, generator=torch.Generator().manual_seed(0)))      # the input is unchanged
 
 
 def test_relu_with_dropout_is_relu_outside_training_and_where_nothing_is_dropped():
@@ -210,13 +235,13 @@ def test_relu_with_dropout_is_relu_outside_training_and_where_nothing_is_dropped
     assert torch.equal(Dropout(0.5).eval()(x), x)
 
 
-def test_a_share_of_nearly_all_is_kept_below_all():
+def test_with_p_close_to_one_a_few_elements_are_still_kept():
     torch.manual_seed(0)
     found = dropout(torch.ones(2_000_000), 1 - 1e-7)
     assert torch.isfinite(found).all() and 5 < int((found > 0).sum()) < 90 and float(found.max()) == 65536
 
 
-def test_a_compiler_is_given_torchs_own_dropout(monkeypatch):
+def test_torch_compile_gets_torchs_own_dropout(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     x, (q, k, v) = torch.ones(50, requires_grad=True), operands()
     for out in (dropout(x, 0.5), relu_dropout(x, 0.5), masked_attention(q, k, v, sight(), 0.5)):
@@ -225,7 +250,7 @@ def test_a_compiler_is_given_torchs_own_dropout(monkeypatch):
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])
-def test_what_is_no_probability_is_refused(p):
+def test_a_p_that_is_not_a_probability_is_refused(p):
     for call in (lambda: dropout(torch.ones(3), p), lambda: relu_dropout(torch.ones(3), p),
                  lambda: masked_attention(*operands(), None, p)):
         with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1"):

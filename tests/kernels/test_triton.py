@@ -1,7 +1,7 @@
-"""Who computes a kernel, and the Triton kernels themselves: in the interpreter, and through the compiler.
+"""Backend selection, and the Triton kernels in Triton's interpreter and through its compiler.
 
-triton looks at TRITON_INTERPRET when it is imported, and something may have imported it here before. So the kernels' own tests
-are in tests/triton_*.py, which pytest does not collect, and run from here in processes of their own.
+triton reads TRITON_INTERPRET when it is imported, and it may have been imported before these tests. So the kernels' own tests
+are in tests/kernels/triton_*.py, which pytest does not collect, and run from here in separate processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adcore.errors import ParameterError
-from adcore.kernels import choice, gmm, kcenter, kernels, masked_attention, nearest, use_triton
+from adcore.kernels import choice, gmm, kcenter, kernels, masked_attention, nearest, use_plain, use_triton
 from adcore.papers.artola2024.color import transport, transport_uint8
 
 HERE = Path(__file__).parent
@@ -34,7 +34,7 @@ def pytest_passes(*files: str, **variables: str) -> None:
 
 
 @installed
-def test_the_kernels_are_torchs_forward_and_backward_in_tritons_interpreter():
+def test_the_kernels_equal_torch_forward_and_backward_in_tritons_interpreter():
     names = ("attention", "nearest", "kcenter", "gmm", "color")
     pytest_passes(*(f"triton_{name}.py" for name in names), TRITON_INTERPRET="1")
 
@@ -46,7 +46,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
 
 
 @installed
-def test_the_variable_sends_cpu_tensors_to_the_interpreter():
+def test_the_environment_variable_selects_the_interpreter_for_cpu_tensors():
     lines = ("import os, torch", "from adcore.kernels import masked_attention", "q = torch.ones(1, 1, 3, 4).requires_grad_()",
              "for word in ('triton', 'torch', 'auto', ''):", "    os.environ['ADCORE_KERNELS'] = word",
              "    print(word, masked_attention(q, q, q).grad_fn.name().startswith('_Attention'))")
@@ -54,18 +54,18 @@ def test_the_variable_sends_cpu_tensors_to_the_interpreter():
     assert run.stdout.splitlines() == ["triton True", "torch False", "auto False", " False"], run.stderr
 
 
-def test_the_kernels_are_imported_without_triton_and_say_so_only_when_it_is_wished_for():
+def test_without_triton_the_kernels_are_imported_and_fail_only_if_triton_is_selected():
     lines = ("import sys", "sys.modules['triton'] = None", "import torch", "import adcore.papers.artola2024.color",
              "from adcore.kernels import kernels, nearest", "x = torch.eye(3)", "assert not nearest(x, x)[0].any()",
              "with kernels('triton'):", "    nearest(x, x)")
     run = in_own_process(["-c", "\n".join(lines)])
     assert run.returncode == 1
-    assert "ParameterError: kernels are to run in triton, which cannot be imported here" in run.stderr.splitlines()[-1]
+    assert "ParameterError: the kernels are set to triton, which cannot be imported here" in run.stderr.splitlines()[-1]
 
 
 @installed
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_the_kernels_say_what_torch_says_in_float64_on_a_cpu():
+def test_on_a_gpu_the_kernels_equal_torch_in_float64_on_a_cpu():
     g = torch.Generator().manual_seed(0)
     q, k, v, u, photograph = (torch.randn(*shape, generator=g) for shape in (
         (2, 8, 196, 32), (2, 8, 130, 32), (2, 8, 130, 32), (300, 40), (2, 3, 65, 33)))
@@ -94,11 +94,11 @@ def test_on_a_gpu_the_kernels_say_what_torch_says_in_float64_on_a_cpu():
 
 
 @pytest.fixture
-def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(choice.KERNELS.variable, raising=False)
 
 
-def test_cpu_tensors_are_torchs_unless_said_otherwise_and_the_inner_word_counts(unsaid, monkeypatch):
+def test_cpu_tensors_use_torch_by_default_and_the_innermost_block_decides(unset, monkeypatch):
     x = torch.zeros(1)
     assert not use_triton(x, "gmm")
     monkeypatch.setattr(choice, "_interpreted", lambda: True)
@@ -114,17 +114,20 @@ def test_cpu_tensors_are_torchs_unless_said_otherwise_and_the_inner_word_counts(
     assert use_triton(x, "gmm")
     with kernels("auto"):
         assert not use_triton(x, "gmm")
+    assert not use_plain()
+    with kernels("plain"):
+        assert use_plain() and not use_triton(x, "gmm")
 
 
 @pytest.mark.parametrize(("capability", "error", "expected"), [((8, 0), "", True), ((9, 0), "", True), ((7, 5), "", False),
                                                                ((8, 0), "ImportError", False)])
-def test_gpu_tensors_go_to_triton_where_it_is_and_the_gpu_is_new_enough(capability, error, expected, unsaid, monkeypatch):
+def test_gpu_tensors_use_triton_if_it_is_installed_and_the_gpu_is_new_enough(capability, error, expected, unset, monkeypatch):
     class OnGpu:
         is_cuda, device = True, torch.device("cuda", 3)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(choice, "_triton_error", lambda: error)
     choice._serves.cache_clear()
-    assert not use_triton(OnGpu(), "gmm")                                     # what has not won replaces nothing
+    assert not use_triton(OnGpu(), "gmm")                                     # the kernel is not in WON
     monkeypatch.setattr(choice, "WON", frozenset({"gmm"}))
     assert not use_triton(OnGpu(), "color")
     try:
@@ -136,18 +139,18 @@ def test_gpu_tensors_go_to_triton_where_it_is_and_the_gpu_is_new_enough(capabili
 
 
 @installed
-def test_a_wish_that_cannot_be_met_is_one_sentence(unsaid, monkeypatch):
+def test_triton_that_cannot_run_is_refused_in_one_sentence(unset, monkeypatch):
     q = torch.zeros(1, 1, 2, 3)
     monkeypatch.setattr(choice, "_interpreted", lambda: False)
     for call in (lambda: masked_attention(q, q, q), lambda: nearest(q[0, 0], q[0, 0])):
-        with kernels("triton"), pytest.raises(ParameterError, match="needs a GPU and found a tensor on 'cpu': set ADCORE_K"):
+        with kernels("triton"), pytest.raises(ParameterError, match="needs a GPU, but a tensor is on 'cpu': set ADCORE_K"):
             call()
 
 
-def test_an_unknown_word_is_refused(unsaid, monkeypatch):
+def test_an_unknown_choice_is_refused(unset, monkeypatch):
     with pytest.raises(ParameterError, match=r"unknown choice 'trition' for kernels \(did you mean 'triton'\?\)"), \
             kernels("trition"):
         pass
     monkeypatch.setenv(choice.KERNELS.variable, "fast")
-    with pytest.raises(ParameterError, match="unknown choice 'fast' for ADCORE_KERNELS: use auto, torch or triton"):
+    with pytest.raises(ParameterError, match="unknown choice 'fast' for ADCORE_KERNELS: use auto, torch, triton or plain"):
         use_triton(torch.zeros(1), "gmm")

@@ -1,4 +1,4 @@
-"""Moments and maps of colors in Triton's interpreter against torch in float64; test_triton.py runs this file by itself."""
+"""Moments and maps of colors in Triton's interpreter against torch in float64; run by test_triton.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def images(*size: int, seed: int = 0, batch: int = 2, dtype: torch.dtype = torch
     return (torch.einsum("bij,bjhw->bihw", mix, torch.randn(batch, 3, *size, generator=g)) + 0.5).clamp(0, 1).to(dtype)
 
 
-def bytes_of(*size: int, seed: int) -> Tensor:
+def uint8_images(*size: int, seed: int) -> Tensor:
     return (images(*size, seed=seed) * 255).round().byte()
 
 
@@ -38,7 +38,7 @@ def near(found: Tensor, expected: Tensor, error: float) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("size", "dtype"), SIZES_AND_DTYPES)
-def test_moments_and_their_gradient_are_torchs(size, masked, dtype):
+def test_moments_and_their_gradient_equal_torchs(size, masked, dtype):
     given, mask = images(*size, dtype=dtype), some_mask(*size) if masked else None
     by_mean, by_covariance = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, 3, dtype=torch.float64)
     runs = []
@@ -53,7 +53,7 @@ def test_moments_and_their_gradient_are_torchs(size, masked, dtype):
     near(runs[0][3], runs[1][3], ERRORS[dtype][1])
 
 
-def test_pixels_outside_the_mask_may_hold_anything():
+def test_pixels_outside_the_mask_may_have_any_value():
     given, mask = images(5, 7), some_mask(5, 7)
     broken = torch.where(mask[:, None], given, torch.nan).requires_grad_()
     with kernels("triton"):
@@ -72,8 +72,8 @@ def test_a_small_spread_beside_a_large_mean_keeps_its_digits():
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=0)
 
 
-def test_the_moments_of_bytes_are_exact():
-    given = bytes_of(65, 129, seed=1)
+def test_the_moments_of_uint8_images_are_exact():
+    given = uint8_images(65, 129, seed=1)
     given[0, :, :40] = 255
     with kernels("triton"):
         mean, covariance, number = color.moments(given)
@@ -85,7 +85,7 @@ def test_the_moments_of_bytes_are_exact():
 
 
 @pytest.mark.parametrize(("size", "dtype"), SIZES_AND_DTYPES)
-def test_the_map_and_its_gradients_are_torchs(size, dtype):
+def test_the_map_and_its_gradients_equal_torchs(size, dtype):
     g = torch.Generator().manual_seed(1)
     parts = [torch.randn(2, 3, 3, generator=g), torch.rand(2, 3, generator=g), torch.rand(2, 3, generator=g)]
     given, weight = images(*size, dtype=dtype), torch.randn(2, 3, *size, generator=g) / (size[0] * size[1])
@@ -102,7 +102,7 @@ def test_the_map_and_its_gradients_are_torchs(size, dtype):
         near(found, expected, ERRORS[dtype][1])
 
 
-def test_transposed_strided_and_expanded_images():
+def test_transposed_strided_and_expanded_images_are_supported():
     views = (images(33, 20).transpose(2, 3), images(40, 66)[:, :, ::2, ::2], images(20, 33)[:, :1].expand(-1, 3, -1, -1),
              images(20, 33).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
     mask = some_mask(33, 20).transpose(1, 2)
@@ -121,7 +121,7 @@ def test_transposed_strided_and_expanded_images():
 
 
 @pytest.mark.parametrize("method", ["diagonal", "monge_kantorovich"])
-def test_transport_and_its_gradients_are_torchs(method):
+def test_transport_and_its_gradients_equal_torchs(method):
     runs = []
     for choice, dtype in (("triton", torch.float32), ("torch", torch.float64)):
         u, v = (images(7, 33, seed=seed).to(dtype).requires_grad_() for seed in (0, 1))
@@ -133,8 +133,8 @@ def test_transport_and_its_gradients_are_torchs(method):
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.75, 1.0])
-def test_transported_bytes_are_torchs(rho):
-    u, v = bytes_of(33, 65, seed=0), bytes_of(7, 20, seed=1)
+def test_transported_uint8_images_equal_torchs(rho):
+    u, v = uint8_images(33, 65, seed=0), uint8_images(7, 20, seed=1)
     with kernels("triton"):
         found = transport_uint8(u, v, rho=rho)
     with kernels("torch"):
@@ -149,9 +149,9 @@ def test_refusals_are_the_same():
     u = images(5, 7)
     with kernels("triton"):
         with pytest.raises(ParameterError, match="images takes shape"):
-            transport_uint8(bytes_of(5, 7, seed=0)[0], bytes_of(5, 7, seed=0))
+            transport_uint8(uint8_images(5, 7, seed=0)[0], uint8_images(5, 7, seed=0))
         with pytest.raises(ParameterError, match="target takes shape"):
-            transport_uint8(bytes_of(5, 7, seed=0), bytes_of(5, 7, seed=0)[:, :, :0])
+            transport_uint8(uint8_images(5, 7, seed=0), uint8_images(5, 7, seed=0)[:, :, :0])
         u[1, 0, 2, 3] = torch.inf
         with pytest.raises(DataError, match=r"^image 1 has NaN or infinite values"):
             transport(u, images(5, 7))
@@ -159,7 +159,7 @@ def test_refusals_are_the_same():
             color_moments(images(5, 7), torch.zeros(2, 5, 7, dtype=torch.bool))
 
 
-def test_float64_no_image_and_masked_bytes_are_torchs_and_the_kernels_run_only_when_chosen(monkeypatch):
+def test_torch_computes_float64_empty_batches_and_masked_uint8_and_the_kernels_run_only_when_selected(monkeypatch):
     def ran(*_: object) -> None:
         raise ZeroDivisionError
     for name in ("_sum", "_map"):

@@ -1,4 +1,4 @@
-"""The mixture in Triton's interpreter against torch in float64; test_triton.py runs this file by itself."""
+"""The mixture in Triton's interpreter against torch in float64; run by test_triton.py."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def agree(points: Tensor, *parts: Tensor, error: float = 1e-5) -> None:
     for choice, dtype in (("triton", points.dtype), ("torch", torch.float64)):
         leaf = points.detach().to(dtype).requires_grad_() if dtype != points.dtype else points.detach().requires_grad_()
         with kernels(choice):
-            density, shares = gmm(leaf, *(part.to(torch.promote_types(dtype, torch.float32)) for part in parts))
+            density, responsibilities = gmm(leaf, *(part.to(torch.promote_types(dtype, torch.float32)) for part in parts))
         (gradient,) = torch.autograd.grad((density * weight.to(density.dtype)).sum(), leaf)
-        runs.append((density, shares, gradient))
+        runs.append((density, responsibilities, gradient))
     assert runs[0][0].dtype == torch.float32 and not runs[0][1].requires_grad
     for found, expected in zip(*runs, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=error, atol=error)
 
 
 @pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (7, 3, 2), (65, 4, 33), (33, 5, 64), (33, 2, 65), (5, 2, 128)])
-def test_density_responsibilities_and_gradient_are_torchs(n, k, d):
+def test_density_responsibilities_and_gradient_equal_torchs(n, k, d):
     agree(random(n, d), *mixture(k, d))
 
 
@@ -52,7 +52,7 @@ def test_half_precision_is_computed_in_float32():
     agree(u, *parts, error=1e-2)                                # the gradient is bfloat16
 
 
-def test_transposed_and_strided_inputs():
+def test_transposed_and_strided_inputs_are_supported():
     log_weights, means, factors = mixture(6, 8)
     parts = log_weights[::2], means.T.contiguous().T[::2, ::2], factors[::2, ::2, ::2]
     for points in (random(4, 40).T, random(80, 8)[::2, ::2]):
@@ -60,14 +60,14 @@ def test_transposed_and_strided_inputs():
         agree(points, *parts)
 
 
-def test_far_from_the_origin_and_far_out_digits_are_kept():
+def test_far_mixtures_and_far_points_keep_their_digits():
     log_weights, means, factors = mixture(3, 16)
     agree(random(20, 16) + 1000, log_weights, means + 1000, factors, error=1e-4)
     one = torch.tensor([[3.0, -1.0]])
     far = (one + torch.tensor([[1e4, 0.0]])).requires_grad_()
     with kernels("triton"):
-        density, shares = gmm(far, torch.zeros(1), one, torch.eye(2)[None])
-    assert density.item() == pytest.approx(-0.5e8 - math.log(2 * math.pi), rel=1e-7) and shares.item() == 1
+        density, responsibilities = gmm(far, torch.zeros(1), one, torch.eye(2)[None])
+    assert density.item() == pytest.approx(-0.5e8 - math.log(2 * math.pi), rel=1e-7) and responsibilities.item() == 1
     assert torch.autograd.grad(density.sum(), far)[0].tolist() == [[-1e4, 0]]
 
 
@@ -77,12 +77,12 @@ def test_a_component_that_is_switched_off_changes_nothing(position):
     extra = (torch.tensor([-math.inf]), u[:1], parts[2][:1])
     wider = [torch.cat([part[:position], more, part[position:]]) for part, more in zip(parts, extra, strict=True)]
     with kernels("triton"):
-        (density, shares), (alone, _) = gmm(u, *wider), gmm(u, *parts)
+        (density, responsibilities), (alone, _) = gmm(u, *wider), gmm(u, *parts)
     torch.testing.assert_close(density, alone)
-    assert not shares[:, position].any()
+    assert not responsibilities[:, position].any()
 
 
-def test_no_point_many_dimensions_and_float64_are_torchs_and_refusals_are_the_same(monkeypatch):
+def test_torch_computes_what_the_kernel_does_not_support_and_refusals_are_the_same(monkeypatch):
     parts = mixture(2, 3)
     with kernels("triton"), pytest.raises(ParameterError, match="are not \\(n, d\\)"):
         gmm(random(4, 2), *parts)

@@ -1,4 +1,4 @@
-"""Steps of k-center in Triton's interpreter against a greedy loop in float64; test_triton.py runs this file by itself."""
+"""Steps of k-center in Triton's interpreter against a greedy loop in float64; run by test_triton.py."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def greedy(points: Tensor, distances: Tensor, number: int) -> tuple[list[int], l
 @pytest.mark.parametrize(("n", "d", "number", "dtype"), [
     (1, 1, 1, torch.float32), (33, 65, 9, torch.float32), (130, 129, 5, torch.float32), (7, 3, 7, torch.float16),
     (33, 65, 4, torch.bfloat16)])
-def test_steps_are_those_of_the_greedy_loop(n, d, number, dtype):
+def test_the_steps_equal_the_greedy_loop(n, d, number, dtype):
     points, start = random(n, d, seed=n).to(dtype), 3 * d * random(n, seed=2).abs()
     distances, picks, values = start.clone(), torch.empty(number, dtype=torch.long), torch.empty(number)
-    for begin, end in ((0, number // 2), (number // 2, number)):     # in two goes, as if nothing were between them
+    for begin, end in ((0, number // 2), (number // 2, number)):     # in two calls, with the same result as one
         fused.steps(points, distances, picks, values, begin, end, PICKED)
     expected, heights, left = greedy(points, start, number)
     assert picks.tolist() == expected
@@ -44,7 +44,7 @@ def test_steps_are_those_of_the_greedy_loop(n, d, number, dtype):
     torch.testing.assert_close(distances.double(), left, rtol=1e-6, atol=1e-6)
 
 
-def test_transposed_and_strided_points():
+def test_transposed_and_strided_points_are_supported():
     for points in (random(5, 70, seed=1).T, random(140, 10, seed=2)[::2, ::2]):
         assert not points.is_contiguous()
         distances, picks, values = torch.full((70,), 9.0), torch.empty(8, dtype=torch.long), torch.empty(8)
@@ -60,7 +60,7 @@ def test_of_equally_far_points_the_first_wins_within_a_block_and_between_blocks(
     picks, values = torch.empty(1, dtype=torch.long), torch.empty(1)
     fused.steps(points, distances, picks, values, 0, 1, PICKED)
     assert picks.item() == 40 and values.item() == 5
-    monkeypatch.setattr(fused, "TOPS", 16)                           # more blocks than one look at them takes
+    monkeypatch.setattr(fused, "TOPS", 16)                           # more blocks than are compared at a time
     fused.steps(points, distances, picks, values, 0, 1, PICKED)
     assert picks.item() == 40
     distances[[40, 45, 70]] = 1.0
@@ -69,7 +69,7 @@ def test_of_equally_far_points_the_first_wins_within_a_block_and_between_blocks(
     assert picks.item() == 700
 
 
-def test_when_all_are_picked_or_a_number_is_nan_picks_stay_within_the_points():
+def test_picks_are_valid_indices_even_when_all_points_are_picked_or_a_distance_is_nan():
     points = random(5, 2, seed=0)
     distances, picks, values = torch.ones(5), torch.empty(9, dtype=torch.long), torch.empty(9)
     fused.steps(points, distances, picks, values, 0, 9, PICKED)
@@ -82,7 +82,7 @@ def test_when_all_are_picked_or_a_number_is_nan_picks_stay_within_the_points():
 
 @pytest.mark.parametrize("pool", [1, 7, 2048])
 @pytest.mark.parametrize("started", [False, True])
-def test_kcenter_picks_what_torch_picks_whatever_the_pool(pool, started):
+def test_kcenter_picks_the_same_as_torch_for_any_pool_size(pool, started):
     points = random(40, 5, seed=3)
     initial = 3 * random(40, seed=4).abs() if started else None
     with kernels("triton"):
@@ -92,13 +92,13 @@ def test_kcenter_picks_what_torch_picks_whatever_the_pool(pool, started):
     assert found.dtype == expected.dtype and torch.equal(found, expected)
 
 
-def test_points_of_a_few_places_are_all_picked_once():
+def test_among_duplicates_all_points_are_picked_once():
     points = torch.randint(0, 2, (40, 2), generator=torch.Generator().manual_seed(0)).float()[:20]
     with kernels("triton"):
         assert sorted(kcenter(points, 20, pool=7).tolist()) == list(range(20))
 
 
-def test_the_public_function_runs_the_kernel_only_when_chosen_and_refuses_the_same(monkeypatch):
+def test_the_public_function_runs_the_kernel_only_when_selected_and_refuses_the_same(monkeypatch):
     points = random(9, 2, seed=0)
     with kernels("triton"), pytest.raises(ParameterError, match="k=10 centers out of 9 points"):
         kcenter(points, 10)

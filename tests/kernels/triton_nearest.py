@@ -1,4 +1,4 @@
-"""Nearest entry of a bank in Triton's interpreter against torch in float64; test_triton.py runs this file by itself."""
+"""Nearest entry of a bank in Triton's interpreter against torch in float64; run by test_triton.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def agree(queries: Tensor, bank: Tensor, error: float) -> None:
-    """Distances near float64's; the entry may be another one only if it is as near."""
+    """Distances are close to float64's; another entry may be found only if it is equally near."""
     with kernels("triton"):
         assert fused.takes(queries, bank, 1)
         distances, indices = nearest(queries, bank)
@@ -40,7 +40,7 @@ def test_a_bank_in_fewer_spans_gives_the_same(programs, monkeypatch):
     agree(random(5, 9, seed=1), random(700, 9, seed=2), 1e-5)
 
 
-def test_transposed_and_strided_inputs():
+def test_transposed_and_strided_inputs_are_supported():
     queries, bank = random(6, 33, seed=1).T, random(150, 12, seed=2)[::2, ::2]
     assert not queries.is_contiguous() and not bank.is_contiguous()
     agree(queries, bank, 1e-5)
@@ -57,7 +57,7 @@ def test_of_equal_entries_the_first_wins_within_a_tile_between_tiles_and_between
             assert nearest(torch.zeros(1, 3), torch.ones(300, 3))[1].item() == 0
 
 
-def test_an_entry_is_at_distance_zero_of_itself_and_gradients_are_torchs():
+def test_an_entry_has_distance_zero_to_itself_and_gradients_equal_torchs():
     bank = 30 * random(65, 20, seed=0)
     with kernels("triton"):
         distances, indices = nearest(bank, bank)
@@ -83,7 +83,7 @@ def test_nan_counts_as_nearest_as_in_torch():
             assert torch.equal(found, nearest(queries, bank)[1])
 
 
-def test_more_neighbors_no_queries_and_float64_are_torchs_and_refusals_are_the_same():
+def test_torch_computes_what_the_kernel_does_not_support_and_refusals_are_the_same():
     queries, bank = random(5, 3, seed=1), random(9, 3, seed=2)
     for a, b, k in ((queries, bank, 2), (queries[:0], bank, 1), (queries.double(), bank.double(), 1)):
         assert not fused.takes(a, b, k)
@@ -101,7 +101,7 @@ def test_more_neighbors_no_queries_and_float64_are_torchs_and_refusals_are_the_s
             nearest(queries, bank.half())
 
 
-def test_the_public_function_runs_the_kernel_only_when_chosen(monkeypatch):
+def test_the_public_function_runs_the_kernel_only_when_selected(monkeypatch):
     def ran(*_: Tensor) -> Tensor:
         raise ZeroDivisionError
     monkeypatch.setattr(fused, "nearest", ran)

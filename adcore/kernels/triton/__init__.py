@@ -1,6 +1,5 @@
-"""The kernels in Triton, one a file, each named as the torch reference above it; imported only where triton runs.
+"""The kernels in Triton, one per file, named as the file of the public function; imported only where Triton is selected.
 
-They have been run in Triton's interpreter alone so far, where they are right against torch in float64, and compiled for GPUs
-(tests/test_triton.py does both). None has run or been timed on one. `benchmarks/bench_kernels.py` times them beside torch: a
-kernel that does not win there goes.
+tests/kernels/test_triton.py runs them in Triton's interpreter against torch in float64, and compiles them for a GPU. None has
+run on a GPU yet. `benchmarks/bench_kernels.py` times them against torch there; a kernel that is not faster is removed.
 """

@@ -3,13 +3,13 @@
     _sums    sum_p a_i(p) - s_i  and  sum_p (a_i(p) - s_i) (b_j(p) - t_j)     over the pixels p that count
     _affine  y_i(p) = m_i + sum_j A_ij (x_j(p) - c_j)
 
-With a = b an image, the sums are its moments; with a the gradient of a mapped image and b the image, they are the gradient of
-the map. The gradient of the moments is an affine map of the image. So two kernels do everything, backward passes included.
+If a = b is an image, the sums give its moments. If a is the gradient of a mapped image and b the image, they give the gradient
+of the map. The gradient of the moments is an affine map of the image. So these two kernels also compute the backward passes.
 
-Sums of an image of 8 bits are made in integers and are exact. Other sums are float32 inside a program, of at most 8192 pixels,
-and float64 beyond.
+Sums over a uint8 image use integers and are exact. Other sums are float32 within a program, which reads at most 8192 pixels,
+and float64 over the programs.
 
-Run in Triton's interpreter only so far: it compiles for a GPU, but has neither run nor been timed on one.
+Tested in Triton's interpreter and compiled for a GPU; it has not run on one yet.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch.autograd.function import once_differentiable
 
 from adcore.kernels.triton.launch import FLOATS, on
 
-BLOCK, BLOCKS = 1024, 8  # pixels at a time, and how often a program takes as many, at most: int32 holds 8192 * 255^2
+BLOCK, BLOCKS = 1024, 8  # pixels per step, and steps per program at most: int32 can hold 8192 * 255^2
 
 
 def takes(images: Tensor) -> bool:
-    """Whether the kernels are written for these (B, 3, H, W): no float64, at least one image."""
+    """Whether the kernels support these images (B, 3, H, W): no float64, at least one image."""
     return (images.dtype in FLOATS or images.dtype == torch.uint8) and len(images) > 0
 
 
@@ -36,10 +36,10 @@ def moments(images: Tensor, mask: Tensor | None, shift: Tensor) -> tuple[Tensor,
     """Mean (B, 3) and covariance (B, 3, 3), float32, and number of pixels (B,), float64, of each image's colors.
 
     images  (B, 3, H, W) float32, float16 or bfloat16, any strides
-    mask    (B, H, W) bool or None: only pixels where it is True count; at least one an image
-    shift   (B, 3) a color near the image's, taken off before squares are summed, so that they keep their digits
+    mask    (B, H, W) bool or None: only pixels where it is True count; at least one per image
+    shift   (B, 3) a color near the image's, subtracted before squares are summed, so that they keep their digits
 
-    Differentiable once, by the images.
+    Differentiable once, with respect to the images.
     """
     if mask is None:
         number = torch.full((len(images),), images[0, 0].numel(), dtype=torch.float64, device=images.device)
@@ -50,7 +50,7 @@ def moments(images: Tensor, mask: Tensor | None, shift: Tensor) -> tuple[Tensor,
 
 
 def moments_uint8(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `moments`, of (B, 3, H, W) uint8 whose 0..255 stand for colors in [0, 1]; float64, from exact sums."""
+    """`moments` of (B, 3, H, W) uint8 where 0..255 stands for [0, 1]: float64, from exact sums."""
     count = images[0, 0].numel()
     first, second = (part / (count * 255) for part in _sum(images, images))
     mean = first                                                                    # (B, 3)
@@ -63,13 +63,13 @@ def affine(images: Tensor, A: Tensor, center: Tensor, goal: Tensor) -> Tensor:
 
     A (B, 3, 3), center and goal (B, 3), any floating dtype; computed in float32.
 
-    Differentiable once, by all four.
+    Differentiable once, with respect to all four.
     """
     return _Affine.apply(images, A, center, goal)
 
 
 def affine_uint8(images: Tensor, A: Tensor, center: Tensor, goal: Tensor) -> Tensor:
-    """`affine` of (B, 3, H, W) uint8 whose 0..255 stand for colors in [0, 1], rounded (halves up) and cut to 0..255."""
+    """`affine` of (B, 3, H, W) uint8 where 0..255 stands for [0, 1], rounded (halves up) and clipped to 0..255."""
     return _map(images, A, center, goal, None)
 
 
@@ -86,7 +86,7 @@ class _Moments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_mean: Tensor, by_covariance: Tensor) -> tuple[Tensor | None, ...]:
         images, mask, mean, number = ctx.saved_tensors
-        # How the covariance moves with the mean takes no part: deviations from a mean sum to zero.
+        # The mean inside the covariance contributes nothing: deviations from a mean sum to zero.
         A = (by_covariance + by_covariance.mT) / number[:, None, None]
         return _map(images, A, mean, by_mean / number[:, None], mask), None, None, None
 
@@ -116,7 +116,7 @@ def _sum(a: Tensor, b: Tensor, s: Tensor | None = None, t: Tensor | None = None,
     parts = triton.cdiv(height * width, BLOCK * blocks)
     integer = a.dtype == torch.uint8
     sums = torch.empty(images, parts, 12, dtype=torch.int32 if integer else torch.float32, device=a.device)
-    shifts = a if s is None or t is None else torch.cat([s, t], 1).float()          # (B, 6); never read for integers
+    shifts = a if s is None or t is None else torch.cat([s, t], 1).float()          # (B, 6); not read for integers
     inside = a if mask is None else mask.contiguous().view(torch.uint8)
     with on(a):
         _sums[(images * parts,)](a, b, shifts, inside, sums, height * width, width, parts, *a.stride(), *b.stride(),
@@ -144,7 +144,7 @@ def _sums(a, b, shifts, inside, sums, pixels, width, parts,
           BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
     image = (tl.program_id(0) // parts).to(tl.int64)
     part = tl.program_id(0) % parts
-    c = tl.arange(0, 4)                                                             # channels; the fourth stays zero
+    c = tl.arange(0, 4)                                                             # channels; the fourth is zero
     kind = tl.int32 if INTEGER else tl.float32
     first = tl.zeros((4,), kind)
     second = tl.zeros((4, 4), kind)

@@ -1,12 +1,12 @@
 """Log-density, responsibilities and gradient of a Gaussian mixture in one pass over the points, in Triton.
 
-Symbols as in adcore/kernels/gmm.py. A program keeps a tile of points and lets the components pass by; whitened points y_k
-exist only as a tile, a few columns at a time:
+Symbols as in adcore/kernels/gmm.py. A program keeps a tile of points and loops over the components. Whitened points y_k exist
+only as a tile, a few columns at a time:
 
     l_k = c_k - |y_k|^2 / 2,   c_k = log pi_k + sum_i log U_k[i, i] - d/2 log(2 pi)
-    h   = -sum_k exp(l_k - log GMM) y_k U_k^T         summed under the largest l_k so far; old sums shrink when it grows
+    h   = -sum_k exp(l_k - log GMM) y_k U_k^T         relative to the largest l_k so far; sums are rescaled when it grows
 
-Run in Triton's interpreter only so far: it compiles for a GPU, but has neither run nor been timed on one.
+Tested in Triton's interpreter and compiled for a GPU; it has not run on one yet.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ COLS = 32      # columns of U_k at a time
 
 
 def takes(points: Tensor, means: Tensor) -> bool:
-    """Whether the kernel is written for these: float32, at most 128 dimensions, at least one point and one component."""
+    """Whether the kernel supports these: float32, at most 128 dimensions, at least one point and one component."""
     return points.dtype == torch.float32 and points.shape[1] <= LARGEST and points.numel() > 0 and len(means) > 0
 
 
-def gmm(points: Tensor, constant: Tensor, means: Tensor, factors: Tensor, graded: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-density (n,), responsibilities (n, K) and, if `graded`, h (n, d), else an empty one.
+def gmm(points: Tensor, constants: Tensor, means: Tensor, factors: Tensor, graded: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-density (n,), responsibilities (n, K) and, if `graded`, h (n, d), else an empty tensor.
 
-    points (n, d), constant c_k (K,), means (K, d), factors (K, d, d); float32, any strides.
+    points (n, d), constants c_k (K,), means (K, d), factors (K, d, d); float32, any strides.
     """
     n, d = points.shape
     rows = 64 if d <= 64 else 32
     log_density, joint = points.new_empty(n), points.new_empty(n, len(means))
     h = points.new_empty(n, d) if graded else points.new_empty(0)
     with on(points):
-        _gmm[(triton.cdiv(n, rows),)](points, constant.contiguous(), means, factors, log_density, joint, h, n, d, len(means),
+        _gmm[(triton.cdiv(n, rows),)](points, constants.contiguous(), means, factors, log_density, joint, h, n, d, len(means),
                                       *points.stride(), *means.stride(), *factors.stride(), GRADED=graded, ROWS=rows,
                                       WIDTH=tile(d), COLS=min(COLS, tile(d)), PRECISION=precision(), num_warps=4, num_stages=2)
     return log_density, joint.sub_(log_density[:, None]).exp_(), h
 
 
 @triton.jit
-def _gmm(points, constant, means, factors, log_density, joint, h, n, d, K,
+def _gmm(points, constants, means, factors, log_density, joint, h, n, d, K,
          pn, pd, mk, md, fk, fi, fj, GRADED: tl.constexpr, ROWS: tl.constexpr,
          WIDTH: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -67,10 +67,10 @@ def _gmm(points, constant, means, factors, log_density, joint, h, n, d, K,
             square += tl.sum(y * y, 1)
             if GRADED:
                 own = tl.dot(y, tl.trans(U), own, input_precision=PRECISION)
-        term = tl.load(constant + k) - square / 2
+        term = tl.load(constants + k) - square / 2
         tl.store(joint + rows.to(tl.int64) * K + k, term, mask=rows < n)
         larger = tl.maximum(largest, term)
-        base = tl.where(larger == float("-inf"), 0.0, larger)                       # components switched off so far
+        base = tl.where(larger == float("-inf"), 0.0, larger)                       # if all components so far are switched off
         weight, shrink = tl.exp(term - base), tl.exp(largest - base)
         total = total * shrink + weight
         if GRADED:

@@ -2,11 +2,11 @@
 
     distance_i <- min(distance_i, |x_i - s|^2) for the newest center s;    s <- argmax_i distance_i
 
-A pass leaves the largest distance of each block of points; a single program then picks among the blocks. The pick stays on
-the GPU, where the next pass finds it, so that many steps are taken without the host waiting for one. Of equal distances the
-first wins. Distances are sums of squared differences: a duplicate of a center is at exactly 0.
+A pass writes the largest distance of each block of points; a single program then picks among the blocks. The pick stays on the
+GPU, where the next pass reads it, so the host does not wait after each step. Of equal distances the first wins. Distances are
+sums of squared differences, so the distance of a duplicate to a center is exactly 0.
 
-Run in Triton's interpreter only so far: it compiles for a GPU, but has neither run nor been timed on one.
+Tested in Triton's interpreter and compiled for a GPU; it has not run on one yet.
 """
 
 from __future__ import annotations
@@ -16,26 +16,46 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adcore.kernels.cpu.kcenter import PICKED
 from adcore.kernels.triton.launch import FLOATS, on, tile
 
 ROWS, DEPTH = 32, 64
-TOPS = 1024  # blocks that the picking program looks at together
+TOPS = 1024  # blocks that the picking program compares at a time
+AHEAD = 16   # picks before the first check; twice as many after each check that all picks pass
 
 
-def takes(points: Tensor, distances: Tensor) -> bool:
-    """Whether the kernel is written for these: float32 distances to points that are not float64, of at least one dimension."""
+def takes(points: Tensor, initial: Tensor | None) -> bool:
+    """Whether the kernel supports these: float32 distances, and points of at least one dimension that are not float64."""
+    distances = points if initial is None else initial
     return points.dtype in FLOATS and distances.dtype == torch.float32 and points.shape[1] > 0
 
 
+def pick_in_pool(near: Tensor, norms: Tensor, distance: Tensor, outside: float, wanted: int) -> Tensor:
+    """A `Pick` (see adcore/kernels/cpu/kcenter.py) that makes several picks before it checks them: those before the first
+    invalid one are the greedy picks. If each pick were checked, the host would wait for the GPU each time."""
+    wanted = min(wanted, len(near))
+    picks = torch.empty(wanted, dtype=torch.long, device=near.device)
+    values = torch.empty(wanted, dtype=torch.float32, device=near.device)
+    begin, ahead = 0, AHEAD
+    while begin < wanted:
+        end = min(begin + ahead, wanted)
+        steps(near, distance, picks, values, begin, end, PICKED)
+        valid = int((values[begin:end] >= outside).long().cumprod(0).sum())
+        if begin + valid < end:
+            return picks[:begin + valid]
+        begin, ahead = end, 2 * ahead
+    return picks
+
+
 def steps(points: Tensor, distances: Tensor, picks: Tensor, values: Tensor, begin: int, end: int, picked: float) -> None:
-    """Make picks number `begin` to `end - 1`: points' indices go to `picks`, the distances they had until then to `values`.
+    """Make the picks `begin` to `end - 1`: write the points' indices to `picks` and their distances at that time to `values`.
 
     points     (n, d), any strides
-    distances  (n,) float32, squared, to the centers so far, contiguous; brought up to date in place for all picks but the last
-    picks      (p,) long and values (p,) float32, p >= end, contiguous; those before `begin` are as the last call left them
-    picked     put in the place of a pick's distance, below all others; the value of a pick when none is left
+    distances  (n,) float32, squared, to the centers so far, contiguous; updated in place with all picks but the last
+    picks      (p,) long and values (p,) float32, p >= end, contiguous; those before `begin` are from earlier calls
+    picked     written in place of a pick's distance, below all others; also the value of a pick when no point is left
 
-    Pick 0 is the largest of `distances` as they are.
+    Pick 0 is the largest of the given `distances`.
     """
     n, d = points.shape
     blocks = triton.cdiv(n, ROWS)
@@ -64,7 +84,7 @@ def _update(points, distances, picks, tops, leaders, step, n, d, pn, pd,
             away += tl.sum((x - s[None, :]) * (x - s[None, :]), 1)
         distance = tl.where(rows == center, picked, tl.minimum(distance, away))
         tl.store(distances + rows, distance, mask=rows < n)
-    # NaN is farthest, as in torch's argmax; unordered, it might send the search past the last point.
+    # NaN counts as farthest, as in torch's argmax. Comparisons with NaN could otherwise give an index past the last point.
     distance = tl.where(distance != distance, float("inf"), distance)
     distance = tl.where(rows < n, distance, float("-inf"))
     top, where = tl.max(distance, 0, return_indices=True, return_indices_tie_break_left=True)

@@ -1,18 +1,18 @@
-"""Attention under a mask, forward and backward, in Triton: no N x M matrix of logits or weights is ever in memory.
+"""Attention under a mask, forward and backward, in Triton, without an N x M matrix of logits or weights in memory.
 
     s_ij = q_i . k_j / sqrt(d),  -inf where i may not see j
-    p_ij = exp(s_ij - L_i),      L_i = log sum_j exp(s_ij)         L is all that the backward pass keeps of the weights
+    p_ij = exp(s_ij - L_i),      L_i = log sum_j exp(s_ij)         of the weights, only L is kept for the backward pass
     o_i  = sum_j p_ij v_j
 
     dv_j = sum_i p_ij do_i
     ds_ij = p_ij (do_i . v_j - D_i),   D_i = do_i . o_i            D_i = sum_j p_ij do_i . v_j
     dq_i = sum_j ds_ij k_j / sqrt(d),  dk_j = sum_i ds_ij q_i / sqrt(d)
 
-Dao et al., "FlashAttention", NeurIPS 2022: tiles of keys pass by a tile of queries, and sums made under an old maximum shrink
-when a larger one comes. The mask is read tile by tile as bytes, one (N, M) for all heads and images: for UniAD's 14 x 14 cells
-38 KB, which stay in a GPU's cache.
+Dao et al., "FlashAttention", NeurIPS 2022: a program keeps a tile of queries and loops over tiles of keys; sums are rescaled
+when a larger maximum is found. The mask is read tile by tile as bytes, one (N, M) for all heads and images: 38 KB for UniAD's
+14 x 14 cells, which fits a GPU's cache.
 
-Run in Triton's interpreter only so far: it compiles for a GPU, but has neither run nor been timed on one.
+Tested in Triton's interpreter and compiled for a GPU; it has not run on one yet.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from torch.autograd.function import once_differentiable
 
 from adcore.kernels.triton.launch import FLOATS, on, precision, tile, widen
 
-LARGEST = 128  # numbers a head; tiles of more do not fit a multiprocessor
+LARGEST = 128  # dimensions per head; larger tiles do not fit a multiprocessor
 
 
 def takes(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> bool:
-    """Whether the kernel is written for these; what it is not for is computed, or refused, by torch."""
+    """Whether the kernel supports these; torch computes, or refuses, the others."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         return False
     if visible is not None and (visible.dtype != torch.bool or visible.shape != (q.shape[2], k.shape[2])
@@ -42,11 +42,11 @@ def takes(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> bool:
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """(B, heads, N, d), (B, heads, M, d) x 2 -> (B, heads, N, d), which `takes` takes; any strides.
+    """(B, heads, N, d), (B, heads, M, d) x 2 -> (B, heads, N, d), for inputs that `takes` accepts; any strides.
 
-    visible  (N, M) bool, True where a query may look. A query that sees nothing gets 0 and gives no gradient
+    visible  (N, M) bool, True where a query may see a key. A query that sees no key gets 0 and no gradient
 
-    Differentiable once, by q, k and v. Float32, float16 or bfloat16; sums and softmax are float32.
+    Differentiable once, with respect to q, k and v. Float32, float16 or bfloat16; sums and softmax are float32.
     """
     return _Attention.apply(q, k, v, visible)
 
@@ -54,7 +54,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) ->
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-        out = torch.empty_like(q)                                                   # strides of q, whatever they are
+        out = torch.empty_like(q)                                                   # with the strides of q
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)        # (B, heads, N), in powers of 2
         block = _block(q)
         with on(q):
@@ -90,7 +90,7 @@ def _settings(q: Tensor, visible: Tensor | None, block: int) -> dict[str, Any]:
 
 
 def _block(q: Tensor, backward: bool = False) -> int:
-    """Rows of a tile; the backward pass holds twice as many tiles."""
+    """Rows of a tile; the backward pass needs twice as many tiles."""
     return 64 if q.shape[3] <= (32 if backward else 64) else 32
 
 
@@ -109,7 +109,7 @@ def _tile(x, rows, columns, n, d, row_stride, column_stride, WIDE: tl.constexpr)
 @triton.jit
 def _logits(q_tile, k_tile, visible, rows, columns, slope, N, M, mn, mm,
             MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """Logits of a tile in powers of 2, -inf where there is nothing to see."""
+    """Logits of a tile in powers of 2, -inf where hidden."""
     seen = (rows < N)[:, None] & (columns < M)[None, :]
     if MASKED:
         seen = tl.load(visible + rows[:, None] * mn + columns[None, :] * mm, mask=seen, other=0) != 0
@@ -138,7 +138,7 @@ def _forward(q, k, v, visible, slope, N, M, D, heads,
         v_tile = _tile(v + b * vb + h * vh, columns, width, M, D, vn, vd, WIDE)
         s = _logits(q_tile, k_tile, visible, rows, columns, slope, N, M, mn, mm, MASKED, PRECISION)
         larger = tl.maximum(largest, tl.max(s, 1))
-        base = tl.where(larger == float("-inf"), 0.0, larger)                       # nothing seen yet: avoid -inf + inf
+        base = tl.where(larger == float("-inf"), 0.0, larger)                       # no visible key so far: avoids -inf + inf
         p = tl.exp2(s - base[:, None])
         shrink = tl.exp2(largest - base)
         total = total * shrink + tl.sum(p, 1)
@@ -159,7 +159,7 @@ def _by_queries(q, k, v, visible, slope, N, M, D, heads,
                 dq, dqb, dqh, dqn, dqd,
                 MASKED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
                 WIDE: tl.constexpr):
-    """dq: a tile of queries, all keys passing by."""
+    """dq of a tile of queries, in a loop over all keys."""
     blocks = tl.cdiv(N, ROWS)
     which = tl.program_id(0) // blocks
     b, h = (which // heads).to(tl.int64), (which % heads).to(tl.int64)
@@ -189,7 +189,7 @@ def _by_keys(q, k, v, visible, slope, N, M, D, heads,
              dk, dv, dkb, dkh, dkn, dkd, dvb, dvh, dvn, dvd,
              MASKED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
              WIDE: tl.constexpr):
-    """dk and dv: a tile of keys, all queries passing by."""
+    """dk and dv of a tile of keys, in a loop over all queries."""
     blocks = tl.cdiv(M, COLS)
     which = tl.program_id(0) // blocks
     b, h = (which // heads).to(tl.int64), (which % heads).to(tl.int64)

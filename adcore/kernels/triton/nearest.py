@@ -1,11 +1,11 @@
-"""Index of the bank entry nearest to each query, in Triton: the matrix of distances exists tile by tile, in registers.
+"""Index of the bank entry nearest to each query, in Triton, with one tile of distances at a time, in registers.
 
     argmin_j |q_i - b_j|^2 = argmax_j q_i . b_j - |b_j|^2 / 2
 
-A program takes a tile of queries and a span of the bank. Spans keep a GPU busy when the queries are few; their winners meet in
-a (spans, n) table. Of equal entries the first wins, and NaN counts as nearest, both as in torch's argmax.
+A program has a tile of queries and a span of the bank. Several spans use the whole GPU even for few queries; their winners are
+compared in a (spans, n) table. Of equal entries the first wins, and NaN counts as nearest, both as in torch's argmax.
 
-Run in Triton's interpreter only so far: it compiles for a GPU, but has neither run nor been timed on one.
+Tested in Triton's interpreter and compiled for a GPU; it has not run on one yet.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 
 from adcore.kernels.triton.launch import FLOATS, on, precision, widen
 
-PROGRAMS = 512  # enough for every multiprocessor to have a few
+PROGRAMS = 512  # a few for each multiprocessor
 ROWS, COLS, DEPTH = 128, 128, 32
 
 
 def takes(queries: Tensor, bank: Tensor, k: int) -> bool:
-    """Whether the kernel is written for these: one neighbor, no float64, at least one query."""
+    """Whether the kernel supports these: one neighbor, no float64, at least one query."""
     return (k == 1 and len(queries) > 0 and queries.dtype in FLOATS and queries.dtype == bank.dtype
             and queries.device == bank.device)
 
 
 @torch.no_grad()
 def nearest(queries: Tensor, bank: Tensor) -> Tensor:
-    """(n, d), (m, d) -> (n,) long, which `takes` takes; any strides. Products and their sums are float32."""
+    """(n, d), (m, d) -> (n,) long, for inputs that `takes` accepts; any strides. Products and their sums are float32."""
     n, m, d = len(queries), len(bank), queries.shape[1]
     half_norms = torch.linalg.vector_norm(bank, dim=1, dtype=torch.float32).square_().div_(2)
     blocks = triton.cdiv(n, ROWS)
@@ -53,7 +53,7 @@ def _nearest(queries, bank, half_norms, closeness, index, n, m, d, span,
     rows = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
     first = part * span
     best = tl.full((ROWS,), float("-inf"), tl.float32)
-    at = tl.zeros((ROWS,), tl.int32) + first                                        # an entry also if nothing beats -inf
+    at = tl.zeros((ROWS,), tl.int32) + first                                        # a valid entry even if all values are -inf
     for start in range(first, tl.minimum(first + span, m), COLS):
         columns = start + tl.arange(0, COLS)
         product = tl.zeros((ROWS, COLS), tl.float32)
