@@ -33,6 +33,7 @@ def test_the_losses_equal_their_equations_written_out_token_by_token(seed):
 @given(st.integers(0, 10_000))
 def test_the_maps_are_the_losses_token_by_token(seed):
     a, b = pair(seed)
+    np.testing.assert_allclose(losses.mse_map(a, b).numpy(), np.sqrt(((a - b).numpy() ** 2).sum(-1)), rtol=1e-12)
     torch.testing.assert_close(losses.mse_map(a, b).square().mean(), losses.mse_printed(a, b))
     torch.testing.assert_close(losses.normalized_mse_map(a, b).square().mean(), losses.normalized_mse(a, b))
     torch.testing.assert_close(losses.cosine_map(a, b).mean(), losses.cosine(a, b))
