@@ -1,7 +1,7 @@
-"""Memory that a long computation on a CPU keeps between its steps.
+"""Keep freed memory in the process between the steps of a long computation on a CPU.
 
-glibc returns freed memory to the system as soon as much of it is free. A training step frees all it made, so the next one is
-given every page anew, filled with zeros one by one: that may take longer than the arithmetic, as in EfficientNet-Lite0.
+glibc returns freed memory to the operating system when much of it is free. A training step frees its tensors, and the next
+step gets new pages, which the system fills with zeros. This can take longer than the arithmetic, as in EfficientNet-Lite0.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Of malloc.h: bytes that may lie free before they are given back (-1: any), and blocks that may be the system's own. The
-# values to go back to are those that glibc ends with by its own rule once large blocks were freed.
+# Parameters of mallopt, as in malloc.h: the free bytes at which memory is returned (-1: never), and the number of blocks that
+# may be allocated by mmap, which are returned when they are freed. RETURN holds the values that glibc itself reaches after
+# large blocks were freed.
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 KEEP, RETURN = (-1, 0), (64 * 2**20, 65536)
 
@@ -23,10 +24,10 @@ _depth = 0
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Within the block memory that is freed stays with the process, for its next use; afterwards the system has it back.
+    """A block, or a decorated function, in which the process keeps freed memory; it is returned to the system at the end.
 
-    Blocks may be nested and may overlap in several threads: the last one to end gives back. Results do not depend on it. On
-    systems without glibc (macOS, Windows, musl) it does nothing.
+    Blocks may be nested, and may overlap in several threads: the last block that ends returns the memory. Numbers do not
+    depend on it. Without glibc (macOS, Windows, musl) it does nothing.
     """
     global _depth
     with _lock:
@@ -40,7 +41,8 @@ def kept_memory() -> Iterator[None]:
             _depth -= 1
             if _depth == 0:
                 _set(*RETURN)
-                _trim()
+                if library := _glibc():
+                    library.malloc_trim(ctypes.c_size_t(0))
 
 
 def _set(trim_threshold: int, mmap_max: int) -> None:
@@ -49,16 +51,11 @@ def _set(trim_threshold: int, mmap_max: int) -> None:
         library.mallopt(MMAP_MAX, mmap_max)
 
 
-def _trim() -> None:
-    if library := _glibc():
-        library.malloc_trim(ctypes.c_size_t(0))
-
-
 @functools.lru_cache(maxsize=1)
 def _glibc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version, library.mallopt, library.malloc_trim  # noqa: B018
-    except (OSError, AttributeError, TypeError):  # TypeError: Windows knows no library of the process itself
+    except (OSError, AttributeError, TypeError):  # TypeError: on Windows, CDLL(None) does not exist
         return None
     return library

@@ -1,4 +1,4 @@
-"""A choice made by a variable of the environment for a whole program, or in a `with` block for a few lines."""
+"""A setting with a few allowed values, chosen by an environment variable or, for some lines, in a `with` block."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from adcore.errors import ParameterError, did_you_mean
 
 
 class Switch:
-    """One of a few words. The block is stronger than the variable, and the first word holds where neither says anything.
+    """A setting. The `with` block overrides the environment variable; the first choice is the default.
 
-    name      what is chosen, for messages: 'engine'
-    variable  of the environment: 'ADCORE_ENGINE'
+    name      name of the setting in error messages, such as 'engine'
+    variable  environment variable, such as 'ADCORE_ENGINE'
+    choices   allowed values
+
+    >>> color = Switch("color", "ADCORE_COLOR", ("red", "blue"))
+    >>> with color.turned_to("blue"):
+    ...     color()
+    'blue'
+    >>> color()
+    'red'
     """
 
     def __init__(self, name: str, variable: str, choices: Sequence[str]) -> None:
@@ -23,10 +31,10 @@ class Switch:
 
     @contextmanager
     def turned_to(self, word: str) -> Iterator[None]:
-        """Within the block `word` holds, for this thread alone.
+        """A block with this value, in this thread only.
 
         Raises:
-            ParameterError: another word than those to choose from.
+            ParameterError: the value is not one of the choices.
         """
         token = self._word.set(self._known(word, self.name))
         try:
@@ -35,10 +43,10 @@ class Switch:
             self._word.reset(token)
 
     def __call__(self) -> str:
-        """The word that holds now.
+        """The current value.
 
         Raises:
-            ParameterError: the variable holds an unknown one.
+            ParameterError: the value of the environment variable is not one of the choices.
         """
         return self._word.get() or self._known(os.environ.get(self.variable) or self.choices[0], self.variable)
 

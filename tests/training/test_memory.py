@@ -1,4 +1,4 @@
-"""Memory kept between the steps of a computation, seen by the pages that the system hands out."""
+"""Memory kept between the steps of a computation, measured by the pages that the process gets from the system."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from adcore import memory
 from adcore.memory import kept_memory
 
 glibc = pytest.mark.skipif(memory._glibc() is None, reason="needs glibc")
-SIZE = 48 * 2**20                       # more than glibc ever takes from what it holds, unless told to
+SIZE = 48 * 2**20                       # by default, glibc allocates a block of this size by mmap
 
 
 def new_pages() -> int:
-    """Pages that a block of `SIZE` bytes takes from the system when it is made, filled and freed."""
+    """Number of pages that the system provides for a block of `SIZE` bytes, which is filled and freed."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    bytearray(SIZE)                     # no tensor: glibc before 2.38 may look past a free block for one that is aligned
+    bytearray(SIZE)                     # not a tensor: glibc before 2.38 may skip a free block in search of an aligned one
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
@@ -36,7 +36,7 @@ def small_pages() -> Iterator[None]:
 
 
 @glibc
-def test_a_second_block_takes_no_new_pages_within_and_takes_them_again_afterwards():
+def test_inside_kept_memory_a_second_allocation_takes_no_new_pages_and_afterwards_it_does():
     with kept_memory():
         new_pages()
         assert new_pages() < 500
@@ -44,7 +44,7 @@ def test_a_second_block_takes_no_new_pages_within_and_takes_them_again_afterward
 
 
 @glibc
-def test_the_system_has_the_memory_back_afterwards_also_when_the_block_fails():
+def test_memory_is_returned_afterwards_even_if_the_block_fails():
     before = resident()
     with pytest.raises(ZeroDivisionError), kept_memory():
         new_pages()
@@ -54,7 +54,7 @@ def test_the_system_has_the_memory_back_afterwards_also_when_the_block_fails():
 
 
 @glibc
-def test_of_blocks_within_each_other_and_side_by_side_the_last_one_gives_back():
+def test_of_nested_and_parallel_blocks_the_last_one_returns_the_memory():
     inside, leave = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -77,7 +77,7 @@ def test_of_blocks_within_each_other_and_side_by_side_the_last_one_gives_back():
     assert new_pages() > 5000
 
 
-def test_where_there_is_no_glibc_the_block_runs_as_it_is(monkeypatch):
+def test_without_glibc_the_block_runs_unchanged(monkeypatch):
     monkeypatch.setattr(memory, "_glibc", lambda: None)
     with kept_memory():
         assert sum(bytearray(3)) == 0
