@@ -252,7 +252,7 @@ def test_a_killed_download_leaves_nothing_under_the_file_s_name_and_the_next_one
     code = (f"from pathlib import Path; from adcore.data.download import download; "
             f"download({url!r}, Path({str(target)!r}), flaw=lambda path: '', progress=False)")
     process = subprocess.Popen([sys.executable, "-c", code])
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300  # importing torch takes long on a busy machine
     while time.monotonic() < until and not (target.parent.is_dir() and list(target.parent.glob(".x.bin.new-*/*"))):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

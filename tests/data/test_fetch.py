@@ -394,7 +394,7 @@ def test_croissant_describes_one_data_set_and_refuses_one_without_files(capsys):
     prefixes = {word.partition(":")[0] for word in re.findall(r'"@type": "([^"@]+)"', json.dumps(one))}
     assert prefixes == {"sc", "cr"} and prefixes <= set(one["@context"])
     assert "'mini' is no data set with files of its own" in complaint(capsys, "data", "export", "mini", "--croissant")
-    assert "one file for all" in complaint(capsys, "data", "export", "ksdd2", "--pooch")
+    assert "always lists all files" in complaint(capsys, "data", "export", "ksdd2", "--pooch")
 
 
 def test_an_export_needs_exactly_one_format(capsys):
