@@ -1,4 +1,4 @@
-"""`adcore weights fetch` from a server that cuts, lies and has nothing: it tries again, shows progress, or says what to do."""
+"""`adcore weights fetch` from a server that breaks off, sends another file or has none: it tries again or says what to do."""
 
 from __future__ import annotations
 
