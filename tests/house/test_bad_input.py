@@ -1,4 +1,4 @@
-"""Whatever is wrong ends in one clear sentence, exit status 2, and no half file."""
+"""Every invalid input ends in one clear sentence and exit status 2, and leaves no partial file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def picture(path: Path, h: int = 40, w: int = 60) -> Path:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A whole data set `toy` of one category, nut."""
+    """A complete data set `toy` with one category, nut."""
     root = tmp_path / "data" / "toy"
     for name in ("train/good/000", "train/good/001", "test/good/000", "test/scratch/000", "test/scratch/001"):
         picture(root / "nut" / f"{name}.png")
@@ -59,7 +59,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def notebook(tmp_path: Path) -> Path:
-    """A notebook with the parameters seed and rate that fails for want of finite features."""
+    """A notebook with the parameters seed and rate that fails because features are not finite."""
     parameters = new_code_cell("seed = 0\nrate = 0.5", metadata={"tags": ["parameters"]})
     cells = new_notebook(cells=[parameters, new_code_cell(NAN)], metadata={
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
@@ -83,13 +83,13 @@ def files_below(folder: Path) -> set[str]:
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Run a command that must end in one sentence that matches, with nothing written below tmp_path."""
-    def check(*words: object, says: str, leaves: set[str] | None = None) -> None:
+    """A function that runs a command, which must fail with one matching sentence and write only `leaves` below tmp_path."""
+    def check(*words: object, message: str, leaves: set[str] | None = None) -> None:
         before = files_below(tmp_path)
         assert main([str(word) for word in words]) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in err
-        assert re.match(f"adcore: .*{says}", err), err
+        assert re.match(f"adcore: .*{message}", err), err
         assert files_below(tmp_path) - before == (leaves or set())
 
     return check
@@ -101,7 +101,7 @@ def cut(path: Path) -> None:
 
 @contextlib.contextmanager
 def full_disk(monkeypatch: pytest.MonkeyPatch, how: str) -> Iterator[None]:
-    """No room: `write` refuses to let any file grow above 600 bytes, `sync` fails when a file is made safe."""
+    """A full disk: with `write` no file can grow above 600 bytes, with `sync` every fsync fails."""
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -120,7 +120,8 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, how: str) -> Iterator[None]:
 @pytest.mark.parametrize("which", ["train/good/001.png", "test/scratch/000.png", "ground_truth/scratch/001_mask.png"])
 def test_a_truncated_png_is_named(toy, refused, which):
     cut(toy / "nut" / which)
-    refused("data", "verify", "toy", says=rf"{toy / 'nut' / which} cannot be read as an image \(.+\): fetch or copy it again")
+    message = rf"{toy / 'nut' / which} cannot be read as an image \(.+\): fetch or copy it again"
+    refused("data", "verify", "toy", message=message)
     data = load_dataset("toy")
     with pytest.raises(DataError, match=re.escape(which)):
         if "mask" in which:
@@ -130,64 +131,64 @@ def test_a_truncated_png_is_named(toy, refused, which):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_image_is_named(toy, refused, content):
+def test_a_file_that_is_not_an_image_is_named(toy, refused, content):
     (toy / "nut/test/good/000.png").write_bytes(content)
-    refused("data", "verify", "toy", says=r".*nut/test/good/000\.png cannot be read as an image")
+    refused("data", "verify", "toy", message=r".*nut/test/good/000\.png cannot be read as an image")
 
 
 def test_a_mask_of_another_size_is_named_with_both_sizes_height_first(toy, refused):
     Image.new("L", (40, 60), 255).save(toy / "nut/ground_truth/scratch/001_mask.png")
-    says = r"mask .*scratch/001_mask\.png is 60x40 but its image is 40x60: make them the same height and width"
-    refused("data", "verify", "toy", says=says)
-    with pytest.raises(DataError, match=says):
+    message = r"mask .*scratch/001_mask\.png is 60x40 but its image is 40x60: make them the same height and width"
+    refused("data", "verify", "toy", message=message)
+    with pytest.raises(DataError, match=message):
         read_masks(load_dataset("toy").test, View(32))
 
 
-def test_a_missing_mask_is_named_with_the_place_where_it_was_expected(toy, refused):
+def test_a_missing_mask_is_named_with_the_expected_path(toy, refused):
     (toy / "nut/ground_truth/scratch/001_mask.png").unlink()
-    says = r"nut/test/scratch/001\.png has no mask: expected nut/ground_truth/scratch/001_mask\.png"
-    refused("data", "verify", "toy", says=says)
-    with pytest.raises(DataError, match=f"^{says}$"):
+    message = r"nut/test/scratch/001\.png has no mask: expected nut/ground_truth/scratch/001_mask\.png"
+    refused("data", "verify", "toy", message=message)
+    with pytest.raises(DataError, match=f"^{message}$"):
         load_dataset("toy")
 
 
-def test_a_missing_mask_of_mtd_is_named_too(tmp_path, refused, monkeypatch):
+def test_a_missing_mask_of_mtd_is_named(tmp_path, refused, monkeypatch):
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
     for kind in ("Free", "Blowhole", "Break", "Crack", "Fray", "Uneven"):
         picture(tmp_path / f"mtd/MT_{kind}/Imgs/a.jpg")
         picture(tmp_path / f"mtd/MT_{kind}/Imgs/a.png")
     (tmp_path / "mtd/MT_Crack/Imgs/a.png").unlink()
-    refused("data", "verify", "mtd", says=r"MT_Crack/Imgs/a\.jpg has no mask: expected MT_Crack/Imgs/a\.png")
+    refused("data", "verify", "mtd", message=r"MT_Crack/Imgs/a\.jpg has no mask: expected MT_Crack/Imgs/a\.png")
     (tmp_path / "mtd/MT_Fray/Imgs/a.jpg").unlink()
     (tmp_path / "mtd/MT_Crack/Imgs/a.jpg").unlink()
-    refused("data", "verify", "mtd", says=r".*MT_Crack/Imgs holds no \.jpg image")
+    refused("data", "verify", "mtd", message=r".*MT_Crack/Imgs holds no \.jpg image")
 
 
-def test_an_image_that_vanishes_after_listing_is_named(toy):
+def test_an_image_deleted_after_listing_is_named(toy):
     data = load_dataset("toy")
     data.train[1].path.unlink()
     with pytest.raises(DataError, match=r"train/good/001\.png is not there: restore the file or remove it"):
         list(read_images(data.train, View(32)))
 
 
-@pytest.mark.parametrize(("emptied", "says"), [
+@pytest.mark.parametrize(("emptied", "message"), [
     ("train/good", r"nut/train/good in .*toy holds no image: a category needs at least one to train on"),
     ("test", r"category 'nut' has no test images: expected .*nut/test/<defect>/\*\.png"),
 ])
-def test_an_empty_category_is_named(toy, refused, emptied, says):
+def test_an_empty_category_is_named(toy, refused, emptied, message):
     for path in (toy / "nut" / emptied).rglob("*.png"):
         path.unlink()
-    refused("data", "verify", "toy", says=says)
-    with pytest.raises(DataError, match=says):
+    refused("data", "verify", "toy", message=message)
+    with pytest.raises(DataError, match=message):
         load_dataset("toy")
 
 
 def test_a_folder_without_categories_is_named(toy, refused):
     (toy.parent / "hollow").mkdir()
-    refused("data", "verify", "hollow", says=r".*hollow holds no data set in MVTec layout: expected <category>/train/good/")
+    refused("data", "verify", "hollow", message=r".*hollow holds no data set in MVTec layout: expected <category>/train/good/")
 
 
-def test_an_unknown_category_is_answered_with_those_there_are(toy):
+def test_an_unknown_category_is_refused_with_the_known_ones(toy):
     for name, known in (("toy", "nut"), ("mini", "brick, grass")):
         with pytest.raises(ParameterError, match=f"^unknown category 'screw' in data set '{name}'; it has {known}"):
             load_dataset(name, ["screw"])
@@ -196,38 +197,38 @@ def test_an_unknown_category_is_answered_with_those_there_are(toy):
 
 
 @pytest.mark.parametrize("command", ["path", "verify"])
-def test_an_unknown_data_set_is_answered_with_the_nearest_one(toy, refused, command):
-    refused("data", command, "tyo", says=r"unknown data set 'tyo' \(did you mean 'toy'\?\); there are mini, .*toy")
+def test_an_unknown_data_set_is_refused_with_the_most_similar_name(toy, refused, command):
+    refused("data", command, "tyo", message=r"unknown data set 'tyo' \(did you mean 'toy'\?\); there are mini, .*toy")
 
 
 @pytest.mark.parametrize("command", ["path", "verify", "fetch"])
-def test_unknown_weights_are_answered_with_those_there_are(refused, command):
-    refused("weights", command, "resnet81", says=r"unknown weights 'resnet81'; data_manifest\.csv has .*resnet18")
+def test_unknown_weights_are_refused_with_the_known_ones(refused, command):
+    refused("weights", command, "resnet81", message=r"unknown weights 'resnet81'; data_manifest\.csv has .*resnet18")
 
 
-def test_an_archive_that_fails_the_manifest_s_checksum_is_named(tmp_path, refused):
+def test_an_archive_with_a_wrong_checksum_is_named(tmp_path, refused):
     archive = tmp_path / "mvtec.tar.xz"
     archive.write_bytes(b"x" * 100)
-    refused("data", "verify", "mvtec_ad", "--file", archive, says=rf"{archive} .*'mvtec_ad'.*fetch it again from https")
-    refused("data", "verify", "mvtec_da", "--file", archive, says=r"unknown data set or weights 'mvtec_da' \(did you mean")
+    refused("data", "verify", "mvtec_ad", "--file", archive, message=rf"{archive} .*'mvtec_ad'.*fetch it again from https")
+    refused("data", "verify", "mvtec_da", "--file", archive, message=r"unknown data set or weights 'mvtec_da' \(did you mean")
 
 
-def test_a_checkpoint_that_fails_the_manifest_s_checksum_is_named(tmp_path, refused, monkeypatch):
+def test_a_checkpoint_with_a_wrong_checksum_is_named(tmp_path, refused, monkeypatch):
     path = tmp_path / "resnet18-f37072fd.pth"
     path.write_bytes(b"x")
     monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path))
-    says = rf"{path} (is not 'resnet18': expected sha256 f37072fd|has 1 bytes where 'resnet18').*fetch it again from https"
-    refused("weights", "verify", "resnet18", says=says)
+    message = rf"{path} (is not 'resnet18': expected sha256 f37072fd|has 1 bytes where 'resnet18').*fetch it again from https"
+    refused("weights", "verify", "resnet18", message=message)
 
 
-def test_a_feature_that_is_nan_ends_a_run_that_keeps_the_traceback(notebook, tmp_path, refused):
+def test_a_nan_feature_ends_a_run_which_keeps_the_traceback(notebook, tmp_path, refused):
     out = tmp_path / "run.ipynb"
-    refused("run", notebook, "-o", out, "--record", tmp_path / "record.json", leaves={"run.ipynb"}, says=(
+    refused("run", notebook, "-o", out, "--record", tmp_path / "record.json", leaves={"run.ipynb"}, message=(
         r"nan failed in cell 2: DataError: features of resnet18 at tap 1 are NaN or infinite for image 1 of the batch"))
     assert "NaN or infinite" in out.read_text()
 
 
-def test_a_feature_that_is_nan_leaves_no_cache_entry(toy, tmp_path):
+def test_a_nan_feature_leaves_no_cache_entry(toy, tmp_path):
     extractor = FeatureExtractor("resnet18", (1,), "random")
     extractor.std.zero_()
     extractor.mean.fill_(float("nan"))
@@ -246,67 +247,67 @@ def test_a_full_disk_leaves_no_cache_entry(toy, tmp_path, monkeypatch, how):
 
 
 @pytest.mark.parametrize("how", ["write", "sync"])
-def test_a_full_disk_leaves_the_export_that_was_there(stored, tmp_path, refused, monkeypatch, how):
+def test_a_full_disk_leaves_an_existing_export_unchanged(stored, tmp_path, refused, monkeypatch, how):
     out = tmp_path / "out.csv"
     out.write_text("old")
     monkeypatch.setattr("adcore.experiments.record.COLUMNS", ["method", "dataset", "category", "settings", "seed", "metric",
                                                               "value", "key", *["seconds"] * 99])
     with full_disk(monkeypatch, how):
-        refused("results", "--to", out, says=rf"cannot write {out}: .+; free the folder or name another one")
+        refused("results", "--to", out, message=rf"cannot write {out}: .+; free the folder or name another one")
     assert out.read_text() == "old"
 
 
 @pytest.mark.parametrize("how", ["write", "sync"])
-def test_a_full_disk_ends_a_run_before_a_half_notebook_is_left(notebook, tmp_path, refused, monkeypatch, how):
+def test_a_full_disk_leaves_no_partial_notebook(notebook, tmp_path, refused, monkeypatch, how):
     def executed(path: str, output: str, *_: object, **__: object) -> None:
         Path(output).write_bytes(b"x" * 10_000)
 
     monkeypatch.setattr("papermill.execute_notebook", executed)
     with full_disk(monkeypatch, how):
         words = ("run", notebook, "-o", tmp_path / "run.ipynb", "--record", tmp_path / "record.json")
-        refused(*words, says=r"cannot write .*run\.ipynb: .+; free the folder")
+        refused(*words, message=r"cannot write .*run\.ipynb: .+; free the folder")
 
 
-def test_a_full_disk_leaves_no_half_category_of_mini(tmp_path, refused, monkeypatch):
+def test_a_full_disk_leaves_no_partial_category_of_mini(tmp_path, refused, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setenv("ADCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(write, "_write", full)
-    refused("data", "path", "mini", says=r"cannot write .*mini-\d+/brick: No space left on device; free the folder",
+    refused("data", "path", "mini", message=r"cannot write .*mini-\d+/brick: No space left on device; free the folder",
             leaves={"cache", f"cache/mini-{write.VERSION}"})
 
 
 @pytest.mark.parametrize("place", ["/proc/adcore", "{tmp}/file"])
 def test_a_folder_that_cannot_be_written_is_named(stored, notebook, tmp_path, refused, monkeypatch, place):
-    """As root no permission bit stops a write, but /proc does, and so does a file where a folder should be."""
+    """Root may write everywhere except below /proc, or below a file instead of a folder."""
     (tmp_path / "file").touch()
     folder = place.format(tmp=tmp_path)
-    refused("results", "--to", f"{folder}/out.csv", says=rf"cannot write {folder}/out\.csv: .+; free the folder")
-    refused("run", notebook, "-o", f"{folder}/run.ipynb", says=rf"cannot write {folder}/run\.ipynb: .+; free the folder")
+    refused("results", "--to", f"{folder}/out.csv", message=rf"cannot write {folder}/out\.csv: .+; free the folder")
+    refused("run", notebook, "-o", f"{folder}/run.ipynb", message=rf"cannot write {folder}/run\.ipynb: .+; free the folder")
     monkeypatch.setenv("ADCORE_CACHE", folder)
-    refused("data", "path", "mini", says=rf"cannot write {folder}/mini-\d+/brick: .+; free the folder or name another")
+    refused("data", "path", "mini", message=rf"cannot write {folder}/mini-\d+/brick: .+; free the folder or name another")
     monkeypatch.setenv("ADCORE_RUNS", folder)
-    refused("run", notebook, says=rf"cannot write {folder}/notebooks/nan/run\.ipynb: ")
-    refused("results", says="the store has no result with dataset=any and profile=any")
+    refused("run", notebook, message=rf"cannot write {folder}/notebooks/nan/run\.ipynb: ")
+    refused("results", message="the store has no result with dataset=any and profile=any")
 
 
-def test_a_wrong_parameter_is_answered_with_the_right_names(notebook, tmp_path, refused):
-    for given, says in (("sed=1", r"unknown parameter 'sed' for nan \(did you mean 'seed'\?\); it takes seed, rate"),
+def test_a_wrong_parameter_is_refused_with_the_known_names(notebook, tmp_path, refused):
+    for given, message in (("sed=1", r"unknown parameter 'sed' for nan \(did you mean 'seed'\?\); it takes seed, rate"),
                         ("seed=x", "parameter 'seed' of nan takes int like 0, not str 'x'"),
                         ("seed", "'seed' is not name=value"), ("seed=[1", r"the value of 'seed=\[1' cannot be read")):
-        refused("run", notebook, "-p", given, "-o", tmp_path / "run.ipynb", says=says)
-    refused("run", "uniad2022/02_ablation_", says="there is no notebook 'uniad2022/02_ablation_'")
+        refused("run", notebook, "-p", given, "-o", tmp_path / "run.ipynb", message=message)
+    refused("run", "uniad2022/02_ablation_", message="there is no notebook 'uniad2022/02_ablation_'")
 
 
-def test_a_wrong_setting_or_method_is_answered_with_the_right_names():
+def test_a_wrong_setting_or_method_is_refused_with_the_known_names():
     with pytest.raises(ParameterError, match=r"has no setting 'tops'; it has .*taps"):
         Experiment("patchcore", settings=(("tops", 1),)).config()
     with pytest.raises(ParameterError, match=r"unknown method 'patchcor'; there are .*patchcore"):
         Experiment("patchcor").config()
 
 
-def test_the_process_itself_ends_with_status_2_and_one_line_on_stderr(notebook, tmp_path):
+def test_the_process_exits_with_status_2_and_one_line_on_stderr(notebook, tmp_path):
     words = [sys.executable, "-m", "adcore.cli", "run", str(notebook), "-p", "sed=1", "-o", str(tmp_path / "run.ipynb")]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
@@ -314,7 +315,7 @@ def test_the_process_itself_ends_with_status_2_and_one_line_on_stderr(notebook, 
     assert files_below(tmp_path) == {"nan.ipynb"}
 
 
-def test_every_error_for_people_is_of_one_family():
+def test_all_errors_for_users_have_one_base_class():
     import adcore.errors as errors
     family = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(family) == 5 and all(issubclass(kind, AdcoreError) for kind in family)

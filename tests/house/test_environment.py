@@ -1,4 +1,4 @@
-"""One list of dependencies, one list of versions, and front doors that only point at them."""
+"""Dependencies are listed only in pyproject.toml and exact versions only in constraints.txt; other files refer to them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pins() -> list[str]:
 
 
 def requirements(*extras: str) -> Iterator[Requirement]:
-    """The project's own and those of the extras, an extra of extras resolved."""
+    """The requirements of the project and of the given extras; an extra that names extras is resolved."""
     for line in [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]:
         requirement = Requirement(line)
         if requirement.name == PROJECT["name"]:
@@ -46,24 +46,24 @@ def environment() -> list[Any]:
     return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
 
 
-def test_conda_installs_python_and_tools_and_leaves_everything_else_to_this_package():
+def test_conda_installs_only_python_and_tools_and_pip_installs_everything_else():
     *conda, pip = environment()
     assert {re.split(r"[=<>]", line)[0] for line in conda} == {"python", "pip", "make", "git"}
     assert pip == {"pip": ["--constraint constraints.txt", "--editable .[all]"]}
 
 
-def test_conda_takes_a_python_that_the_package_supports():
+def test_the_python_of_conda_is_supported():
     (line,) = [line for line in environment() if str(line).startswith("python")]
     version = line.partition("=")[2]
     assert version in PYTHONS and Requirement(f"python{PROJECT['requires-python']}").specifier.contains(f"{version}.0")
 
 
-def test_python_3_10_to_3_13_are_supported_and_nothing_else():
+def test_exactly_python_3_10_to_3_13_are_supported():
     supported = Requirement(f"python{PROJECT['requires-python']}").specifier
     assert [f"3.{minor}" for minor in range(7, 17) if supported.contains(f"3.{minor}.5")] == list(PYTHONS)
 
 
-def test_every_constraint_is_one_name_with_one_exact_version():
+def test_every_constraint_pins_one_package_to_one_exact_version():
     for line in pins():
         requirement = Requirement(line)
         assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; .+)?", line), line
@@ -71,7 +71,7 @@ def test_every_constraint_is_one_name_with_one_exact_version():
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_each_supported_python_gets_one_version_of_every_dependency_and_it_is_one_we_accept(python):
+def test_every_dependency_has_one_accepted_version_for_each_supported_python(python):
     where = {"python_version": python, "python_full_version": f"{python}.5", "sys_platform": "linux",
              "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix",
              "implementation_name": "cpython", "platform_python_implementation": "CPython"}
@@ -86,41 +86,41 @@ def test_each_supported_python_gets_one_version_of_every_dependency_and_it_is_on
             assert requirement.specifier.contains(Version(version), prereleases=True), requirement
 
 
-def test_the_extra_all_holds_every_other_but_the_peers_to_measure_against_and_what_only_a_cluster_needs():
+def test_the_extra_all_contains_every_extra_except_those_for_benchmarks_and_clusters():
     (everything,) = map(Requirement, EXTRAS["all"])
     assert everything.extras == set(EXTRAS) - {"all", *APART}
 
 
-def test_every_extra_that_a_text_names_exists():
+def test_every_extra_that_is_mentioned_anywhere_exists():
     texts = [*ROOT.glob("*.md"), *ROOT.glob("*.yml"), ROOT / "Makefile", *ROOT.glob("adcore/**/*.py"),
              *ROOT.glob("notebooks/**/*.ipynb"), *ROOT.glob("workflow/**/*.y*ml"), *ROOT.glob("workflow/**/*.md")]
     named = {(path.name, extra.strip()) for path in texts
              for group in re.findall(r"(?:adcore|['\" ]\.)\[([a-z, ]+)\]", path.read_text(encoding="utf-8"))
              for extra in group.split(",")}
-    assert {extra for _, extra in named} >= {"all", "elpv"}, "the search finds nothing"
+    assert {extra for _, extra in named} >= {"all", "elpv"}, "the search pattern is broken"
     assert not [one for one in named if one[1] not in EXTRAS]
 
 
-def test_make_help_names_every_target():
+def test_make_help_lists_all_targets():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     (phony,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
     targets = set(re.findall(r"^([a-z-]+):(?!=)", text, re.MULTILINE))
     assert set(phony.split()) == targets
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    words = ["make", "--no-print-directory", "help"]  # this test may itself run below a make, which prints folders
+    words = ["make", "--no-print-directory", "help"]  # a make that runs this test would add lines about folders
     printed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in printed.splitlines()} == targets
     assert all(len(line.split()) > 1 for line in printed.splitlines())
 
 
-def test_make_refuses_the_pythons_that_the_package_refuses():
+def test_make_accepts_the_same_python_versions_as_the_package():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     (low, high) = re.findall(r"\((\d, \d+)\) <= sys\.version_info\[:2\] <= \((\d, \d+)\)", text)[0]
     assert (low.replace(", ", "."), high.replace(", ", ".")) == (PYTHONS[0], PYTHONS[-1])
 
 
-def test_importing_the_package_and_asking_for_help_needs_no_torch():
-    """So that `adcore doctor` can say that torch is missing."""
+def test_importing_the_command_line_does_not_import_torch():
+    """`adcore doctor` must be able to report that torch is missing."""
     code = "import sys, adcore.cli, adcore.doctor, adcore.notebook, adcore.grids; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

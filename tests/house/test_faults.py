@@ -1,6 +1,6 @@
-"""Training, evaluation, papermill and Snakemake killed at random moments: they go on, and end as if nothing had been.
+"""Training, evaluation, papermill and Snakemake are killed at random times: restarted, they end with the same numbers.
 
-A handful of kills by default; with ADCORE_KILLS=50 (`make test-faults`) at least fifty, a third of them of notebooks.
+Six kills by default; with ADCORE_KILLS=50 (`make test-faults`) at least 50, about a third of them of notebooks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 KILLS = int(os.environ.get("ADCORE_KILLS", 0))
-MANY = pytest.mark.skipif(KILLS == 0, reason="a start takes seconds: make test-faults")
+MANY = pytest.mark.skipif(KILLS == 0, reason="slow: run make test-faults")
 CHECKOUT = Path(__file__).resolve().parents[2]
 HERE = {**os.environ, "OMP_NUM_THREADS": "1", "ADCORE_PROGRESS": "0",
         "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])}
@@ -40,20 +40,20 @@ print(total)
 """
 
 
-def test_a_grid_killed_while_it_trains_and_tests_ends_with_the_same_numbers_and_does_nothing_twice(tmp_path):
+def test_a_grid_killed_during_training_and_evaluation_repeats_nothing_and_ends_with_the_same_numbers(tmp_path):
     kills = max(6, KILLS * 35 // 50)
     words = [sys.executable, str(Path(__file__).parents[1] / "support" / "faults.py"), str(tmp_path), str(kills), "0"]
     done = subprocess.run(words, env=HERE, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    print(told)
-    assert told["wrong"] == []
-    assert sum(told["kills"].values()) >= kills and told["kills"].get("test", 0) >= kills // 4 and told["numbers"] > 20
+    outcome = json.loads(done.stdout)
+    print(outcome)
+    assert outcome["wrong"] == []
+    assert sum(outcome["kills"].values()) >= kills and outcome["kills"].get("test", 0) >= kills // 4 and outcome["numbers"] > 20
 
 
 @pytest.fixture
 def notebook(tmp_path: Path) -> Path:
-    """A notebook that sums for half a second and leaves a file and a line in a log."""
+    """A notebook that computes sums for half a second, then writes a file and a line of a log."""
     parameters = new_code_cell(f"seed = 0\nout = {str(tmp_path)!r}", metadata={"tags": ["parameters"]})
     cells = new_notebook(cells=[parameters, new_code_cell(COUNT)], metadata={
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
@@ -63,8 +63,13 @@ def notebook(tmp_path: Path) -> Path:
 
 def until_done(words: list[str], folder: Path, kills: int, rng: random.Random, check: Callable[[], None],
                forget: Callable[[], None]) -> list[int]:
-    """Run a command to its end, killing it with all that it started `kills` times, and begin anew (`forget`) when it was done
-    before; after each kill, `check` what it left. How many seconds each kill came after its start, in tenths."""
+    """Run a command, kill it with all its children at random times until there were `kills` kills, then let it finish.
+
+    check   called after each kill and after each complete run: inspects the files
+    forget  called when a run finished before its kill: deletes the files, so that the next run starts again
+
+    Returns the time from start to kill of each kill, in tenths of a second.
+    """
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, cwd=folder, env={**HERE, "ADCORE_RUNS": str(folder / "runs")}, start_new_session=True,
                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -73,15 +78,15 @@ def until_done(words: list[str], folder: Path, kills: int, rng: random.Random, c
     assert start().wait(300) == 0
     whole = time.monotonic() - began
     check()
-    fell: list[int] = []
+    kill_times: list[int] = []
     forget()
-    while len(fell) < kills:
+    while len(kill_times) < kills:
         process, wait = start(), rng.uniform(0, whole)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(wait)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            fell.append(int(10 * wait))
+            kill_times.append(int(10 * wait))
         else:
             assert process.returncode == 0, process.stderr.read() if process.stderr else ""
             check()
@@ -89,14 +94,14 @@ def until_done(words: list[str], folder: Path, kills: int, rng: random.Random, c
         process.wait()
         check()
     process = start()
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said.decode()
+    _, message = process.communicate(timeout=300)
+    assert process.returncode == 0, message.decode()
     check()
-    return fell
+    return kill_times
 
 
 @MANY
-def test_a_notebook_killed_under_papermill_leaves_no_half_file_and_runs_again(tmp_path, notebook):
+def test_a_killed_notebook_leaves_no_partial_file_and_runs_again(tmp_path, notebook):
     output, record = tmp_path / "runs" / "sum.ipynb", tmp_path / "runs" / "sum.json"
     code = ("import sys; from pathlib import Path; from adcore.notebook import run_notebook as run; "
             "run(sys.argv[1], {'seed': 3}, Path(sys.argv[2]), record=Path(sys.argv[3]))")
@@ -104,7 +109,7 @@ def test_a_notebook_killed_under_papermill_leaves_no_half_file_and_runs_again(tm
     def check() -> None:
         if output.is_file():
             assert "total = " in nbformat.read(output, as_version=4).cells[-1].source
-        if record.is_file():                                                      # written last: then all of it is there
+        if record.is_file():                                                      # written last: all other files exist
             assert json.loads(record.read_text())["parameters"] == {"seed": 3}
             assert nbformat.read(output, as_version=4).cells[-1].outputs[0].text == f"{sum(range(7000))}\n"
         if (tmp_path / "3.json").is_file():
@@ -120,7 +125,7 @@ def test_a_notebook_killed_under_papermill_leaves_no_half_file_and_runs_again(tm
 
 
 @MANY
-def test_snakemake_killed_in_a_grid_runs_what_is_missing_and_no_notebook_that_was_finished(tmp_path, notebook):
+def test_a_killed_snakemake_runs_the_missing_notebooks_and_no_finished_one(tmp_path, notebook):
     (tmp_path / "workflow").mkdir()
     (tmp_path / "workflow" / "Snakefile").write_text((CHECKOUT / "workflow" / "Snakefile").read_text())
     (tmp_path / "tiny.yaml").write_text(json.dumps({"notebooks": [{"notebook": str(notebook), "parameters": {"seed": 0},
@@ -132,7 +137,7 @@ def test_snakemake_killed_in_a_grid_runs_what_is_missing_and_no_notebook_that_wa
         for path in sorted(records.glob("*.json")) if records.is_dir() else ():
             seed = json.loads(path.read_text())["parameters"]["seed"]
             assert json.loads((tmp_path / f"{seed}.json").read_text()) == {"total": sum(range(1000 * (seed + 4)))}
-            assert stamps.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "a finished one ran again"
+            assert stamps.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "a finished run repeated"
 
     def forget() -> None:
         for path in (*records.glob("*"), *(tmp_path / f"{seed}.json" for seed in range(3))):

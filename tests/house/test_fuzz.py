@@ -1,7 +1,7 @@
-"""Every reader under damaged files: a result or one clear sentence, never another error, a hang, or a mask without its pixels.
+"""Every reader, given damaged files, returns a result or raises one clear sentence: no other error, no hang, no wrong mask.
 
-A valid file is damaged by flipped bytes, cuts, insertions and swapped pieces. About 150 damaged files a reader by default; with
-ADCORE_FUZZ=10000 (`make test-fuzz`) that many.
+Valid files are damaged by flipped bytes, cuts, insertions and swapped parts: 150 damaged files per reader by default, 10,000
+with ADCORE_FUZZ=10000 (`make test-fuzz`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SIZE = (12, 17)
 
 @st.composite
 def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """One of the files, damaged one to four times."""
+    """One of the files with one to four damages."""
     content = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -74,7 +74,7 @@ def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 
 @contextlib.contextmanager
 def in_time(seconds: int = 20) -> Iterator[None]:
-    """A hang is an error of its own kind."""
+    """Raise TimeoutError when the block takes too long."""
     def late(*_: object) -> None:
         raise TimeoutError(f"took longer than {seconds} s")
 
@@ -88,7 +88,7 @@ def in_time(seconds: int = 20) -> Iterator[None]:
 
 
 def read(reader: Callable[[Path], Any], content: bytes, name: str) -> Any:
-    """What a reader makes of a file with this content; None after one clear sentence. Any other error goes on."""
+    """The result of a reader on a file with this content; None after an AdcoreError of one sentence."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), in_time():
         warnings.simplefilter("ignore")
         path = Path(folder) / name
@@ -114,7 +114,7 @@ PHOTOGRAPH = RNG.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 MARKED = np.zeros(SIZE, np.uint8)
 MARKED[3:9, 4:12] = 255
 DARK = np.zeros((*SIZE, 3), np.uint8)
-DARK[3:9, 4:12, 2] = 3                                      # a blue that is black in gray
+DARK[3:9, 4:12, 2] = 3                                      # a blue that rounds to black in gray
 IMAGES = [encoded(PHOTOGRAPH, kind) for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF")]
 IMAGES += [encoded(PHOTOGRAPH, "PNG", mode) for mode in ("L", "1", "P", "RGBA")]
 MASKS = [encoded(MARKED, "PNG"), encoded(MARKED, "PNG", "1"), encoded(MARKED, "PNG", "P"), encoded(MARKED, "PNG", "RGBA"),
@@ -123,21 +123,21 @@ MASKS = [encoded(MARKED, "PNG"), encoded(MARKED, "PNG", "1"), encoded(MARKED, "P
 
 
 @pytest.mark.parametrize("content", MASKS)
-def test_a_mask_is_what_is_above_zero_in_any_channel_however_it_is_stored(content, tmp_path):
+def test_a_mask_marks_the_pixels_above_zero_in_any_channel_of_every_format(content, tmp_path):
     (tmp_path / "mask.png").write_bytes(content)
     assert np.array_equal(read_mask(tmp_path / "mask.png", SIZE), MARKED > 0)
 
 
 @given(damaged(IMAGES))
 @often
-def test_a_damaged_image_is_an_rgb_image_or_a_sentence(content):
+def test_a_damaged_image_is_read_as_rgb_or_refused(content):
     image = read(read_image, content, "image.png")
     assert image is None or (image.mode == "RGB" and image.width * image.height > 0)
 
 
 @given(damaged(MASKS))
 @often
-def test_a_damaged_mask_is_never_silently_another_mask(content):
+def test_a_damaged_mask_marks_pixels_or_is_refused(content):
     mask = read(lambda path: read_mask(path, SIZE), content, "mask.png")
     assert mask is None or mask.any()
 
@@ -159,14 +159,14 @@ GRID = b"""notebooks:
 
 @given(damaged([MANIFEST]))
 @often
-def test_a_damaged_manifest_is_a_list_or_a_sentence(content):
+def test_a_damaged_manifest_is_read_or_refused(content):
     entries = read(load_manifest, content, "data_manifest.csv")
     assert entries is None or all(name and entry.kind in ("dataset", "weights") for name, entry in entries.items())
 
 
 @given(damaged([EXHIBIT]))
 @often
-def test_a_damaged_exhibit_is_a_table_or_a_sentence(content):
+def test_a_damaged_exhibit_is_read_or_refused(content):
     def reader(path: Path) -> pd.DataFrame:
         real = PUBLISHED._resource
         PUBLISHED._resource = lambda name: path if name.endswith("table_s2.csv") else real(name)
@@ -181,20 +181,20 @@ def test_a_damaged_exhibit_is_a_table_or_a_sentence(content):
 
 @given(damaged([RECORD]))
 @often
-def test_a_damaged_record_is_a_table_that_can_be_drawn_or_a_sentence(content):
+def test_a_damaged_record_is_shown_or_refused(content):
     read(lambda path: [record.html for record in records(path.parent)], content, "record.csv")
 
 
 @given(damaged([GRID]))
 @often
-def test_a_damaged_grid_is_a_list_of_jobs_or_a_sentence(content):
+def test_a_damaged_grid_is_read_or_refused(content):
     jobs = read(lambda path: load_grid(path.stem, path.parent), content, "grid.yaml")
     assert jobs is None or all(job.path.is_file() for job in jobs)
 
 
 @given(damaged([sealed(body_of(MADE)).encode(), json.dumps(body_of(MADE)).encode()]))
 @often
-def test_a_damaged_result_is_missing_and_one_with_a_digest_is_never_another_one(content):
+def test_a_damaged_result_is_missing_or_unchanged(content):
     def reader(path: Path) -> Any:
         store = Store(path.parent)
         folder = store.folder(MADE.experiment)
@@ -207,17 +207,17 @@ def test_a_damaged_result_is_missing_and_one_with_a_digest_is_never_another_one(
     assert loaded is None or loaded == MADE or b'"digest": "' not in content
 
 
-plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
                      lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=3), inner),
                      max_leaves=4)
 
 
 @given(st.data())
 @often
-def test_any_value_of_a_setting_is_taken_or_refused_in_a_sentence(data):
+def test_any_value_of_a_setting_is_accepted_or_refused(data):
     method = METHODS[data.draw(st.sampled_from(sorted(METHODS)))]
     name = data.draw(st.sampled_from(sorted(method.Config().values())) | st.text(max_size=5))
-    value = data.draw(plain)
+    value = data.draw(values)
     with in_time(), contextlib.suppress(AdcoreError):
         json.dumps(method.Config.make({name: value}).values(), default=str)
 
@@ -231,7 +231,7 @@ def saved(value: Any) -> bytes:
 
 
 def trained(path: Path, epochs: int) -> list[float]:
-    """The losses of a tiny training that goes on from `path`."""
+    """The losses of a tiny training that continues from the checkpoint `path`."""
     torch.manual_seed(0)
     module = nn.Linear(2, 1)
     optimizer = torch.optim.AdamW(module.parameters(), 0.1)
@@ -240,26 +240,26 @@ def trained(path: Path, epochs: int) -> list[float]:
                  run=Run(checkpoint=path, progress=False))
 
 
-def begun() -> bytes:
+def started() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         trained(Path(folder) / "checkpoint", 2)
         return (Path(folder) / "checkpoint").read_bytes()
 
 
-BEGUN = begun()
+STARTED = started()
 STATES = [saved(nn.Linear(3, 2).state_dict()), saved({"state_dict": {"module.a": torch.ones(3)}, "epoch": 3})]
 
 
 @given(damaged(STATES))
 @often
-def test_a_damaged_checkpoint_of_weights_is_tensors_by_name_or_a_sentence(content):
+def test_a_damaged_weights_file_is_read_or_refused(content):
     state = read(read_checkpoint, content, "weights.pth")
     assert state is None or all(isinstance(tensor, torch.Tensor) for tensor in state.values())
 
 
-@given(damaged([BEGUN]))
+@given(damaged([STARTED]))
 @often
-def test_a_training_goes_on_from_a_damaged_checkpoint_as_it_would_have_or_says_so(content):
+def test_a_training_continues_correctly_from_a_damaged_checkpoint_or_is_refused(content):
     losses = read(lambda path: trained(path, 3), content, "checkpoint")
     assert losses is None or losses == WHOLE
 
@@ -270,20 +270,20 @@ with tempfile.TemporaryDirectory() as _folder:
 
 # --- folders ------------------------------------------------------------------------------------------------------------
 
-odd = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=6).filter(
+unusual = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=6).filter(
     lambda name: name not in (".", ".."))
 part = st.sampled_from(["train", "test", "good", "blob", "ground_truth", "nut", "000.png", "000_mask.png", "00000.png",
-                        "00000_GT.png", "٣.png", "²_GT.png"]) | odd
+                        "00000_GT.png", "٣.png", "²_GT.png"]) | unusual
 
 
 @given(st.lists(st.tuples(st.lists(part, min_size=1, max_size=4), st.sampled_from(["mask", "image", "empty", "folder"])),
                 max_size=8))
 @often
-def test_folders_with_odd_names_are_a_data_set_or_a_sentence(entries):
+def test_folders_with_unusual_names_are_read_or_refused(entries):
     with tempfile.TemporaryDirectory() as folder, in_time():
         root = Path(folder)
         for parts, what in entries:
-            with contextlib.suppress(OSError):                            # a file where a folder should be, a name too long
+            with contextlib.suppress(OSError):                            # a file instead of a folder, a name too long
                 path = root.joinpath(*parts)
                 (path if what == "folder" else path.parent).mkdir(parents=True, exist_ok=True)
                 if what != "folder":
