@@ -84,6 +84,14 @@ def test_the_page_is_short_and_its_notebooks_exist(paper):
     assert named and all((ROOT.parent / "notebooks" / f"{name}.ipynb").is_file() for name in named)
 
 
+def test_the_distance_table_of_contributing_names_what_the_papers_indexes_name():
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    places = re.findall(r"^\| [^|]+ \| 2 \| `(\w+)/([\w/]+\.py): ([\w.]+)` \|$", text, re.MULTILINE)
+    assert len(places) == 16
+    for paper, file, name in places:
+        assert f"{file}: {name}`" in readme(paper) and name in names_in(file_of(file, paper)), (paper, file, name)
+
+
 SYMBOLS = re.compile(r"^ *paper +code +shape +meaning\n((?: +\S.*\n)+)", re.MULTILINE)
 TABLES = [path for path in sorted(ROOT.rglob("*.py")) if SYMBOLS.search(path.read_text(encoding="utf-8"))]
 
