@@ -1,10 +1,10 @@
-"""Time adcore.papers.artola2024.color.transport_uint8 against other libraries' linear color transport, bytes to bytes.
+"""Time adcore.papers.artola2024.color.transport_uint8 against other libraries' linear color transport, uint8 to uint8.
 
     python benchmarks/bench_color.py --side 1024 --rounds 7
 
-All compute moments of both images, the Monge-Kantorovich map, and the mapped image, rounded and cut to 0..255. Peers work on
-pixels (N, 3) in float64, their own form; laying them out so is not timed, the way from bytes and back is. Each timed call
-follows an untimed one of the same code, as in a loop over images.
+All compute the moments of both images, the Monge-Kantorovich map, and the mapped image, rounded and clipped to 0..255. Peers
+use pixels (N, 3) in float64; the change of layout is not timed, the conversion from uint8 and back is. Each timed call follows
+an untimed one of the same code, as in a loop over images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def photograph(side: int, seed: int) -> Tensor:
-    """(1, 3, H, W) uint8 with correlated channels; few pixels leave 0..255."""
+    """(1, 3, H, W) uint8 with correlated channels; few pixels are clipped."""
     g = torch.Generator().manual_seed(seed)
     mix = 0.1 * torch.randn(3, 3, generator=g)
     noise = torch.randn(3, side * side, generator=g)
@@ -54,7 +54,7 @@ def color_matcher(source: Bytes, target: Bytes) -> Callable[[], Bytes]:
 
 
 def disagreement(ours: Tensor, theirs: Bytes) -> str | None:
-    """Compares images (1, 3, H, W) and (H, W, 3): a step of 8 bits is rounding."""
+    """Compares images (1, 3, H, W) and (H, W, 3); a difference of 1 is rounding."""
     steps = int((ours[0].permute(1, 2, 0).int() - torch.from_numpy(theirs).int()).abs().max())
     return f"differs by {steps} steps of 255" if steps > 1 else None
 
@@ -62,7 +62,7 @@ def disagreement(ours: Tensor, theirs: Bytes) -> str | None:
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--side", type=int, default=1024, help="of both images, in pixels (default 1024)")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds a peer (default 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds per peer (default 7)")
     parser.add_argument("--small", action="store_true", help="images of 16 x 16")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(words)

@@ -1,10 +1,10 @@
-"""Time adcore.density.GaussianDensity, fit and scores of one category, against a loop over positions with scikit-learn.
+"""Time DS2's GaussianDensity, fit and scores of one category, against a loop over positions with scikit-learn.
 
     python benchmarks/bench_density.py --images 350 --positions 20 --rounds 3
 
-Of the images 5 in 7 are fitted and all are scored, at each position by itself: PCA and a Ledoit-Wolf covariance, as DS2's
-density is made up. The published size is 57 x 57 positions; the loop costs the same at each, so 20 of them stand for all.
-Features are float32; scikit-learn stays in float32 and we fit in float64.
+5 of 7 images are fitted and all are scored, separately at each position: PCA and a Ledoit-Wolf covariance, as in DS2. The
+published size is 57 x 57 positions; the loop takes the same time for each, so 20 of them are enough. Features are float32;
+scikit-learn computes in float32, and we fit in float64.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from adcore.papers.ds2.gaussian import GaussianDensity
 
 
 def features(images: int, positions: int, dim: int, seed: int = 0) -> Tensor:
-    """(n, N, D) float32 of a covariance whose spectrum falls off, as that of real features does."""
+    """(n, N, D) float32 with a covariance whose spectrum decreases, like that of real features."""
     g = torch.Generator().manual_seed(seed)
     spread = torch.arange(1, dim + 1) ** -0.5
     return torch.randn(images, positions, dim, generator=g) * spread[torch.randperm(dim, generator=g)]
@@ -54,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--positions", type=int, default=20)
     parser.add_argument("--channels", type=int, default=512)
     parser.add_argument("--dims", type=int, default=200, help="of the Gaussian (default 200)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds a peer (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds per peer (default 3)")
     parser.add_argument("--small", action="store_true", help="a size of milliseconds")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(words)

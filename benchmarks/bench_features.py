@@ -1,10 +1,10 @@
-"""Time feature extraction, by each engine, against the same network in torch, eager, as one would call it.
+"""Time feature extraction by each engine against the same network in eager torch, called in the usual way.
 
     python benchmarks/bench_features.py --batch 16 --rounds 5
 
 Wide ResNet-50 at 256 pixels (three stages) and EfficientNet-B4 at 224 (four stages), random weights, float32 throughout. The
-peer is torchvision's or timm's own network cut by their own feature extractor. Ours runs as in a loop over a data set, which
-keeps its memory from batch to batch (adcore/memory.py).
+peer is the network of torchvision or timm with its own feature extractor. Ours runs as in a loop over a data set, which keeps
+its memory from batch to batch (adcore/memory.py).
 """
 
 from __future__ import annotations

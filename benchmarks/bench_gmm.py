@@ -2,9 +2,9 @@
 
     python benchmarks/bench_gmm.py --points 100000 --dims 64 --components 10 50 --rounds 3
 
-Everything is float32 and of full covariance. scikit-learn computes no gradient; its value alone is timed. Each timed call
-follows an untimed one of the same code: the threads of numpy's products would otherwise still be waiting for more work, on the
-cores that torch's need. Ours keeps its memory between them, as in the trainings and evaluations that call it.
+Everything is float32 with full covariances. scikit-learn computes no gradient, so only its value is timed. Each timed call
+follows an untimed one of the same code: numpy's threads would otherwise still wait for more work on the cores that torch needs.
+Ours keeps its memory between calls, as in the trainings and evaluations that call it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def mixture(k: int, d: int, seed: int = 0) -> Mixture:
     g = torch.Generator().manual_seed(seed)
     turns = torch.linalg.qr(torch.randn(k, d, d, generator=g, dtype=torch.float64)).Q
     precisions = turns * (0.5 + torch.rand(k, 1, d, generator=g, dtype=torch.float64)) @ turns.mT
-    # P = U U^T with U upper triangular: the lower factor of P with its axes turned round, turned back.
+    # P = U U^T with U upper triangular: reverse the axes of P, take the lower factor, reverse its axes.
     factors = torch.linalg.cholesky(precisions.flip(1, 2)).flip(1, 2)
     weights = torch.rand(k, generator=g) + 0.1
     return (weights / weights.sum()).log(), torch.randn(k, d, generator=g), factors.float().contiguous()
@@ -86,7 +86,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--points", type=int, default=100_000)
     parser.add_argument("--dims", type=int, default=64)
     parser.add_argument("--components", type=int, nargs="+", default=[10, 50])
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds a peer (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds per peer (default 3)")
     parser.add_argument("--small", action="store_true", help="sizes of milliseconds")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(words)

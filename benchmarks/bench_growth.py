@@ -2,9 +2,9 @@
 
     python benchmarks/bench_growth.py --rounds 5
 
-Sizes double. The exponent p of time = c size^p is fitted by least squares in logarithms: 1 is linear, 2 quadratic. Small inputs
-cost what a call costs, so a fitted exponent lies below the one that counting operations gives. Memory is the rise of the peak
-beyond what the input takes (Linux only), measured once, sizes ascending.
+Sizes double. The exponent p of time = c size^p is fitted by least squares in logarithms: 1 is linear, 2 quadratic. For small
+inputs the fixed cost of a call dominates, so a fitted exponent is below the one from counting operations. Memory is the peak in
+addition to the input (Linux only), measured once, with ascending sizes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Series:
     """One computation at several sizes of one of its inputs.
 
     of        what the sizes count
-    fixed     what stays, in words
-    expected  exponent that counting operations gives
+    fixed     the other sizes, in words
+    expected  exponent from counting operations
     prepare   size -> the call that is timed
     """
 
@@ -121,17 +121,17 @@ def all_series(small: bool = False) -> list[Series]:
         Series("metrics.pixel_scores", "maps", doubled(4, 2) if small else doubled(25, 4), "256x256, 5 % anomalous", 1,
                lambda n: metrics(n, 256)),
         Series("metrics.pixel_scores", "pixels", pixels, "16 maps, 5 % anomalous", 1, lambda n: metrics(16, round(n**0.5))),
-        # From 512 pixels on the largest of the three fields fits into the image, and only that part is computed.
+        # From 512 pixels on the largest of the three fields fits in the image, and only that part is computed.
         Series("receptive_field.measure", "pixels", tuple(side * side for side in sides), "ResNet-18, three taps", 0,
                lambda n: fields(round(n**0.5))),
-        # Beyond 64 images the covariance is that of the 64 channels, and only products still grow.
+        # Beyond 64 images the size of the covariance is fixed by the 64 channels, and only the products grow.
         Series("density.GaussianDensity, fit", "images", doubled(32, 2) if small else doubled(512, 4),
                "20 positions, 64 channels to 16", 1, density),
     ]
 
 
 def seconds(calls: Mapping[int, Callable[[], Any]], rounds: int) -> dict[int, float]:
-    """Median time at each size, after a first call that is not timed; sizes take turns, so a slow phase hits all."""
+    """Median time at each size, after a first call that is not timed; sizes take turns, so a slow phase affects all."""
     taken: dict[int, list[float]] = {size: [] for size in calls}
     for turn in range(rounds + 1):
         for size, call in calls.items():
@@ -148,7 +148,7 @@ def exponent(times: Mapping[int, float]) -> float:
 
 
 def lines(series: Series, times: Mapping[int, float], peaks: Mapping[int, float | None]) -> list[list[str]]:
-    """Lines of the csv, one a size; a peak that was not measured is left empty."""
+    """Rows of the csv, one per size; a peak that was not measured is empty."""
     versions = f"python {platform.python_version()} torch {torch.__version__.split('+')[0]}"
     megabytes = {size: "" if peak is None else f"{peak / 1e6:.1f}" for size, peak in peaks.items()}
     return [[series.kernel, series.of, str(size), f"{taken:.5f}", f"{exponent(times):.2f}", str(series.expected),
@@ -166,7 +166,7 @@ def main(words: Sequence[str] | None = None) -> int:
     writer.writerow(COLUMNS)
     for series in all_series(arguments.small):
         calls = {size: series.prepare(size) for size in series.sizes}
-        calls[series.sizes[0]]()                             # libraries take memory of their own when first used
+        calls[series.sizes[0]]()                             # libraries allocate memory when they are first used
         peaks = {size: peak_rise(call) for size, call in calls.items()}
         times = seconds(calls, arguments.rounds)
         writer.writerows(lines(series, times, peaks))

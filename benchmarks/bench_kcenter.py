@@ -1,15 +1,14 @@
-"""Time adcore.kernels.kcenter, PatchCore's coreset, against others' greedy k-center.
+"""Time adcore.kernels.kcenter, PatchCore's coreset, against the greedy k-center of others.
 
     python benchmarks/bench_kcenter.py --sizes 20000x128x2000 100000x128x1000 --rounds 3
     python benchmarks/bench_kcenter.py --features bank.npy --share 0.1
 
-A size is points x dimensions x centers. anomalib's sampler runs without its random projection, from our first point, without
-its progress bar. "One update a center" is written here from what is known of the sampler in Amazon's PatchCore: for each
-center the squared lengths of all points anew, their products with the center, and the smaller of old and new distance. Two
-selections agree when they cover the points equally well: rounding may swap picks that are almost equally far, and then all
-that follow.
+A size is points x dimensions x centers. anomalib's sampler runs from our first point, without its random projection and its
+progress bar. "One update a center" follows the sampler in Amazon's PatchCore: for each center it computes the squared lengths
+of all points again, their products with the center, and the smaller of old and new distance. Two selections agree if they cover
+the points equally well: rounding may swap picks that are almost equally far, and then all picks after them.
 
-Peak memory is that of a second call in a process of its own, beside the bank it was given (Linux only), and goes to
+Peak memory is measured in a second call in a separate process, in addition to the bank (Linux only), and written to
 kcenter_memory.csv.
 """
 
@@ -55,7 +54,7 @@ def gaussian(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 def one_update_a_center(points: Tensor, k: int) -> list[int]:
-    """Greedy k-center to the letter, from the first point."""
+    """Greedy k-center with one pass over all points per pick, from the first point."""
     distance, picked = torch.full((len(points), 1), torch.inf), [0]
     while True:
         center = points[picked[-1]][None]                                                     # (1, d)
@@ -82,7 +81,7 @@ def anomalib(points: Tensor, k: int) -> Callable[[], list[int]]:
 
 
 def radius(points: Tensor, picked: Tensor | Sequence[int]) -> float:
-    """How far the point is that is farthest from all picks: what greedy k-center keeps small."""
+    """The largest distance of a point to its nearest pick, which greedy k-center keeps small."""
     return float(nearest(points, points[torch.as_tensor(picked)])[0].max())
 
 
@@ -106,12 +105,12 @@ def compared(points: Tensor, k: int, size: str, rounds: int) -> list[dict[str, s
 
 
 def peak_over_bank(n: int, d: int, k: int) -> float:
-    """Largest resident memory during a second `kcenter`, bank included, over the bank; in a process that does nothing else.
+    """Largest resident memory during a second `kcenter`, including the bank, divided by the size of the bank.
 
     Raises:
         ParameterError: not on Linux.
     """
-    kcenter(gaussian(n, d), k, progress=False)      # libraries take some megabytes of their own when first used at a size
+    kcenter(gaussian(n, d), k, progress=False)      # libraries allocate some megabytes when first used at a size
     points = gaussian(n, d)
     rise = peak_rise(lambda: kcenter(points, k, progress=False))
     if rise is None:
@@ -120,7 +119,7 @@ def peak_over_bank(n: int, d: int, k: int) -> float:
 
 
 def memory(sizes: Sequence[str], path: Path) -> None:
-    """Peak memory at each size into a csv."""
+    """Write the peak memory at each size to a csv."""
     lines = ["size,peak_over_bank,machine,commit"]
     for size in sizes:
         done = subprocess.run([sys.executable, __file__, "--peak", size], capture_output=True, text=True)
@@ -136,10 +135,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=SIZES, help=f"points x dimensions x centers (default {' '.join(SIZES)})")
     parser.add_argument("--features", type=Path, help="a .npy file (n, d) of real features, instead of the sizes")
-    parser.add_argument("--share", type=float, default=0.1, help="of the features, how many are picked (default 0.1)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds a peer (default 3)")
+    parser.add_argument("--share", type=float, default=0.1, help="fraction of the features that is picked (default 0.1)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds per peer (default 3)")
     parser.add_argument("--small", action="store_true", help="a size of milliseconds")
-    parser.add_argument("--peak", metavar="SIZE", help="print the peak memory at this size over the bank's and end")
+    parser.add_argument("--peak", metavar="SIZE", help="print the peak memory at this size divided by the bank's, and end")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(words)
     if arguments.peak:

@@ -1,10 +1,10 @@
-"""Time each Triton kernel on a GPU against torch, eager and compiled, and say what share of the GPU's limit it reaches.
+"""Time each Triton kernel on a GPU against torch, eager and compiled, and print the fraction of the GPU's limit it reaches.
 
     python benchmarks/bench_kernels.py --rounds 20
 
-The limit of a computation is the larger of two times: that of moving each number it must read or write once, and that of its
-additions and multiplications, both at speeds measured here first, by a copy and by a matrix product. Torch's and the kernel's
-results must agree before they are timed in turns. A kernel that does not win is to be dropped.
+The limit of a computation is the larger of two times: to read and write each of its numbers once, and to do its additions and
+multiplications, at speeds that are measured first with a copy and a matrix product. The results of torch and of the kernel must
+agree before they are timed in turns. A kernel that is not faster is to be removed.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from torch import Tensor
 from adcore.experiments.provenance import machine
 from adcore.kernels import gmm, kcenter, kernels, masked_attention, nearest
 from adcore.kernels.color import moments
-from adcore.kernels.kcenter import POOL
+from adcore.kernels.kcenter import TRITON_POOL
 from adcore.papers.artola2024.color import transport_uint8
 from adcore.papers.uniad2022.uniad import neighbor_mask
 
-COLUMNS = ("kernel", "size", "ms", "eager", "compiled", "limit", "share", "bound by", "verdict")
+COLUMNS = ("kernel", "size", "ms", "eager", "compiled", "limit", "fraction", "bound by", "verdict")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a computation cannot do without: bytes to and from memory, each counted once, and additions plus multiplications."""
+    """The least that a computation needs: bytes to and from memory, each counted once, and additions plus multiplications."""
 
     moved: int
     flops: int
 
     def limit(self, bandwidth: float, speed: float) -> tuple[float, str]:
-        """Seconds at `bandwidth` bytes and `speed` operations a second, and which of the two decides."""
+        """Seconds at `bandwidth` bytes and `speed` operations per second, and which of the two is slower."""
         return max((self.moved / bandwidth, "memory"), (self.flops / speed, "arithmetic"))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call of a public function, which runs in Triton or in torch as `kernels` says."""
+    """A call of a public function, which runs in Triton or in torch as `kernels` selects."""
 
     name: str
     size: str
@@ -66,17 +66,17 @@ def nearest_cost(n: int, m: int, d: int, itemsize: int) -> Cost:
 
 
 def kcenter_cost(k: int, pool: int, d: int, itemsize: int) -> Cost:
-    """The pool once a pick, a difference, a square and a sum for each number; the passes over all points come on top."""
+    """The pool once per pick: a difference, a square and a sum for each number. The passes over all points are not counted."""
     return Cost(k * pool * (d * itemsize + 8), 3 * k * pool * d)
 
 
 def gmm_cost(n: int, k: int, d: int, itemsize: int) -> Cost:
-    """Points and mixture in; log-density, responsibilities and gradient out; two products a component."""
+    """Points and mixture in; log-density, responsibilities and gradient out; two products per component."""
     return Cost((2 * n * d + n + n * k + k * (d * d + d + 1)) * itemsize, 2 * 2 * n * k * d * d)
 
 
 def color_cost(pixels: int, mapped: bool) -> Cost:
-    """Images of 3 bytes a pixel in, 3 sums and 6 products; mapped: in again and out, 3 rows of 3 products and a sum."""
+    """Images of 3 bytes per pixel in, 3 sums and 6 products; mapped: in again and out, 3 rows of 3 products and a sum."""
     return Cost(pixels * 3 * (3 if mapped else 1), pixels * (3 + 12 + (18 if mapped else 0)))
 
 
@@ -110,7 +110,7 @@ def cases(device: torch.device, *, batch: int = 64, grid: int = 14, queries: int
     cloud = random(points, 128)
     picks = max(1, points // 100)
     found.append(Case("kcenter", f"{picks} of {points}, d 128", lambda: kcenter(cloud, picks, progress=False),
-                      kcenter_cost(picks, min(POOL, points), 128, 4), tolerance=float("inf")))    # rounding may swap picks
+                      kcenter_cost(picks, min(TRITON_POOL, points), 128, 4), tolerance=float("inf")))  # rounding may swap picks
     u, factors = random(max(1, points // 4), 64).requires_grad_(), torch.eye(64, device=device).expand(20, 64, 64).contiguous()
     mixture = torch.zeros(20, device=device).log_softmax(0), random(20, 64), factors
     found.append(Case("gmm, with gradient", f"{len(u)} points, K 20, d 64",
@@ -131,7 +131,7 @@ def difference(ours: Any, theirs: Any) -> float:
 
 
 def run_as(choice: str, call: Callable[[], Any], times: int = 1) -> Callable[[], Any]:
-    """The call, so many times and waited for, with kernels as `choice` says."""
+    """A function that makes the call `times` times with the kernels set to `choice`, and waits for the GPU."""
     def timed() -> Any:
         with kernels(choice):
             for _ in range(times):
@@ -142,7 +142,7 @@ def run_as(choice: str, call: Callable[[], Any], times: int = 1) -> Callable[[],
 
 
 def limits(device: torch.device, rounds: int = 10) -> tuple[float, dict[torch.dtype, float]]:
-    """Bytes a second of a large copy, read and write, and operations a second of a large product, by dtype."""
+    """Bytes per second of a large copy, read and write, and operations per second of a large product, by dtype."""
     def fastest(call: Callable[[], Any]) -> float:
         timed = run_as("torch", call)
         timed()
@@ -170,16 +170,16 @@ def line(case: Case, ours: float, eager: float, compiled: float | None, limit: t
     best = min(eager, eager if compiled is None else compiled)
     times = ("-" if seconds is None else f"{1e3 * seconds:.3f}" for seconds in (ours, eager, compiled, limit[0]))
     return (case.name, case.size, *times, f"{limit[0] / ours:.0%}", limit[1],
-            f"wins {best / ours:.2f}x" if ours < best else f"loses {ours / best:.2f}x: drop it")
+            f"{best / ours:.2f}x faster" if ours < best else f"{ours / best:.2f}x slower: remove it")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds a peer (default 20)")
+    parser.add_argument("--rounds", type=int, default=20, help="timed rounds per peer (default 20)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(words)
     if not torch.cuda.is_available():
-        print("the Triton kernels are timed on a GPU and torch finds none here: run this where torch.cuda.is_available()",
+        print("the Triton kernels are timed on a GPU, and torch finds none here: run this where torch.cuda.is_available()",
               file=sys.stderr)
         return 2
     device = torch.device("cuda")
@@ -199,7 +199,7 @@ def main(words: Sequence[str] | None = None) -> int:
             theirs = run_as("torch", call, times)
             try:
                 theirs()
-            except Exception as problem:  # what torch.compile cannot take, or has no compiler for
+            except Exception as problem:  # torch.compile does not support it, or there is no compiler
                 print(f"{case.name}: {peer} not timed ({type(problem).__name__})")
                 continue
             ours_s, peer_s = (value / times for value in alternate(ours, theirs, arguments.rounds))

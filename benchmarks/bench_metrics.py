@@ -2,10 +2,10 @@
 
     python benchmarks/bench_metrics.py --maps 100 --size 256 --rounds 5
 
-Every peer is first held to our values, then ours and the peer's are timed in turns, in one process, on the same arrays.
-A library that is not installed is skipped (`pip install adcore[bench]` brings them). A peer that computes fewer metrics
-is still timed against all three of ours; its name says what it computes. Times are medians in seconds, the ratio is
-theirs over ours. Rows of the same benchmark, peer, size and machine are replaced in the csv, others are kept.
+The values of each peer are first compared with ours; then both are timed in turns, in one process, on the same arrays. A
+library that is not installed is skipped (`pip install adcore[bench]` installs them). A peer that computes fewer metrics is
+still timed against all three of ours; its name in the csv lists what it computes. Times are medians in seconds, and the ratio
+is theirs divided by ours. New rows replace those of the same benchmark, peer, size and machine in the csv; other rows are kept.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def anomalib(masks: Array, maps: Array) -> Peer:
 
 
 def adeval(masks: Array, maps: Array) -> Peer:
-    vars(np).setdefault("trapz", np.trapezoid)         # adeval 1.1.0 calls a name that numpy 2.4 dropped
+    vars(np).setdefault("trapz", np.trapezoid)         # adeval 1.1.0 calls a function that numpy 2.4 removed
     from adeval import auroc_aupr_aupro
     targets = masks.astype(np.uint8)
     return lambda: dict(zip(("auroc", "ap", "aupro"), auroc_aupr_aupro(maps, targets), strict=True))
@@ -79,7 +79,7 @@ PEERS: dict[str, tuple[Callable[[Array, Array], Peer], str, float]] = {
     "anomalib": (anomalib, "AUPRO", 1e-3),                     # sums in float32
     "adeval": (adeval, "AUROC, AP, AUPRO in 1000 bins", 1e-3),
 }
-"""Distribution -> (how to set it up, what it computes, how far its values may lie from ours)."""
+"""Distribution -> (its set-up, what it computes, largest allowed difference from our values)."""
 
 
 def disagreement(ours: Scores, theirs: dict[str, float], tolerance: float) -> str | None:
@@ -95,7 +95,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--maps", type=int, default=100, help="number of anomaly maps (default 100)")
     parser.add_argument("--size", type=int, default=256, help="side of a map in pixels (default 256)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds a peer (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds per peer (default 5)")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all that are installed")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_nearest.py --size 784x100000x1024 --rounds 5
 
-A size is queries x bank x dimensions. faiss gets its index, a copy of the bank, before the clock starts; we get the bank. The
-peer of torch alone holds all distances at once.
+A size is queries x bank x dimensions. The index of faiss, a copy of the bank, is built before the timing; ours uses the bank.
+The peer in torch alone has all distances in memory at once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def disagreement(ours: Tensor, theirs: Tensor, tolerance: float = 1e-3) -> str |
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default=SIZE, help=f"queries x bank x dimensions (default {SIZE})")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds a peer (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds per peer (default 5)")
     parser.add_argument("--small", action="store_true", help="a size of milliseconds")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(words)

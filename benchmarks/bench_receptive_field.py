@@ -1,10 +1,10 @@
-"""Time the receptive fields of the four taps of Wide ResNet-50 against one forward and one backward pass a tap.
+"""Time the receptive fields of the four taps of Wide ResNet-50 against one forward and one backward pass per tap.
 
     python benchmarks/bench_receptive_field.py --size 1024 --rounds 3
 
-Both give the exact gradient of the network at hand, which carries random weights here, with respect to the image; they must
-agree before they are timed. The peer takes no gradient of the weights, so it is quicker than what `loss.backward()` would do.
-Ours computes each tap on the part of the image that decides it.
+Both compute the exact gradient of the network, which has random weights here, with respect to the image; they must agree before
+they are timed. The peer computes no gradient of the weights, so it is faster than `loss.backward()`. Ours computes each tap on
+the part of the image that affects it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Gradients = dict[str, npt.NDArray[np.float32]]
 
 
 def one_pass_a_tap(network: nn.Module, taps: tuple[str, ...], image: torch.Tensor) -> Gradients:
-    """Norm over colors of the gradient of each tap's center, its largest value 1."""
+    """Norm over colors of the gradient of each tap's center, scaled to a maximum of 1."""
     found = {}
     for tap in taps:
         pixels = image.clone().requires_grad_()
@@ -42,8 +42,8 @@ def one_pass_a_tap(network: nn.Module, taps: tuple[str, ...], image: torch.Tenso
 
 
 def disagreement(ours: Gradients, theirs: Gradients) -> str | None:
-    """What differs by half of the paper's threshold: in float32 the rounding of fifty layers lets a few ReLUs fall on the other
-    side. The tests hold both to 1e-6 in float64."""
+    """Differences above half of the paper's threshold, in words: in float32, rounding in fifty layers changes the sign of a few
+    ReLU inputs. The tests compare both in float64, to 1e-6."""
     for tap, gradient in theirs.items():
         difference = float(np.abs(ours[tap] - gradient).max())
         if difference > 5e-3:

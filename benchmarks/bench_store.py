@@ -1,9 +1,9 @@
-"""The results store at 100,000 results: listed and loaded as one table, beside reading the same files and nothing else.
+"""Time `load_results` on a store of 100,000 results against parsing the same files and nothing else.
 
     python benchmarks/bench_store.py --count 100000
 
-The store is made up: four methods, sixteen settings, a seed a result, five numbers each. It is written to a temporary folder,
-which TMPDIR can move. `load_results` is to take less than 10 s; parsing the files as JSON is the least that it can take.
+The store is generated: four methods, sixteen settings, one seed per result, five numbers each. It is written to a temporary
+folder (TMPDIR). `load_results` should take less than 10 s; parsing the files as JSON is a lower bound.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = [*(Experiment("uniad", settings=(("jitter", a), ("nma", b))) for a, b in
 
 
 def write_store(root: Path, count: int) -> None:
-    """Write `count` results without scores and maps, and without waiting for the disk."""
+    """Write `count` results without scores and maps."""
     origin = {"versions": versions(), "commit": "", "device": "cpu", "machine": "made up", "seconds": 1.0, "peak_bytes": 10**9,
               "fit_seconds": 0.9, "test_seconds": 0.1, "weights_digest": "0" * 16, "data": "0" * 16, "train_images": 40,
               "test_images": 30, "processes": 1, "finished": "2020-01-01T00:00:00Z"}
@@ -45,7 +45,7 @@ def write_store(root: Path, count: int) -> None:
 
 
 def read_alone(root: Path) -> int:
-    """Parse every file and keep nothing; how many there were."""
+    """Parse every file; returns their number."""
     return sum(bool(json.loads(path.read_text(encoding="utf-8"))) for path in root.glob("*/*/result.json"))
 
 

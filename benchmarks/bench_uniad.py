@@ -2,15 +2,13 @@
 
     python benchmarks/bench_uniad.py --batch 32 --rounds 5
 
-The peer is what one would write first, and how the published code calls it: MultiheadAttention with a float mask, which
-returns its weights, and torch's own dropout and AdamW. Both networks get the same weights and must give the same output
-before they are timed in turns, each timed step after an untimed one. Ours keeps its memory between them, as in
-`adcore.training.train`. The same step under torch.compile, with torch's attention and dropout for the compiler to fuse, and
-under bfloat16 autocast on processors that have it, is timed against ours as well; the minute that compiling takes is not
-counted. `Reconstruction.fit` does neither.
+The peer is the usual code, and how the published code calls it: MultiheadAttention with a float mask, which returns its
+weights, and torch's own dropout and AdamW. Both networks have the same weights and must give the same output before they are
+timed in turns, each timed step after an untimed one. Ours keeps its memory between steps, as in `adcore.training.train`. The
+same step under torch.compile, where the compiler fuses torch's attention and dropout, and under bfloat16 autocast on processors
+that support it, is timed against ours as well; the minute for compilation is not counted. `Reconstruction.fit` uses neither.
 
-What a training costs is written to training_cost.csv: seconds over images and over epochs, both of which it grows with
-linearly.
+The cost of a training is written to training_cost.csv: seconds for several numbers of images and of epochs, both linear.
 """
 
 from __future__ import annotations
@@ -92,7 +90,7 @@ def stepper(network: UniADNetwork, tokens: Tensor, config: UniADConfig, *, fused
 
 
 def training_cost(path: Path, config: UniADConfig, channels: int, grid: tuple[int, int]) -> None:
-    """Seconds of trainings over images and over epochs, as a csv, one row each."""
+    """Seconds of trainings for several numbers of images and epochs, one csv row each."""
     lines = ["images,epochs,seconds,seconds_an_image_pass,machine,torch,commit"]
     for images, epochs in ((16, 1), (32, 1), (64, 1), (16, 2), (16, 4)):
         with seeded(0):
@@ -130,14 +128,14 @@ def main() -> int:
     size = f"batch {arguments.batch}, 196 tokens, 272 channels"
     peers = {"torch nn.MultiheadAttention, eager": stepper(plain, tokens, config, fused=False),
              "the same step under torch.compile": stepper(ours, tokens, config, compiled=True)}
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere a step takes minutes
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # on other processors a step takes minutes
         peers["the same step in bfloat16 autocast"] = stepper(ours, tokens, config, amp=True)
     step = stepper(ours, tokens, config)
     step()
     for title, peer in peers.items():
         try:
             peer()
-        except Exception as error:  # torch.compile needs a compiler, which not every machine has
+        except Exception as error:  # torch.compile needs a compiler, which some machines lack
             print(f"{title}: not timed ({type(error).__name__})")
             continue
         ours_s, peer_s = alternate(step, peer, rounds, setting=kept_memory)

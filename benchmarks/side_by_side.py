@@ -1,6 +1,6 @@
-"""What the benchmarks share: a peer held to our values and then timed in turns, and one csv of the last figures.
+"""Shared by the benchmarks: compare a peer's result with ours, time both in turns, and write the latest figures to one csv.
 
-A row of the same benchmark, peer, size and machine replaces the old one; any other row stays.
+A new row replaces the old row of the same benchmark, peer, size and machine; all other rows are kept.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from adcore.files import write_text
 COLUMNS = ["benchmark", "ours_s", "peer", "peer_s", "ratio", "rounds", "size", "machine", "versions", "commit"]
 KEY = ["benchmark", "peer", "size", "machine"]
 RESULTS = Path(__file__).with_name("results.csv")
-# Seconds before each turn. Idle threads of numpy's, MKL's and OpenMP's products wait for more work in a loop, on the cores that
-# the other's threads need: ours took twice as long within 0.07 s of a peer's call.
+# Seconds of rest before each turn. Idle threads of numpy, MKL and OpenMP wait for more work in a loop, on the cores that the
+# next call needs: within 0.07 s after a peer's call, ours took twice as long.
 REST = 0.25
 
 Setting = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class DiffersError(Exception):
-    """A peer computes something else than we do."""
+    """A peer computes something different."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another's code for the same computation.
+    """Other code for the same computation.
 
-    name      as the csv shows it
-    prepare   what is not timed: imports and its own form of the input; returns the call that is timed
-    packages  whose versions the csv shows
+    name      name in the csv
+    prepare   imports and converts the input, which is not timed; returns the call that is timed
+    packages  packages whose versions are in the csv
     """
 
     name: str
@@ -57,7 +57,7 @@ class Peer:
 def race(benchmark: str, size: str, ours: Callable[[], Any], peers: Sequence[Peer],
          disagreement: Callable[[Any, Any], str | None], rounds: int, *, setting: Setting | None = None
          ) -> list[dict[str, str]]:
-    """Rows of the csv, one a peer that is installed. `disagreement(ours, theirs)` says what differs, or None.
+    """Rows of the csv, one per installed peer. `disagreement(ours, theirs)` returns what differs in words, or None.
 
     setting  see `alternate`
 
@@ -82,7 +82,7 @@ def race(benchmark: str, size: str, ours: Callable[[], Any], peers: Sequence[Pee
 
 
 def status_of(main: Callable[[], int]) -> int:
-    """The exit status of a benchmark: 1 where a peer differs. 2 is kept for a machine on which it cannot run."""
+    """The exit status of a benchmark: 1 if a peer differs. 2 means that it cannot run on this machine."""
     try:
         return main()
     except (AdcoreError, DiffersError) as error:
@@ -91,17 +91,16 @@ def status_of(main: Callable[[], int]) -> int:
 
 
 def machine() -> str:
-    """The processor, and how many threads torch uses of it."""
+    """The processor, and the number of threads that torch uses."""
     return f"{machine_of(torch.device('cpu'))}, {torch.get_num_threads()} threads"
 
 
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, *, setting: Setting | None = None
               ) -> tuple[float, float]:
-    """Median seconds of both, timed in turns so that a slow phase of the machine hits both, with a rest between.
+    """Median seconds of both, timed in turns with a rest between, so that a slow phase of the machine affects both.
 
-    setting  for calls that come one after another in use, such as the steps of a training: the block in which the package
-             makes ours. Each timed call then follows an untimed one of the same code, which has woken its threads and got
-             its memory
+    setting  for calls that follow one another in use, such as training steps: the context in which the package makes our
+             calls. Each timed call then follows an untimed one of the same code, whose threads and memory are ready
     """
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
@@ -117,9 +116,9 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, *
 
 
 def peak_rise(call: Callable[[], Any]) -> float | None:
-    """Bytes by which resident memory rose at most during a call; None where there is no /proc to read it from.
+    """Largest rise of resident memory during a call, in bytes; None on systems without /proc.
 
-    A lower bound: memory that the process holds free is used first, and only glibc can be told to give it back.
+    A lower bound: free memory of the process is used first, and only glibc can be told to return it to the system.
     """
     status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not forget.exists():
@@ -130,13 +129,13 @@ def peak_rise(call: Callable[[], Any]) -> float | None:
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
     before = kilobytes("VmRSS")
-    forget.write_text("5", encoding="utf-8")              # forget the peak so far
+    forget.write_text("5", encoding="utf-8")              # reset the peak
     call()
     return 1024.0 * (kilobytes("VmHWM") - before)
 
 
 def row(benchmark: str, peer: str, ours_s: float, peer_s: float, rounds: int, size: str, packages: list[str]) -> dict[str, str]:
-    """One line of the csv; the ratio is the peer's time over ours."""
+    """One row of the csv; the ratio is the peer's time divided by ours."""
     used = [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
     return {"benchmark": benchmark, "ours_s": f"{ours_s:.4f}", "peer": peer, "peer_s": f"{peer_s:.4f}",
             "ratio": f"{peer_s / ours_s:.2f}", "rounds": str(rounds), "size": size, "machine": machine(),
@@ -144,7 +143,7 @@ def row(benchmark: str, peer: str, ours_s: float, peer_s: float, rounds: int, si
 
 
 def merge(path: Path, rows: list[dict[str, str]]) -> None:
-    """Put rows into the csv at `path`, sorted by key, written whole.
+    """Merge rows into the csv at `path`, sorted by key; the file is replaced as a whole.
 
     Raises:
         StoreError: the file there has other columns.

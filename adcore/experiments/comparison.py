@@ -1,14 +1,14 @@
 """Published beside measured, cell by cell, with a verdict.
 
 A verdict is one of
-    reproduced      measured is within the tolerance of the published number
-    higher, lower   it is not
-    other           words that are not the published ones
-    not run         there is no measurement that may be compared, and why
+    reproduced      the measured number is within the tolerance of the published one
+    higher, lower   it is outside
+    other           the cell holds words, and they differ from the published ones
+    not run         no measured number may be compared; the column `why` says why
 
-The tolerance is the larger of two printed standard deviations and 0.5 points for a percentage, half a unit of the last
-printed digit for anything else. A result on other data, in another profile or with reduced settings is shown, but its
-verdict is 'not run': it does not reproduce anything.
+The tolerance is the larger of two printed standard deviations and 0.5 points for a percentage, and half a unit of the last
+printed digit for anything else. A result on other data, in another profile or with smaller settings is shown, but its
+verdict is 'not run': it reproduces nothing.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ from adcore.experiments.provenance import commit
 from adcore.figures.tables import comparison_html
 from adcore.files import write_json
 from adcore.papers import exhibits, published
-from adcore.papers.ds2.alignment import OBJECTS, TEXTURES
+from adcore.papers.ds2.localization import OBJECTS, TEXTURES
 
 if TYPE_CHECKING:
     from adcore.experiments.table import ResultTable
 
 VERDICTS = ("reproduced", "higher", "lower", "other", "not run")
-GROUPS = {"object": OBJECTS, "texture": TEXTURES}  # of MVTec AD, over which DS2 prints means
+GROUPS = {"object": OBJECTS, "texture": TEXTURES}  # categories of MVTec AD over which DS2 prints means
 SHOWN = ["row", "column", "metric", "unit", "published", "measured", "std", "seeds", "verdict", "why"]
 
 
 def tolerance(std: float, unit: str, printed: str) -> float:
-    """How far a measured number may lie from the published one, `printed`, and count as the same."""
+    """The largest difference between a measured and a published number that counts as reproduced; `printed` is its text.
+
+        >>> tolerance(0.4, "%", "96.5"), tolerance(float("nan"), "G", "6.46")
+        (0.8, 0.005)
+    """
     if unit in ("%", "fraction"):
         floor = 0.5 if unit == "%" else 0.005
         return max(floor, 2 * std) if std == std else floor  # std is NaN where none was printed
@@ -56,8 +60,8 @@ class Comparison:
     """An exhibit's published numbers beside measured ones.
 
     frame    the cells, with the columns `SHOWN`
-    context  what was measured: data, seeds, commit
-    profile  'quick' when the measured side is a demonstration; 'paper' otherwise, also for what needs no training
+    context  data, seeds and commit of the measured numbers
+    profile  'quick' when the measured numbers are a demonstration; otherwise 'paper', also for cells that need no training
     """
 
     exhibit: str
@@ -66,12 +70,12 @@ class Comparison:
     profile: str
 
     def counts(self) -> dict[str, int]:
-        """How many cells got each verdict."""
+        """The number of cells with each verdict."""
         found = self.frame.verdict.value_counts()
         return {name: int(found.get(name, 0)) for name in VERDICTS}
 
     def record(self, root: Path) -> None:
-        """Keep the comparison in the store, where the report finds it."""
+        """Store the comparison for the report."""
         rows = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
         write_json(root / "exhibits" / f"{self.exhibit}.json",
                    {"exhibit": self.exhibit, "context": self.context, "profile": self.profile, "rows": rows})
@@ -85,10 +89,10 @@ class Comparison:
 
 def compare_values(exhibit: str, values: Mapping[tuple[str, str], float | int | str], *, reasons: Mapping[
         tuple[str, str], str] | None = None, context: str = "computed, no data needed", root: Path | None = None) -> Comparison:
-    """Compare an exhibit that needs no training: (row, column) -> what we computed.
+    """Compare an exhibit that needs no training: (row, column) -> computed value.
 
     reasons  (row, column) -> why a cell has no value, or why it differs
-    root     the store in which to record it
+    root     the store in which the comparison is kept for the report; None keeps nothing
 
     Raises:
         ParameterError: unknown exhibit, or a cell that the exhibit does not have.
@@ -123,9 +127,9 @@ def compare_values(exhibit: str, values: Mapping[tuple[str, str], float | int | 
 
 
 def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[str, str], float] | None = None) -> Comparison:
-    """Join measured results to an exhibit's cells by the fields in their `match`.
+    """Compare measured results with an exhibit's cells, joined by the fields in each cell's `match`.
 
-    computed  (row, column) -> what needs no training, such as a parameter count, and is held against its cell as it is
+    computed  (row, column) -> value that needs no training, such as a parameter count, compared with its cell directly
     """
     described = exhibits().loc[exhibit]
     why_not = _not_comparable(described, table)
@@ -157,11 +161,11 @@ def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[st
 
 
 def matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.DataFrame:
-    """The rows of a tidy frame that belong to a printed cell's `match`."""
+    """The rows of a tidy frame that a printed cell's `match` selects."""
     frame = frame[frame.metric == metric]
     for name, wanted in match.items():
         if wanted == "all":
-            continue  # the mean over this field, which the caller takes
+            continue  # the caller averages over this field
         if name == "group":
             frame = frame[frame.category.isin(GROUPS[str(wanted)])]
             continue
@@ -172,28 +176,28 @@ def matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.D
 
 
 def _joined(value: Any) -> Any:
-    """Words in a row are printed as one: ('c4', 'c5') is c4c5."""
+    """A tuple of words as papers print it: ('c4', 'c5') is c4c5."""
     words = isinstance(value, tuple) and all(isinstance(word, str) for word in value)
     return "".join(value) if words else value
 
 
 def _categories(exhibit: str) -> set[str]:
-    """The categories that have a printed cell of their own."""
+    """The categories with a printed cell of their own."""
     return {match["category"] for match in published(exhibit)["match"] if "category" in match} - {"all"}
 
 
 def _not_comparable(exhibit: Any, table: ResultTable) -> str:
-    """Why these results may not be called a reproduction; '' when they may."""
+    """Why these results are not a reproduction; '' when they may be one."""
     profiles = set(table.frame.profile)
     if profiles != {"paper"}:
         return f"{'/'.join(sorted(profiles))} profile"
     needed = str(exhibit.needs_data)
     if set(table.frame.dataset) != {needed}:
-        return f"the paper's data is {needed or 'none'}, this is {', '.join(sorted(set(table.frame.dataset)))}"
+        return f"the paper's data is {needed or 'none'}, these results are on {', '.join(sorted(set(table.frame.dataset)))}"
     experiments = [result.experiment for result in table.results]
     parts = {e.category for e in experiments if method_named(e.method).pooled} - {"all"} - _categories(exhibit.name)
     if parts:
-        return f"one model for {', '.join(sorted(parts))} alone, the paper's is for all categories"
+        return f"one model for {', '.join(sorted(parts))} only, the paper's is for all categories"
     changed = {name for e in experiments for name, value in e.config().values().items()
                if value != getattr(method_named(e.method).Config(), name)}
     matched = {name for match in published(exhibit.name)["match"] for name in match}

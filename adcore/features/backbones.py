@@ -1,7 +1,8 @@
-"""Backbones by name: who builds them, where a stage ends, how their input is normalized, which checkpoint is theirs.
+"""Backbones by name: the library that builds them, the ends of their stages, the normalization of their input, their
+checkpoint.
 
-A tap is a stage number or the name of a node of the network's graph. Stages and block indices: methods.md follows the
-published UniAD code; in timm's numbering of an EfficientNet, stage s ends with `blocks.{0, 1, 2, 4, 6}[s - 1]`.
+A tap is a stage number or the name of a node of the network's graph. The stages of EfficientNets are those of the published
+UniAD code; in timm's numbering, stage s ends with `blocks.{0, 1, 2, 4, 6}[s - 1]`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ _EFFICIENTNET_TV = {1: "features.1", 2: "features.2", 3: "features.3", 4: "featu
 
 @dataclass(frozen=True)
 class Backbone:
-    """How to build a network and what belongs to it.
+    """A network and how to use it.
 
-    library   'torchvision' or 'timm'
-    model     its name there
-    weights   name in data_manifest.csv of the checkpoint the papers use; '' when the manifest has none
-    stages    stage number -> node where the stage ends
+    library    'torchvision' or 'timm'
+    model      its name there
+    weights    name in data_manifest.csv of the checkpoint that the papers use; '' if the manifest has none
+    stages     stage number -> node where the stage ends
+    mean, std  of each color, for the normalization of images
     """
 
     name: str
@@ -43,7 +45,7 @@ class Backbone:
     std: tuple[float, ...] = IMAGENET[1]
 
     def build(self, seed: int = 0) -> nn.Module:
-        """The network with random weights drawn from `seed`; the caller's random state is left as it was."""
+        """The network with random weights drawn from `seed`; torch's global random state does not change."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.library == "timm":
@@ -54,7 +56,7 @@ class Backbone:
 def _known() -> dict[str, Backbone]:
     known = [Backbone(f"efficientnet_lite{n}", "timm", f"tf_efficientnet_lite{n}", f"efficientnet_lite{n}",
                       _EFFICIENTNET, *HALF) for n in (0, 1, 2)]
-    # UniAD took its EfficientNets from the EfficientNet-PyTorch package: TensorFlow's padding, its own checkpoints.
+    # UniAD uses the package EfficientNet-PyTorch, which has TensorFlow's padding and its own checkpoints.
     known += [Backbone(f"efficientnet_b{n}", "timm", f"tf_efficientnet_b{n}", f"efficientnet_b{n}_lukemelas",
                        _EFFICIENTNET) for n in (0, 2, 4, 6)]
     known += [Backbone("efficientnet_b5", "torchvision", "efficientnet_b5", "efficientnet_b5", _EFFICIENTNET_TV)]
@@ -71,8 +73,11 @@ BACKBONES: dict[str, Backbone] = _known()
 def find_backbone(name: str) -> Backbone:
     """A backbone by name: one of `BACKBONES`, or any network as `timm:NAME` or `torchvision:NAME`.
 
+    >>> find_backbone("resnet18").stages[2], find_backbone("torchvision:vgg11").library
+    ('layer2', 'torchvision')
+
     Raises:
-        ParameterError: unknown name; the message suggests the nearest.
+        ParameterError: unknown name; the message suggests the most similar one.
     """
     if name in BACKBONES:
         return BACKBONES[name]

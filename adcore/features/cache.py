@@ -1,13 +1,12 @@
-"""Features computed once and kept on disk, because a frozen backbone gives the same ones every epoch and every run.
+"""Cache of features on disk, because a frozen backbone gives the same features in every epoch and every run.
 
-An entry is keyed by the images' contents, the view, backbone, taps, weights and what was done with the maps; it is one
-memory-mapped array (n, ...), in half precision on request.
+The key of an entry depends on the contents of the images, the view, the backbone, the taps, the weights and the name of the
+function that combines the maps. An entry is one memory-mapped array (n, ...), optionally in half precision.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,10 +32,19 @@ def _digest(path: str, size: int, modified: int) -> str:
 
 
 def images_digest(samples: Sequence[Sample]) -> str:
-    """16 digits that change when any image, or their order, changes.
+    """16 hexadecimal digits that change if an image or the order of the images changes.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> path = Path(tempfile.mkdtemp()) / "0.png"
+    >>> Image.new("RGB", (4, 4), "gray").save(path)
+    >>> first = images_digest([Sample(path, "demo", 0)])
+    >>> Image.new("RGB", (4, 4), "red").save(path)
+    >>> len(first), first == images_digest([Sample(path, "demo", 0)])
+    (16, False)
 
     Raises:
-        DataError: an image is not there.
+        DataError: an image file does not exist.
     """
     digests = []
     for sample in samples:
@@ -53,17 +61,26 @@ def cached_features(samples: Sequence[Sample], view: View, extractor: FeatureExt
                     device: str | torch.device = "cpu", folder: Path | None = None, progress: bool | None = None) -> Tensor:
     """`assemble(extractor(images))` for all samples as one (n, ...) tensor, memory-mapped from the cache.
 
-    assemble  what to do with the taps' maps of a batch; `name` says it in words and is part of the key
-    half      keep float16 (halves the file; a relative error of 5e-4)
+    assemble  combines the taps' maps of a batch into one tensor (B, ...); its `name` is part of the key
+    half      store float16 (half the size; relative error 5e-4)
 
-    A run that is killed leaves no entry behind; two at once each write their own and the last one stays.
+    A run that is killed leaves no entry. Two runs at the same time both write the entry; the second write replaces the first.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.new("RGB", (40, 40), "gray").save(folder / "0.png")
+    >>> extractor = FeatureExtractor("resnet18", (1,), "random")
+    >>> cached_features([Sample(folder / "0.png", "demo", 0)], View(32), extractor, lambda maps: maps[0], "layer1",
+    ...                 folder=folder).shape
+    torch.Size([1, 64, 8, 8])
 
     Raises:
-        DataError: an image that cannot be read, or a feature that is not finite.
+        DataError: no sample, an image that cannot be read, or a feature that is not finite.
     """
     key = digest_text("|".join([images_digest(samples), repr(view), extractor.key, name, "half" if half else "single"]), 24)
     if not samples:
-        raise DataError("no image to take features of")
+        raise DataError("there are no images to compute features of")
     folder = folder or cache_folder() / "features"
     path = folder / f"{key}.npy"
     with rank_zero_first():
@@ -76,7 +93,7 @@ def cached_features(samples: Sequence[Sample], view: View, extractor: FeatureExt
 
 
 def _readable(path: Path) -> bool:
-    """Whether an entry is there and as long as its head says: one that something else has cut short is computed again."""
+    """Whether an entry exists and has the length that its header states; a damaged entry is computed again."""
     try:
         np.load(path, mmap_mode="r")
     except FileNotFoundError:
@@ -92,7 +109,7 @@ def _compute(path: Path, samples: Sequence[Sample], view: View, extractor: Featu
              assemble: Callable[[list[Tensor]], Tensor], half: bool, batch_size: int, device: str | torch.device,
              progress: bool | None) -> None:
     extractor = extractor.to(device)
-    # Written in order, not through a memory map: on a full disk a map kills the process, a write raises an error.
+    # Written as a file, not through a memory map: on a full disk a map kills the process, a write raises an error.
     with atomic(path) as temporary, temporary.open("wb") as file:
         title = f"features {extractor.backbone.name}"
         with progress_bar(total=len(samples), desc=title, enabled=progress) as bar:
@@ -104,10 +121,3 @@ def _compute(path: Path, samples: Sequence[Sample], view: View, extractor: Featu
                                                                 "shape": (len(samples), *features.shape[1:])})
                 file.write(features.numpy().tobytes())
                 bar.update(len(features))
-
-
-def describe_cache(folder: Path | None = None) -> list[dict[str, object]]:
-    """What is in the cache: one dictionary an entry, with its size in bytes."""
-    folder = folder or cache_folder() / "features"
-    return [{**json.loads(path.read_text()), "bytes": path.with_suffix(".npy").stat().st_size}
-            for path in sorted(folder.glob("*.json")) if path.with_suffix(".npy").is_file()]

@@ -1,14 +1,14 @@
-"""The names that tensors have in the checkpoints of others, and the ones they have here.
+"""Names of tensors in the checkpoints of others, and their names in the networks here.
 
     EfficientNet-PyTorch   _blocks.7._bn1.weight                       -> blocks.3.1.bn2.weight
     DenseNet, torchvision  denselayer1.norm.1.weight                   -> denselayer1.norm1.weight
     MoCo v2                encoder_q.layer1.0.conv1.weight             -> layer1.0.conv1.weight
                            encoder_q.fc.*, encoder_k.*, queue*         -> left out
     SwAV, SeLa v2          projection_head.*, prototypes*              -> left out
-    SimCLR, converted      as torchvision has them
+    SimCLR, converted      the names of torchvision
     DS2, CutPaste, ours    encoder.layer1.0.conv1.weight               -> layer1.0.conv1.weight
 
-What is left out is listed here by name; anything else that does not fit a network is refused by `weights.load_weights`.
+Only the tensors listed above are left out; `weights.load_weights` refuses all others that do not fit a network.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ _SWAV = re.compile(r"projection_head\.[013]\.\w+|prototypes(\.prototypes\d+)?\.w
 
 
 def translate(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """A state dict under our names, and whether it has a classifier.
+    """A state dict with the networks' names, and whether it has a classifier.
 
-    Which trainer wrote it is read off the names. A pretraining's own parts (momentum encoder, queue, projection head,
-    prototypes) are left out, and then there is no classifier.
+    The trainer that wrote it is recognized by its names. Parts that only its pretraining needs (momentum encoder, queue,
+    projection head, prototypes) are left out; such a checkpoint has no classifier.
+
+    >>> import torch
+    >>> translate({"encoder.conv1.bias": torch.zeros(2)})
+    ({'conv1.bias': tensor([0., 0.])}, False)
     """
     if any(key.startswith("_blocks.") for key in state):
         return rename_efficientnet(state), True
@@ -40,10 +44,15 @@ def translate(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
 
 
 def rename_efficientnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of the EfficientNet-PyTorch family (`_blocks.7._bn1`) as timm writes them (`blocks.3.1.bn2`).
+    """Keys of the EfficientNet-PyTorch family (`_blocks.7._bn1`) in timm's form (`blocks.3.1.bn2`).
 
-    A block's stage is read off the shapes: a new stage begins where a block cannot be a repetition, that is where its
-    number of input channels is not its number of output channels.
+    The stage of a block follows from the shapes: a stage begins at a block whose number of output channels differs from its
+    number of input channels, since such a block cannot repeat the one before.
+
+    >>> import torch
+    >>> list(rename_efficientnet({"_conv_stem.weight": torch.zeros(8, 3, 3, 3), "_blocks.0._bn2.bias": torch.zeros(4),
+    ...                           "_blocks.0._project_conv.weight": torch.zeros(4, 8, 1, 1)}))
+    ['conv_stem.weight', 'blocks.0.0.bn2.bias', 'blocks.0.0.conv_pw.weight']
     """
     outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -64,7 +73,7 @@ def rename_efficientnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stages_of(state: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]:
-    """Flat block index -> (stage, index in the stage)."""
+    """Index of a block in the whole network -> (stage, index in the stage)."""
     count = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("_blocks."))
     places: dict[int, tuple[int, int]] = {}
     stage, index, width = -1, 0, state["_conv_stem.weight"].shape[0]

@@ -1,6 +1,6 @@
-"""Frozen features: a pretrained network cut at its taps.
+"""Frozen features: the maps of a pretrained network at its taps.
 
-    images (B, 3, H, W) in [0, 1] -> normalize -> network -> one map (B, C, h, w) a tap
+    images (B, 3, H, W) in [0, 1] -> normalize -> network -> one map (B, C, h, w) per tap
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ Tap = int | str
 
 
 class FeatureExtractor(nn.Module):
-    """A backbone, frozen in eval mode unless told otherwise, that returns the maps at its taps.
+    """A backbone that returns the maps at its taps. By default it is frozen and in eval mode.
 
-    backbone    a name of `adcore.features.BACKBONES`, `timm:NAME` or `torchvision:NAME`
+    backbone    a name in `adcore.features.BACKBONES`, `timm:NAME` or `torchvision:NAME`
     taps        stage numbers (1, 2, 3, 4) or node names ('layer2.3.relu_2')
-    weights     'default', 'random', a file, or a name of data_manifest.csv
+    weights     'default', 'random', a file, or a name in data_manifest.csv
     seed        of random weights
-    frozen      False for a backbone that is trained along (Table S5 of uniad2022)
-    statistics  mean and deviation of each color, which are taken off first; by default those of the pretraining
+    frozen      False for a backbone that is trained together with the method (Table S5 of uniad2022)
+    statistics  mean and standard deviation of each color, for normalization; by default those that the weights need
+
+    >>> extractor = FeatureExtractor("resnet18", (1, 2), "random")
+    >>> [features.shape for features in extractor(torch.zeros(1, 3, 64, 96))]
+    [torch.Size([1, 64, 16, 24]), torch.Size([1, 128, 8, 12])]
 
     Raises:
         ParameterError: unknown backbone, or a tap that it does not have.
-        WeightsError: the checkpoint is not here or does not fit.
+        WeightsError: the checkpoint is missing or does not fit.
     """
 
     def __init__(self, backbone: str = "efficientnet_lite0", taps: Sequence[Tap] = (1, 2, 3, 4),
@@ -68,29 +72,30 @@ class FeatureExtractor(nn.Module):
 
     @property
     def engine(self) -> str:
-        """Who computes: the chosen engine where the extractor is frozen, on a CPU and in float32; else 'torch'."""
+        """The engine that computes the maps: the selected one if the extractor is frozen, on a CPU and float32; else
+        'torch'."""
         fits = self.frozen and self.mean.device.type == "cpu" and self.mean.dtype == torch.float32
         return chosen_engine() if fits else "torch"
 
     @property
     def key(self) -> str:
-        """What the features depend on besides the images."""
+        """Text that identifies everything on which the features depend, except the images."""
         own = (self.backbone.mean, self.backbone.std)
-        normalized = "" if self.statistics == own else f"-{self.statistics}"  # one file may be read in two ways
+        normalized = "" if self.statistics == own else f"-{self.statistics}"  # one file may be used with two normalizations
         engine = "" if self.engine == "torch" else f"-{self.engine}"
         return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalized}{engine}"
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """A frozen one stays in eval mode: batch statistics of the data at hand must not leak into frozen features."""
+        """As in any module, but a frozen extractor stays in eval mode: its features must not depend on the rest of a batch."""
         return super().train(mode and not self.frozen and not self.keeps_statistics)
 
     def keep_statistics(self) -> None:
-        """Stay in eval mode also while the weights are trained: batch norms keep what they learned in pretraining."""
+        """Stay in eval mode while the weights are trained: batch norms keep their statistics from pretraining."""
         self.keeps_statistics = True
         self.eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [0, 1] -> [(B, C, h, w) for each tap].
+        """(B, 3, H, W) in [0, 1] -> one map (B, C, h, w) per tap.
 
         Raises:
             DataError: a feature is NaN or infinite.
@@ -114,7 +119,7 @@ class FeatureExtractor(nn.Module):
         """(C, h, w) of each tap's map for images of (H, W).
 
         Raises:
-            ParameterError: the image is smaller than a tap's stride, so that the map has no whole cell.
+            ParameterError: the image is smaller than a tap's stride, so the map would not have one whole cell.
         """
         for tap, stride in zip(self.taps, self.strides, strict=True):
             if min(size) < stride:
@@ -132,14 +137,14 @@ class FeatureExtractor(nn.Module):
 
 
 def _extremes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest, NaN where there is one, in one pass: torch.isfinite takes five, and aminmax copies what does not
-    lie in the order of its dimensions."""
+    """Smallest and largest value, or NaN if there is one, in one pass: torch.isfinite needs five. aminmax would copy a
+    channels-last tensor, so its dimensions are permuted first."""
     channels_last = features.is_contiguous(memory_format=torch.channels_last)
     return (features.permute(0, 2, 3, 1) if channels_last else features).aminmax()
 
 
 def _graph(network: nn.Module) -> list[str]:
-    """Names of the nodes of a network's graph, and of the modules around them."""
+    """Names of the nodes of a network's graph, and of the modules that contain them."""
     leaves = {"leaf_modules": timm.models.get_notrace_modules()}
     nodes = get_graph_node_names(network, tracer_kwargs=leaves)[1]
     modules = {node.rsplit(".", cut)[0] for node in nodes for cut in range(1, node.count(".") + 1)}
@@ -151,16 +156,20 @@ def _node(graph: list[str], name: str, stages: dict[int, str], tap: Tap) -> str:
         if tap in stages:
             return stages[tap]
         raise ParameterError(f"backbone '{name}' has no stage {tap}; it has "
-                             f"{', '.join(map(str, stages)) or 'none known by number, name nodes instead'}")
+                             f"{', '.join(map(str, stages)) or 'no numbered stages: use names of nodes'}")
     if tap in graph:
         return tap
     close = difflib.get_close_matches(tap, graph, n=4, cutoff=0.3)
-    raise ParameterError(f"backbone '{name}' has no tap '{tap}'; near it are {', '.join(close)}; stages are "
+    raise ParameterError(f"backbone '{name}' has no tap '{tap}'; similar are {', '.join(close)}; stages are "
                          f"{', '.join(map(str, stages)) or 'not numbered'}")
 
 
 def concatenate(maps: Sequence[Tensor], size: tuple[int, int], *, align_corners: bool) -> Tensor:
-    """Resize each (B, C_i, h_i, w_i) bilinearly to `size` and concatenate: (B, sum C_i, h, w)."""
+    """Resize each map (B, C_i, h_i, w_i) bilinearly to `size` and concatenate: (B, sum C_i, h, w).
+
+    >>> concatenate([torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 4, 4)], (4, 4), align_corners=False).shape
+    torch.Size([1, 5, 4, 4])
+    """
     resized = [m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=align_corners)
                for m in maps]
     return torch.cat(resized, dim=1)

@@ -1,5 +1,5 @@
-"""A frozen network rewritten for inference: batch norms become part of the convolutions before them, 3 x 3 convolutions of many
-channels are Winograd's, and residual blocks add in place."""
+"""A frozen network rewritten for inference: batch norms are folded into the convolutions before them, wide 3 x 3 convolutions
+use Winograd's algorithm, and residual blocks add in place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from adcore.kernels.cpu.winograd import WinogradConv2d, worth
 
 @torch.no_grad()
 def folded(network: fx.GraphModule) -> fx.GraphModule:
-    """The same function, to float32 rounding, in eval mode; other layers are shared with `network`, which stays as it is."""
+    """The same function up to float32 rounding, in eval mode. `network` is not changed; unchanged layers are shared with it.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    >>> [type(layer).__name__ for layer in folded(fx.symbolic_trace(network)).children()]
+    ['Conv2d']
+    """
     found = fx.GraphModule(network, copy.deepcopy(network.graph))
     layers = dict(network.named_modules())
     calls = Counter(node.target for node in found.graph.nodes if node.op == "call_module")
@@ -38,20 +43,20 @@ def folded(network: fx.GraphModule) -> fx.GraphModule:
             found.set_submodule(str(node.target), _with(layer, weight, bias))
         for user in node.users if len(node.users) == 1 else ():
             if user.target is operator.add and user.args[0] is node:
-                user.target = _added                   # a block's input to what its last convolution has just made
+                user.target = _added                   # the block's input is added to the output of its last convolution
     found.recompile()
     found.delete_all_unused_submodules()
     return found.eval()
 
 
 def _added(made: torch.Tensor, other: torch.Tensor | float) -> torch.Tensor:
-    """Their sum, in the memory of the first where it fits."""
+    """The sum, in the memory of `made` if it has the right shape and dtype."""
     fits = isinstance(other, torch.Tensor) and other.shape == made.shape and other.dtype == made.dtype
     return made.add_(other) if fits else made + other
 
 
 def _norm_after(node: fx.Node, layers: dict[str, nn.Module]) -> fx.Node | None:
-    """The batch norm that takes a layer's output, when nothing else does."""
+    """The batch norm that uses a layer's output, if nothing else uses it."""
     if len(node.users) != 1:
         return None
     (user,) = node.users
@@ -60,6 +65,6 @@ def _norm_after(node: fx.Node, layers: dict[str, nn.Module]) -> fx.Node | None:
 
 
 def _with(layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
-    found = copy.copy(layer)                           # shallow: the parameters are replaced, not written to
+    found = copy.copy(layer)                           # a shallow copy, since the parameters are replaced and not changed
     found._parameters = {"weight": nn.Parameter(weight, False), "bias": None if bias is None else nn.Parameter(bias, False)}
     return found

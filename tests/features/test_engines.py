@@ -1,4 +1,4 @@
-"""Frozen features by OpenVINO and by Winograd's convolutions against those by torch."""
+"""Frozen features from OpenVINO and from Winograd convolutions against torch's."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def both(extractor: FeatureExtractor, images: torch.Tensor, choice: str) -> tupl
 @each_engine
 @pytest.mark.parametrize(("name", "taps"), [
     ("efficientnet_lite0", (1, 2, 3, 4)),
-    ("resnet18", (3, 1, "layer2.0.relu")),                    # not in the network's order, and one inside a block
+    ("resnet18", (3, 1, "layer2.0.relu")),                    # not in the order of the network, and one inside a block
     ("timm:efficientnet_b0", ("blocks.1", "blocks.3", "blocks.1")),  # squeeze-and-excitation; one tap twice
     ("timm:tf_efficientnet_lite0", ("blocks.1", "blocks.3")),         # padding that depends on the images' size
 ])
-def test_an_engine_gives_torchs_features_at_any_size_and_batch(
+def test_an_engine_gives_torchs_features_for_any_image_and_batch_size(
         name: str, taps: tuple[int | str, ...], choice: str, images: torch.Tensor) -> None:
     extractor = FeatureExtractor(name, taps, "random")
     for batch in (images, images[:1], torch.nn.functional.interpolate(images, (65, 127))):
@@ -46,20 +46,20 @@ def test_an_engine_gives_torchs_features_at_any_size_and_batch(
         assert len(fast) == len(plain) == len(taps)
         for ours, theirs in zip(fast, plain, strict=True):
             assert ours.shape == theirs.shape
-            if choice == "openvino" or name == "resnet18":            # elsewhere there is nothing to fold
-                assert not torch.equal(ours, theirs), "the same bits: was it torch that computed both?"
+            if choice == "openvino" or name == "resnet18":            # in the others there is nothing to fold
+                assert not torch.equal(ours, theirs), "the same bits: both may come from torch"
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
 
 
 class Padded(nn.Module):
-    """Padding that a trace takes for a constant."""
+    """Padding that a trace treats as a constant."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.pad(x, (0, int(x.shape[3]) % 5))
 
 
 @each_engine
-def test_what_a_layer_makes_of_the_images_size_is_made_anew_for_another(choice: str) -> None:
+def test_values_that_depend_on_the_image_size_are_computed_again_for_another_size(choice: str) -> None:
     graph = fx.Graph()
     graph.output({"maps": graph.call_module("layer", (graph.placeholder("x"),))})
     network = fx.GraphModule({"layer": Padded()}, graph).eval()
@@ -69,7 +69,7 @@ def test_what_a_layer_makes_of_the_images_size_is_made_anew_for_another(choice: 
 
 
 @each_engine
-def test_features_of_one_call_outlive_the_next(choice: str, images: torch.Tensor) -> None:
+def test_features_of_one_call_are_not_overwritten_by_the_next(choice: str, images: torch.Tensor) -> None:
     extractor = FeatureExtractor("resnet18", (1,), "random")
     with engine(choice):
         first = extractor(images)[0]
@@ -79,7 +79,7 @@ def test_features_of_one_call_outlive_the_next(choice: str, images: torch.Tensor
 
 
 @each_engine
-def test_new_weights_are_compiled_anew(choice: str, images: torch.Tensor) -> None:
+def test_new_weights_are_compiled_again(choice: str, images: torch.Tensor) -> None:
     extractor = FeatureExtractor("resnet18", (2,), "random")
     before = both(extractor, images, choice)[0][0]
     extractor.load_state_dict(FeatureExtractor("resnet18", (2,), "random", seed=1).state_dict())
@@ -89,7 +89,7 @@ def test_new_weights_are_compiled_anew(choice: str, images: torch.Tensor) -> Non
 
 
 @each_engine
-def test_a_backbone_that_is_trained_stays_with_torch(choice: str, images: torch.Tensor) -> None:
+def test_a_backbone_that_is_trained_uses_torch(choice: str, images: torch.Tensor) -> None:
     extractor = FeatureExtractor("resnet18", (1,), "random", frozen=False)
     with engine(choice):
         features = extractor(images)[0]
@@ -97,18 +97,18 @@ def test_a_backbone_that_is_trained_stays_with_torch(choice: str, images: torch.
 
 
 @each_engine
-def test_the_key_of_the_cache_and_a_results_versions_name_the_engine(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_of_the_cache_and_the_versions_of_a_result_contain_the_engine(choice: str, monkeypatch) -> None:
     from adcore.experiments.provenance import versions
     extractor = FeatureExtractor("resnet18", (1,), "random")
     assert choice not in extractor.key and choice not in versions()
     monkeypatch.setenv(ENGINE.variable, choice)
     assert extractor.key.endswith(f"-{choice}") and versions()[choice]
-    with engine("torch"):                                     # the block is stronger than the variable
+    with engine("torch"):                                     # the block overrides the environment variable
         assert chosen_engine() == "torch" and choice not in extractor.key
 
 
 @each_engine
-def test_where_torch_computes_whatever_is_chosen_the_names_say_torch(choice: str, images: torch.Tensor) -> None:
+def test_networks_that_always_use_torch_are_named_so_under_every_engine(choice: str, images: torch.Tensor) -> None:
     from adcore.experiments.provenance import versions
     trained, double = FeatureExtractor("resnet18", (1,), "random", frozen=False), FeatureExtractor("resnet18", (1,), "random")
     double.double()
@@ -119,14 +119,14 @@ def test_where_torch_computes_whatever_is_chosen_the_names_say_torch(choice: str
 
 
 @pytest.mark.skipif(not INSTALLED, reason="the extra 'fast' is not installed")
-def test_each_engine_has_features_of_its_own_for_one_network(images: torch.Tensor) -> None:
+def test_the_compiled_networks_of_two_engines_are_not_confused(images: torch.Tensor) -> None:
     extractor = FeatureExtractor("resnet18", (3,), "random")
     by_winograd, by_openvino = both(extractor, images, "winograd")[0][0], both(extractor, images, "openvino")[0][0]
     assert not torch.equal(by_winograd, by_openvino)
     assert torch.equal(both(extractor, images, "winograd")[0][0], by_winograd)
 
 
-def test_an_unknown_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParameterError, match=r"'openvin' for engine \(did you mean 'openvino'\?\): use"), engine("openvin"):
         pass
     monkeypatch.setenv(ENGINE.variable, "tensorrt")
@@ -134,7 +134,7 @@ def test_an_unknown_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         chosen_engine()
 
 
-def test_openvino_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openvino_that_is_not_installed_is_refused_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adcore.features.engines._openvino_error", lambda: "ModuleNotFoundError: No module named 'openvino'")
     with engine("openvino"), pytest.raises(ParameterError, match=r"pip install 'adcore\[fast\]', or set ADCORE_ENGINE=torch"):
         chosen_engine()
@@ -146,7 +146,7 @@ def calls(network: nn.Module) -> set[str]:
     return {type(layer).__name__ for layer in network.modules()}
 
 
-def test_folding_leaves_the_network_as_it_is_and_no_batch_norm_in_its_copy(images: torch.Tensor) -> None:
+def test_folding_does_not_change_the_network_and_leaves_no_batch_norm_in_its_copy(images: torch.Tensor) -> None:
     extractor = FeatureExtractor("resnet18", (1, 2, 3), "random")
     before = {name: value.clone() for name, value in extractor.network.state_dict().items()}
     light = folded(extractor.network)
@@ -175,11 +175,11 @@ class Odd(nn.Module):
         return {"third": x, "last": self.own(self.last(x))}
 
 
-def test_what_cannot_be_folded_is_left_alone() -> None:
+def test_layers_that_cannot_be_folded_are_not_changed() -> None:
     torch.manual_seed(0)
     network = Odd().double().train()
     for _ in range(3):
-        network(torch.randn(2, 3, 12, 9, dtype=torch.float64))             # statistics that are not 0 and 1
+        network(torch.randn(2, 3, 12, 9, dtype=torch.float64))             # so that the statistics are not 0 and 1
     graph = fx.symbolic_trace(network.eval()).eval()
     x = torch.randn(2, 3, 13, 11, dtype=torch.float64)
     light = folded(graph)
@@ -191,7 +191,7 @@ def test_what_cannot_be_folded_is_left_alone() -> None:
 
 
 class Sums(nn.Module):
-    """Sums that may be made in place, and sums that others would notice: of each kind one."""
+    """One sum of each kind: sums that can be in place, and sums whose operands are used again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class Sums(nn.Module):
         return {"alone": alone, "twice": twice, "second": second, "wide": self.narrow(x) + x, "number": self.one(alone) + 1}
 
 
-def test_sums_are_made_in_place_where_nobody_else_looks() -> None:
+def test_sums_are_in_place_where_no_other_layer_uses_the_operand() -> None:
     torch.manual_seed(0)
     network, x = Sums().double().eval(), torch.randn(2, 4, 5, 3, dtype=torch.float64)
     light, kept = folded(fx.symbolic_trace(network).eval()), x.clone()
@@ -215,4 +215,4 @@ def test_sums_are_made_in_place_where_nobody_else_looks() -> None:
         for name, expected in network(kept).items():
             torch.testing.assert_close(found[name], expected)
     assert torch.equal(x, kept)
-    assert sum(node.target is _added for node in light.graph.nodes) == 3      # alone, number, and wide, which has no room
+    assert sum(node.target is _added for node in light.graph.nodes) == 3       # alone, number, and wide (other shape)

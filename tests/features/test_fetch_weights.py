@@ -1,4 +1,4 @@
-"""`adcore weights fetch` from a server that breaks off, sends another file or has none: it tries again or says what to do."""
+"""`adcore weights fetch` from a server that breaks off, sends other files or has none: new attempts, a bar, a clear message."""
 
 from __future__ import annotations
 

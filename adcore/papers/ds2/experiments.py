@@ -113,7 +113,7 @@ def figure_1_models(*, profile: str = "quick", dataset: str = "mini", categories
                     method: str = "ds2", pretraining: str = "mini:gear+chip", seed: int = 0,
                     settings: Mapping[str, Any] = NO_SETTINGS) -> list[Experiment]:
     """Figures 1 to 5: the detectors whose maps are drawn, one per category. The figures differ only in their categories."""
-    chosen = {"pretraining": pretraining} if METHODS[method].pretrains else {}
+    chosen: dict[str, Any] = {"pretraining": pretraining} if METHODS[method].pretrains else {}
     return grid(method, **_common(profile, dataset, categories, [seed]), **chosen, **as_tuples(settings))
 
 

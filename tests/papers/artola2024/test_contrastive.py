@@ -341,7 +341,7 @@ def test_inputs_that_cannot_be_fitted_are_refused(tiny):
         detector().predict(torch.zeros(1, 3, 64, 64))
     with pytest.raises(DataError, match="no image to fine-tune on"):
         detector().fit([])
-    with pytest.raises(ParameterError, match=r"stage 4 of backbone .* lies behind the last of taps \(3,\)"):
+    with pytest.raises(ParameterError, match=r"stage 4 of backbone .* comes after the last of the taps \(3,\)"):
         detector(tuned=(4,))
     with pytest.raises(ParameterError, match=r"stage 'blocks\.2' .* cannot be fine-tuned: set tuned to some .* 1, 2, 3, 4, 5"):
         detector(taps=("blocks.2",))

@@ -29,7 +29,7 @@ def test_an_image_smaller_than_a_tap_s_stride_is_refused(method, config, setting
 def test_a_tap_that_does_not_exist_is_refused_with_those_that_exist(method, config, settings):
     with pytest.raises(ParameterError, match=r"has no stage 7; it has 1, 2, 3, 4, 5$"):
         method(config(**settings, taps=(7,)))
-    with pytest.raises(ParameterError, match=r"has no tap 'blocks\.2\.9'; near it are blocks\.2\.\d"):
+    with pytest.raises(ParameterError, match=r"has no tap 'blocks\.2\.9'; similar are blocks\.2\.\d"):
         method(config(**settings, taps=("blocks.2.9",)))
 
 
