@@ -79,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     measure = commands.add_parser("measure", help="run one method on one data set and print its table",
-                                  epilog="UniAD, its baselines, DS2 and CutPaste also train on several GPUs or processes: "
-                                         "torchrun --nproc-per-node 8 -m adcore measure ...")
+                                  epilog="UniAD, its baselines, DS2 and CutPaste also train on several GPUs: torchrun "
+                                         "--nproc-per-node 8 -m adcore measure ... On CPUs several processes train UniAD and "
+                                         "its baselines without batch norm.")
     measure.add_argument("method")
     measure.add_argument("--dataset", default="mini")
     measure.add_argument("--categories", nargs="*", default=[], help="default: all")

@@ -84,6 +84,7 @@ class Detector(ABC):
     pretrains  True if `pretrain` must run before `fit`; the config then has a setting `pretraining`
     version    increased when a change of the code changes the numbers of the same settings
     quick      settings of the quick profile that differ from the paper's
+    extractor  the pretrained backbone, a `FeatureExtractor`; None for a method without one
     """
 
     name: ClassVar[str]
@@ -93,6 +94,7 @@ class Detector(ABC):
     version: ClassVar[int] = 1
     Config: ClassVar[type[Any]]
     quick: ClassVar[Mapping[str, Any]] = {}
+    extractor: Any = None
 
     def __init__(self, config: Any = None, *, device: str | torch.device = "cpu", seed: int = 0) -> None:
         self.config = config if config is not None else self.Config()
@@ -112,7 +114,7 @@ class Detector(ABC):
     @property
     def weights_digest(self) -> str:
         """Digest of the pretrained weights in use; '' for a method without pretrained weights."""
-        return ""
+        return self.extractor.digest if self.extractor is not None else ""
 
     def pretrain(self, samples: Sequence[Sample], *, progress: bool | None = None) -> None:  # noqa: B027, to be left out
         """Train on normal images of many categories before `fit`. Does nothing by default."""

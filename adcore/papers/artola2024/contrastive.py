@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adcore.data import Sample, View, read_images
+from adcore.data import Sample, View, load_uint8, read_images
 from adcore.data.transforms import Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import AdcoreError, DataError, ParameterError
@@ -245,7 +245,7 @@ class Contrastive(Detector):
         if not samples:
             raise DataError("no image to fine-tune on")
         self.photographs = find_negatives(c.negatives, c.held_out)
-        images = torch.cat([(batch * 255).round().to(torch.uint8) for batch in read_images(samples, self.view)])
+        images = load_uint8(samples, self.view)
         self.colors = pool(color_moments(batch.float() / 255) for batch in images.split(16))
         if checkpoint is None or not checkpoint.is_file():
             self._start(images)

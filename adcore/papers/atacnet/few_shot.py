@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adcore.data import Dataset, Sample, View, read_images
+from adcore.data import Dataset, Sample, View, load_uint8
 from adcore.data.transforms import CONTRAST, RESAMPLE, Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import AdcoreError, DataError, ParameterError
@@ -142,10 +142,6 @@ class FewShot(Detector):
         c = self.config
         return View(as_size(c.image_size), resample=c.resize, contrast=c.contrast)
 
-    @property
-    def weights_digest(self) -> str:
-        return self.extractor.digest
-
     @abstractmethod
     def build(self) -> nn.Module:
         """The network, which contains `self.extractor`. Random weights come from torch's global generator."""
@@ -180,7 +176,7 @@ class FewShot(Detector):
         if int(labels.sum()) < self.anomalies_needed():
             raise ParameterError(f"{self.name} learns from labeled anomalies and has {int(labels.sum())}: set anomalies to "
                                  f"{self.anomalies_needed()} or more")
-        images = torch.cat([(batch * 255).round().to(torch.uint8) for batch in read_images(samples, self.view)])
+        images = load_uint8(samples, self.view)
         self.normal, self.anomalous = images[~labels], images[labels]
         if c.normalize == "weights":
             self.extractor.keep_statistics()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adcore.data import Sample, View, read_images
+from adcore.data import Sample, View, load_uint8
 from adcore.distributed import barrier, is_rank_zero, run_on_rank_zero
 from adcore.errors import ParameterError
 from adcore.features import images_digest
@@ -87,7 +87,7 @@ def read_encoder(path: Path) -> tuple[ResNetEncoder, list[float]]:
 def _train_and_save(path: Path, training: EncoderTraining, samples: Sequence[Sample], train: Train) -> None:
     if training.image_size < 1:
         raise ParameterError(f"pretraining_size={training.image_size} is not a side of at least one pixel")
-    images = torch.cat([(batch * 255).round().byte() for batch in read_images(samples, View(training.image_size))])
+    images = load_uint8(samples, View(training.image_size))
     # A training that stops early leaves its checkpoint to a longer one with otherwise equal settings, which resumes from it.
     stop_after = training.settings.get("stop_after", 0)
     checkpoint = path.with_name(f"{training.key(samples, 'stop_after')}.training")

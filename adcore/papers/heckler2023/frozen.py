@@ -40,10 +40,6 @@ class FrozenTaps(Detector):
     def view(self) -> View:
         return View(as_size(self.config.image_size))
 
-    @property
-    def weights_digest(self) -> str:
-        return self.extractor.digest
-
     def cached_maps(self, samples: Sequence[Sample], progress: bool | None = None) -> list[Tensor]:
         """The taps' maps of all samples, computed in one pass, cached and memory-mapped: [(n, C_j, h_j, w_j)] float16."""
         stored = cached_features(samples, self.view, self.extractor, lambda maps: torch.cat([m.flatten(1) for m in maps], 1),

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adcore.data import Sample, View, read_images
+from adcore.data import Sample, View, load_uint8, read_images
 from adcore.data.transforms import Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import ParameterError
@@ -103,10 +103,6 @@ class Reconstruction(Detector):
     def view(self) -> View:
         return View(as_size(self.config.image_size), resample=self.config.resize)
 
-    @property
-    def weights_digest(self) -> str:
-        return self.extractor.digest
-
     def features(self, maps: list[Tensor]) -> Tensor:
         """f_org: the taps' maps, resized to one grid and concatenated, (B, C, h, w)."""
         return concatenate(maps, self.grid, align_corners=True)
@@ -134,7 +130,7 @@ class Reconstruction(Detector):
         loss_of: Callable[[Tensor], Tensor] = self.loss
         if c.train_backbone:
             module, loss_of = nn.ModuleDict({"extractor": self.extractor, "network": self.network}), self.loss_of_images
-            data = torch.cat([(images * 255).round().to(torch.uint8) for images in read_images(samples, self.view)])
+            data = load_uint8(samples, self.view)
         else:
             data = cached_features(samples, self.view, self.extractor, self.features, f"uniad grid {self.grid}",
                                    half=True, device=self.device, progress=progress)           # (n, C, h, w)
