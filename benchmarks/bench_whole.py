@@ -3,7 +3,7 @@
     ADCORE_DATA=... python benchmarks/bench_whole.py --rounds 1
 
 "Before" is this package with plain code instead of each fast path: torch for the features, the plain kernels for the coreset
-(one distance update per center) and for the neighbors (torch.cdist), torch's nn.MultiheadAttention and dropout for UniAD, and
+(one distance update percenter) and for the neighbors (torch.cdist), torch's nn.MultiheadAttention and dropout for UniAD, and
 memory that glibc returns to the system at once. "After" is the package with OpenVINO. Both use our metrics. Each run is a
 separate process with an empty feature cache; the two take turns. whole.csv contains medians, peak resident memory, and the
 scores, which must be the same both ways: for PatchCore up to the order in which nearly equal distances are picked. UniAD's
@@ -45,7 +45,7 @@ PATCHCORE = {"backbone": "efficientnet_lite0", "taps": (3, 4), "image_size": 256
 UNIAD = {"backbone": "efficientnet_lite0", "image_size": 128, "neighbors": 5, "epochs": 2, "batch_size": 32, "lr": 4e-4}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "patchcore screw, 1000 kept": ("patchcore", "mvtec_512", PATCHCORE),
-    # 450,000 more patches: one update per center would take ten minutes for a thousand centers.
+    # 450,000 more patches: one update percenter would take ten minutes for a thousand centers.
     "patchcore tiles, 300 kept": ("patchcore", "mtd", {**PATCHCORE, "coreset": 300}),
     "uniad screw and tiles": ("uniad", "mtd+mvtec_512", UNIAD),
 }

@@ -42,7 +42,7 @@ ORIGIN = ("seconds", "peak_bytes", "device", "machine", "commit", "data", "weigh
 class Result:
     """What an experiment measured.
 
-    measures    one dictionary per number: category, metric, value (a fraction, not per cent)
+    measures    one dictionary per number: category, metric, value (a fraction, not percent)
     provenance  versions, commit, device, seconds, peak_bytes, data, weights, ...
     """
 

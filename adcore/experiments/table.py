@@ -154,7 +154,7 @@ class ResultTable:
         groups = self.swept() or ["method"]
         wide = table.pivot_table(index=groups, columns="metric", values="value", aggfunc="first", sort=False)
         wide.columns.name = None
-        return (f"<div class='adcore-measured'>{wide.to_html(border=0)}<p><small>measured, per cent · "
+        return (f"<div class='adcore-measured'>{wide.to_html(border=0)}<p><small>measured, percent · "
                 f"{self.settings_line()}</small></p></div>")
 
     def __repr__(self) -> str:

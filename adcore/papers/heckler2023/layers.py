@@ -38,7 +38,7 @@ def taps_of(backbone: str) -> list[tuple[int | str, ...]]:
 
 
 def by_tap(table: ResultTable, metric: str, rows: Sequence[str] = ("method", "backbone", "category")) -> pd.DataFrame:
-    """A metric in per cent: one row per combination of the fields `rows`, one column per tap, from shallow to deep.
+    """A metric in percent: one row per combination of the fields `rows`, one column per tap, from shallow to deep.
 
     Each cell is the mean over seeds and over all fields that `rows` does not name.
 
