@@ -33,7 +33,8 @@ from adcore.papers import exhibits
 NOT_MEASURED = "not measured"
 EMBEDDED = "mini"
 
-Listing = Callable[..., list[Experiment]]
+# Returns the experiments, or the experiments of each row of a table.
+Listing = Callable[..., list[Experiment] | dict[str, list[Experiment]]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def asked(notebook: str, parameters: Mapping[str, Any]) -> Asked:
 
 def _listed(listing: Listing, parameters: Mapping[str, Any]) -> list[Experiment]:
     taken = inspect.signature(listing).parameters
-    return listing(**{name: value for name, value in parameters.items() if name in taken})
+    found = listing(**{name: value for name, value in parameters.items() if name in taken})
+    return [one for row in found.values() for one in row] if isinstance(found, dict) else found
 
 
 def _distinct(experiments: Iterable[Experiment]) -> tuple[Experiment, ...]:

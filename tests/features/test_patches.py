@@ -68,7 +68,7 @@ def test_an_encoder_in_training_mode_is_refused():
 
 @pytest.mark.parametrize(("size", "patch", "stride"), [((16, 31), 32, 4), ((31, 40), 32, 4), ((40, 40), 32, 0)])
 def test_patches_that_do_not_fit_in_the_image_are_refused(size, patch, stride):
-    with pytest.raises(ParameterError, match=rf"^patches of 32x32 pixels, with stride {stride} in an image of {size[0]}x"):
+    with pytest.raises(ParameterError, match=rf"^patches of 32x32 pixels with stride {stride} in an image of {size[0]}x"):
         patch_features(encoder(), pictures(1, *size), patch, stride)
 
 

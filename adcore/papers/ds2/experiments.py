@@ -52,28 +52,20 @@ def pretraining_models(*, profile: str = "quick", dataset: str = "mini", categor
     return _first(DS2, _common(profile, dataset, categories, seeds), pretraining, settings)
 
 
-def ablation(letter: str, *, profile: str = "quick", dataset: str = "mini", categories: Sequence[str] = ("chip",),
-             pretraining: str = "mini:chip", seeds: Sequence[int] = (0,),
-             settings: Mapping[str, Any] = NO_SETTINGS) -> dict[str, list[Experiment]]:
+def table_1(letter: str, *, ablations: Sequence[str] = tuple(ROWS), profile: str = "quick", dataset: str = "mini",
+            categories: Sequence[str] = ("chip",), pretraining: str = "mini:chip", seeds: Sequence[int] = (0,),
+            settings: Mapping[str, Any] = NO_SETTINGS) -> dict[str, list[Experiment]]:
     """Table 1 (`letter`), one of a to e: row -> DS2 with the settings of this row, one experiment per category and seed.
 
-    In the quick profile trainings are short, and (a) and (d) have other rows (`QUICK_ROWS`).
+    In the quick profile trainings are short, and (a) and (d) have other rows (`QUICK_ROWS`). No row if the letter is not in
+    `ablations`.
     """
+    if letter not in ablations:
+        return {}
     quick = profile == "quick"
     rows = {**ROWS, **QUICK_ROWS}[letter] if quick else ROWS[letter]
     own = {"pretraining": pretraining, **(QUICK_ABLATION if quick else {}), **as_tuples(settings)}
     return {name: grid(DS2, **_common(profile, dataset, categories, seeds), **{**own, **row}) for name, row in rows.items()}
-
-
-def table_1(letter: str, *, ablations: Sequence[str] = tuple(ROWS), profile: str = "quick", dataset: str = "mini",
-            categories: Sequence[str] = ("chip",), pretraining: str = "mini:chip", seeds: Sequence[int] = (0,),
-            settings: Mapping[str, Any] = NO_SETTINGS) -> list[Experiment]:
-    """All experiments of Table 1 (`letter`), see `ablation`; none if the letter is not in `ablations`."""
-    if letter not in ablations:
-        return []
-    rows = ablation(letter, profile=profile, dataset=dataset, categories=categories, pretraining=pretraining, seeds=seeds,
-                    settings=settings)
-    return [experiment for row in rows.values() for experiment in row]
 
 
 table_1a = partial(table_1, "a")

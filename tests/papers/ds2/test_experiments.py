@@ -32,16 +32,21 @@ def distinct(experiments: list[Experiment]) -> int:
     return len({experiment.key for experiment in experiments})
 
 
+def table_1(letter: str, **parameters: Any) -> list[Experiment]:
+    """What the plan lists: the experiments of all rows."""
+    return [e for row in getattr(listed, f"table_1{letter}")(**parameters).values() for e in row]
+
+
 @pytest.mark.parametrize(("letter", "rows"), [("a", 5), ("b", 5), ("c", 6), ("d", 5), ("e", 3)])
 def test_table_1_has_one_experiment_per_row_category_and_seed(letter, rows):
-    experiments = getattr(listed, f"table_1{letter}")(**PAPER)
+    experiments = table_1(letter, **PAPER)
     assert len(experiments) == distinct(experiments) == rows * 15 * 3
     assert {value(e, "epochs") for e in experiments} == {400} and {value(e, "pretraining") for e in experiments} == {"dataset"}
 
 
 @pytest.mark.parametrize("letter", ["b", "c", "d", "e"])
 def test_every_printed_cell_of_table_1_is_covered_by_its_categories_and_seeds(letter):
-    experiments = getattr(listed, f"table_1{letter}")(**PAPER)
+    experiments = table_1(letter, **PAPER)
     for match in published(f"ds2.table_1{letter}")["match"]:
         wanted = {name: text for name, text in match.items() if name not in ("method", "group")}
         (name, text), = wanted.items()
@@ -53,22 +58,22 @@ def test_every_printed_cell_of_table_1_is_covered_by_its_categories_and_seeds(le
 
 def test_the_rows_chosen_in_the_paper_are_one_training_in_all_five_ablations():
     chosen = {"a": "both", "b": "none", "c": "cj+gb", "d": "256", "e": "c4c5"}
-    keys = [{e.key for e in listed.ablation(letter, **PAPER)[row]} for letter, row in chosen.items()]
+    keys = [{e.key for e in listed.table_1(letter, **PAPER)[row]} for letter, row in chosen.items()]
     assert all(other == keys[0] for other in keys) and len(keys[0]) == 15 * 3
     rows = 5 + 5 + 6 + 5 + 3 - 4                          # distinct trainings of one seed on all images
-    everything = [e for letter in "abcde" for e in getattr(listed, f"table_1{letter}")(**PAPER)]
+    everything = [e for letter in "abcde" for e in table_1(letter, **PAPER)]
     assert distinct(everything) == rows * 15 * 3
 
 
 def test_only_the_ablations_asked_for_are_listed():
-    asked = {letter: len(getattr(listed, f"table_1{letter}")(ablations=["a", "d"])) for letter in "abcde"}
+    asked = {letter: len(table_1(letter, ablations=["a", "d"])) for letter in "abcde"}
     assert asked == {"a": 3, "b": 0, "c": 0, "d": 3, "e": 0}
 
 
 def test_the_quick_profile_has_short_trainings_with_batches_that_forty_images_fill():
-    experiments = [e for rows in map(listed.ablation, "abcde") for row in rows.values() for e in row]
+    experiments = [e for letter in "abcde" for e in table_1(letter)]
     assert {value(e, "epochs") for e in experiments} == {3} and max(value(e, "batch_size") for e in experiments) == 16
-    assert {value(e, "epochs") for e in listed.table_1b(settings={"epochs": 2, "decay_epochs": [1]})} == {2}
+    assert {value(e, "epochs") for e in table_1("b", settings={"epochs": 2, "decay_epochs": [1]})} == {2}
 
 
 def test_sections_2_and_3_compare_with_encoders_that_are_not_pretrained_by_them():
