@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +81,7 @@ class Sample:
     label      0 normal, 1 anomalous
     defect     'good' or the kind of defect
     mask_path  pixel mask of the defect; None for a normal image, or when the data set has no masks
+    dataset    name of the data set; `Dataset` fills it in where it is empty
     """
 
     path: Path
@@ -88,6 +89,7 @@ class Sample:
     label: int
     defect: str = "good"
     mask_path: Path | None = None
+    dataset: str = field(default="", compare=False, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -134,6 +136,11 @@ class Dataset:
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
     has_masks: bool = True
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            named = tuple(s if s.dataset else replace(s, dataset=self.name) for s in getattr(self, part))
+            object.__setattr__(self, part, named)
 
     @property
     def categories(self) -> tuple[str, ...]:
