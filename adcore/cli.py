@@ -216,8 +216,10 @@ def _run(arguments: argparse.Namespace) -> None:
 def _measure(arguments: argparse.Namespace) -> None:
     from adcore.distributed import is_rank_zero, process_group
     from adcore.experiments import as_tuples, grid, run
-    from adcore.notebook import parse_assignments
-    settings = as_tuples(parse_assignments(arguments.settings))
+    from adcore.models import METHODS
+    from adcore.parameters import parse_settings
+    defaults = METHODS[arguments.method].Config().values() if arguments.method in METHODS else {}
+    settings = as_tuples(parse_settings(arguments.settings, defaults))
     with process_group():
         table = run(grid(arguments.method, dataset=arguments.dataset, categories=arguments.categories, seeds=arguments.seeds,
                          profile=arguments.profile, **settings), device=arguments.device)

@@ -24,6 +24,7 @@ import yaml
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import digest_text
 from adcore.notebook import check_parameters, find_notebook, notebook_name
+from adcore.parameters import text_of
 from adcore.paths import repository
 
 SHORT = 0.5  # hours; runs up to this length that need no GPU share a cluster job
@@ -76,7 +77,7 @@ class Job:
 
     def words(self) -> str:
         """The parameters as options of `adcore run`, quoted for a shell."""
-        return " ".join(f"-p {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in self.parameters.items())
+        return " ".join(f"-p {shlex.quote(f'{name}={text_of(value)}')}" for name, value in self.parameters.items())
 
 
 def load_grid(name: str, folder: Path | None = None) -> list[Job]:

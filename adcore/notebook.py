@@ -9,14 +9,14 @@ import ast
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import atomic, write_json
+from adcore.parameters import Word, typed, unreadable
+from adcore.parameters import parse_assignments as parse_assignments  # part of this interface
 from adcore.paths import repository
 from adcore.source import package_digest, run_digest
 
@@ -92,12 +92,12 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 
 def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Check that the given values are parameters of the notebook and have the types of its defaults; return them.
+    """The given values with the types of the notebook's defaults, see `adcore.parameters.typed`.
 
-    An integer is accepted for a float, and a single value for a list of one.
+    given  values, or words from `parse_assignments`
 
     Raises:
-        ParameterError: unknown name, or wrong type.
+        ParameterError: unknown name, wrong type, or a word that cannot be read.
     """
     known = read_parameters(path)
     checked: dict[str, Any] = {}
@@ -106,44 +106,17 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             raise ParameterError(f"unknown parameter '{name}' for {notebook_name(path)}{did_you_mean(name, known)}; it takes "
                                  f"{', '.join(known)}")
         default = known[name]
-        if isinstance(default, list) and not isinstance(value, list):
-            value = [value]
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if isinstance(default, list) and default and isinstance(default[0], float):
-            value = [float(item) if type(item) is int else item for item in value]
-        if type(value) is not type(default):
-            raise ParameterError(f"parameter '{name}' of {notebook_name(path)} takes {type(default).__name__} like "
-                                 f"{default!r}, not {type(value).__name__} {value!r}")
-        if isinstance(default, list) and default and any(type(item) is not type(default[0]) for item in value):
-            raise ParameterError(f"parameter '{name}' of {notebook_name(path)} takes a list like {default!r}, not {value!r}")
-        checked[name] = value
+        shown = str(value) if isinstance(value, Word) else value
+        try:
+            checked[name] = typed(value, default)
+        except (ValueError, RecursionError):
+            raise unreadable(name, str(value)) from None
+        except TypeError:
+            several = isinstance(default, (list, tuple, dict))
+            raise ParameterError(f"parameter '{name}' of {notebook_name(path)} takes {'a ' if several else ''}"
+                                 f"{type(default).__name__} like {default!r}, not "
+                                 f"{'' if several else f'{type(shown).__name__} '}{shown!r}") from None
     return checked
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Parse `name=value` words: ['seeds=[0, 1]', 'profile=quick'] -> {'seeds': [0, 1], 'profile': 'quick'}.
-
-    A value is read as JSON if possible, otherwise as YAML (which reads 1e-5 as a string).
-
-    Raises:
-        ParameterError: a word that is not `name=value`, or a value that cannot be read.
-    """
-    values = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or not name.isidentifier():
-            raise ParameterError(f"'{assignment}' is not name=value")
-        try:
-            values[name] = json.loads(text)
-            continue
-        except ValueError:
-            pass
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ParameterError(f"the value of '{assignment}' cannot be read: write strings plain, lists as [a, b]") from None
-    return values
 
 
 def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, *, record: Path | None = None) -> Path:

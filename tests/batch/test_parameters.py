@@ -22,10 +22,10 @@ from adcore.notebook import (
     check_parameters,
     find_notebook,
     notebook_name,
-    parse_assignments,
     read_parameters,
     run_notebook,
 )
+from adcore.parameters import parse_assignments, parse_settings, typed
 
 
 @pytest.fixture
@@ -80,25 +80,134 @@ def test_a_wrong_name_or_type_is_refused(notebook, given, message):
         check_parameters(notebook, given)
 
 
-def test_command_line_values_are_read_as_json_or_as_yaml():
-    words = ["a=1", "b=quick", "c=[0, 1]", "d=[brick, gear]", "e=0.5", "f=1e-5", "g=true", "h=x=y", 'i="1"', "j=a: b"]
-    assert parse_assignments(words) == {"a": 1, "b": "quick", "c": [0, 1], "d": ["brick", "gear"], "e": 0.5, "f": 1e-5,
-                                        "g": True, "h": "x=y", "i": "1", "j": {"a": "b"}}
-    for wrong, message in (("seed", "'seed' is not name=value"), ("1x=2", "'1x=2' is not name=value"),
-                        ("a=[1", r"the value of 'a=\[1' cannot be read: write strings plain, lists as \[a, b\]")):
-        with pytest.raises(ParameterError, match=f"^{message}"):
+def read(text: str, default: Any) -> Any:
+    """What `-p x=text` gives for a parameter with this default."""
+    return typed(parse_assignments([f"x={text}"])["x"], default)
+
+
+def same(found: Any, right: Any) -> bool:
+    """Equal, with the same types throughout."""
+    return repr(found) == repr(right)
+
+
+@pytest.mark.parametrize(("text", "right"), [
+    ("01", "01"), ("no", "no"), ("2024-01-02", "2024-01-02"), ("", ""), ("null", "null"), ("1e5", "1e5"), ("true", "true"),
+    ("x=y", "x=y"), ("a: b", "a: b"), ("[abc", "[abc"), ("[a, b]", "[a, b]"), ('"1"', "1"), ("'it''s'", "it's"),
+    (" a ", " a "), ("mini:gear+chip", "mini:gear+chip"), (r"C:\new", r"C:\new"),
+    (r'"C:\data"', r"C:\data"), ('"a" b', '"a" b'), ("~", "~")])
+def test_text_stays_text_where_the_default_is_text(text, right):
+    assert same(read(text, "quick"), right)
+
+
+@pytest.mark.parametrize(("text", "right"), [
+    ("[01, 02, 03]", ["01", "02", "03"]), ("no", ["no"]), ("0", ["0"]), ("01234", ["01234"]),
+    ("[1, 1.0, 1e3]", ["1", "1.0", "1e3"]),
+    ("[no, null, true]", ["no", "null", "true"]), ("[mini:chip, ds+x]", ["mini:chip", "ds+x"]),
+    ('["a, b", it\'s]', ["a, b", "it's"]),
+    ("[brick (new), b]", ["brick (new)", "b"]), ("(a, b)", ["a", "b"]), ("", []), ("[]", []), ("[ ]", []), ("[a, ]", ["a"]),
+    ('"[old] brick"', ["[old] brick"]), ("a b", ["a b"])])
+def test_names_in_a_list_stay_text_also_where_the_default_list_is_empty(text, right):
+    assert same(read(text, ["brick"]), right) and same(read(text, []), right)
+
+
+@pytest.mark.parametrize(("text", "default", "right"), [
+    ("3", 0, 3), ("007", 0, 7), ("-3", 0, -3), ("2", 0.5, 2.0), ("1e-5", 0.5, 1e-5), ("1e5", 0.5, 1e5), (".5", 0.1, 0.5),
+    ("True", False, True), ("yes", False, True), ("no", True, False), ("false", True, False), ("7", [0], [7]),
+    ("[0, 1]", [0], [0, 1]),
+    ("[1, 1e-3]", [0.5], [1.0, 0.001]), ("(1, 2)", [0], [1, 2]), ("[2, 3]", (1,), (2, 3)),
+    ("[[0], [1, 2]]", [[0]], [[0], [1, 2]]),
+    ("[[01]]", [["a"]], [["01"]]), ("", {}, {})])
+def test_numbers_and_truth_values_have_the_type_of_the_default(text, default, right):
+    assert same(read(text, default), right)
+
+
+@pytest.mark.parametrize(("text", "right"), [
+    ("{lr: 1e-5}", {"lr": 1e-5}), ("{lr: 1e5, n: 10, x: .5}", {"lr": 1e5, "n": 10, "x": 0.5}),
+    ("{a: yes, b: no, c: on, d: off}", {"a": "yes", "b": "no", "c": "on", "d": "off"}),
+    ("{a: 012, b: 1_000}", {"a": "012", "b": "1_000"}),
+    ("{a: true, b: False, c: null, d: None}", {"a": True, "b": False, "c": None, "d": None}),
+    ("{d: 2024-01-02}", {"d": "2024-01-02"}),
+    ("{taps: (2, 3), one: (2,), lone: (2), none: ()}", {"taps": (2, 3), "one": (2,), "lone": (2,), "none": ()}),
+    ('{"taps": [(2,), (4,)]}', {"taps": [(2,), (4,)]}), ("{a: {b: [1, x]}}", {"a": {"b": [1, "x"]}}),
+    ("{01: 1}", {"01": 1}), ('{s: "1", t: \'no\'}', {"s": "1", "t": "no"}), ("{p: mini:gear}", {"p": "mini:gear"}),
+    ("{x: 1e999, y: .inf, z: nan}", {"x": "1e999", "y": ".inf", "z": "nan"})])
+def test_settings_are_read_as_in_yaml_1_2(text, right):
+    assert same(read(text, {}), right) and same(read(text, {"lr": 0.1, "heads": 2}), right)
+
+
+def test_an_entry_of_a_dictionary_stays_text_where_the_default_has_text():
+    assert same(read("{01: [1, no], brick: 2}", {"brick": ["crack"]}), {"01": ["1", "no"], "brick": ["2"]})
+    assert same(read("{01: 02}", {"brick": "crack"}), {"01": "02"})
+    assert same(read("{backbone: 18, epochs: 18}", {"backbone": "resnet18", "epochs": 2}), {"backbone": "18", "epochs": 18})
+    assert same(read("{a: {backbone: 18}}", {"a": {"backbone": "x", "n": 1}}), {"a": {"backbone": "18"}})
+
+
+@pytest.mark.parametrize(("text", "default"), [
+    ("1.5", 0), ("1e3", 0), ("True", 0), ("one", 0), ('"1"', 0), ("", 0), ("nan", 0.5), ("inf", 0.5), ("1e999", 0.5),
+    ("true", 0.5),
+    ("1", False), ("on", False), ("", 0.5), ("[1.5]", [0]), ("[a]", [0]), ("[[a]]", ["a"]), ("{a: 1}", ["a"]),
+    ("x", {}), ("[1]", {}),
+    ("[1, 2]", 0), ("{brick: [[a]]}", {"brick": ["a"]})])
+def test_a_word_of_another_type_is_refused(text, default):
+    with pytest.raises(TypeError):
+        read(text, default)
+
+
+@pytest.mark.parametrize(("value", "default"), [
+    (float("nan"), 0.5), (float("inf"), 0.5), (10**400, 0.5), ([float("inf")], [0.5]), ({"lr": float("nan")}, {})])
+def test_a_number_that_is_not_finite_is_refused(value, default):
+    with pytest.raises(TypeError):
+        typed(value, default)
+
+
+@pytest.mark.parametrize("text", ["[1", "[1]]", "[1, , 2]", "(1", "{a}", "{a: }", "{a: 1", "{a, b: 1}", "{[a]: 1}", '["a',
+                                  "['a]", "[a] b", '["a" b]', "[,]", "[" * 100_000])
+def test_brackets_or_quotes_that_do_not_match_are_refused_in_a_sentence(notebook, text):
+    with pytest.raises(ParameterError, match=r"^the value of 'seeds=.*' cannot be read: write lists as \[a, b\], and quotes"):
+        check_parameters(notebook, parse_assignments([f"seeds={text}"]))
+
+
+def test_words_without_an_equals_sign_or_a_name_are_refused():
+    for wrong in ("seed", "1x=2", "=2", "a-b=1"):
+        with pytest.raises(ParameterError, match=f"^'{wrong}' is not name=value$"):
             parse_assignments([wrong])
 
 
-values = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
+def test_settings_on_the_command_line_are_read_by_the_configs_defaults():
+    defaults = {"backbone": "resnet50", "taps": (1, 2), "scales": ("c4",), "coreset": 0.1, "jitter": True}
+    words = ["backbone=18", "taps=[2, 3]", "scales=[4, c5]", "coreset=500", "jitter=false", "new=1e-3"]
+    assert same(parse_settings(words, defaults), {"backbone": "18", "taps": [2, 3], "scales": ("4", "c5"), "coreset": 500,
+                                                  "jitter": False, "new": 0.001})
+    with pytest.raises(ParameterError, match=r"^the value of 'taps=\[1' cannot be read"):
+        parse_settings(["taps=[1"], defaults)
+    with pytest.raises(ParameterError, match=r"^setting 'scales' takes \('c4',\) or the like, not '\[\[a\]\]'$"):
+        parse_settings(["scales=[[a]]"], defaults)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.dictionaries(st.from_regex(r"[a-z_]{1,6}", fullmatch=True).filter(str.isidentifier), values | st.lists(values)))
-def test_the_command_line_options_of_a_job_are_parsed_to_its_parameters(parameters):
+names = st.text(max_size=8)
+numbers = st.integers(-10**18, 10**18) | st.floats(allow_nan=False, allow_infinity=False)
+leaves = st.none() | st.booleans() | numbers | names
+setting = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple)
+                       | st.dictionaries(names, inner, max_size=3), max_leaves=8)
+KINDS = [  # a default, and values of its type
+    ("quick", names), (0, st.integers(-10**18, 10**18)), (0.5, st.floats(allow_nan=False, allow_infinity=False)),
+    (False, st.booleans()),
+    ([0], st.lists(st.integers(-99, 99))), ([0.5], st.lists(st.floats(-9, 9))), (["a"], st.lists(names)),
+    ([], st.lists(names)),
+    ([["a"]], st.lists(st.lists(names))), ({}, st.dictionaries(names, setting, max_size=4)),
+    ({"brick": ["crack"]}, st.dictionaries(names, st.lists(names), max_size=4)),
+    ({"a": "b"}, st.dictionaries(names, names, max_size=4)), ((1,), st.lists(st.integers(-9, 9)).map(tuple))]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.tuples(*(values for _, values in KINDS)))
+def test_the_command_line_options_of_a_job_are_parsed_to_exactly_its_parameters(values):
+    parameters = {f"p{i}": value for i, value in enumerate(values)}
     words = shlex.split(Job("x", Path("x.ipynb"), parameters).words())
     assert words[::2] == ["-p"] * len(parameters)
-    assert parse_assignments(words[1::2]) == parameters
+    found = {name: typed(word, KINDS[int(name[1:])][0]) for name, word in parse_assignments(words[1::2]).items()}
+    assert same(found, parameters)
+    assert same({name: typed(value, KINDS[int(name[1:])][0]) for name, value in parameters.items()}, parameters)
 
 
 def test_a_notebook_is_found_by_its_path_or_its_name(notebook, tmp_path, monkeypatch):
