@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
 from adcore.grids import load_grid
@@ -62,6 +63,13 @@ def test_no_cell_ends_with_a_semicolon_and_no_output_has_a_progress_bar(path):
 def test_the_parameters_are_literals_with_the_quick_profile_and_the_default_store(path):
     parameters = read_parameters(path)
     assert parameters["profile"] == "quick" and parameters["out"] == ""
+
+
+@each
+def test_papermill_sees_every_parameter_with_its_default(path):
+    """papermill skips a line with two equals signs, also when the second is in a comment."""
+    seen = {name: ast.literal_eval(one["default"]) for name, one in papermill.inspect_notebook(str(path)).items()}
+    assert seen == read_parameters(path)
 
 
 @each
