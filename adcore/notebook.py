@@ -126,9 +126,11 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
 
     Raises:
         ParameterError: see `check_parameters`.
-        AdcoreError: a cell raised an error; the message names the error and the path of the executed copy.
+        AdcoreError: a cell raised an error, or the kernel ended; the message names the error and the executed copy.
     """
     import papermill
+
+    from adcore.executor import ThisPython
 
     path = find_notebook(name)
     checked = check_parameters(path, parameters)
@@ -139,14 +141,16 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
         record.unlink(missing_ok=True)  # from an earlier run: if this run fails, no record may remain
         digest = run_digest(path, checked, package_digest())  # before the run: files may change while it lasts
     with atomic(output) as temporary:
-        failure = None
+        failure = ""
         try:
-            papermill.execute_notebook(str(path), str(temporary), checked, kernel_name="python3", progress_bar=False)
+            papermill.execute_notebook(str(path), str(temporary), checked, kernel_name="python3", progress_bar=False,
+                                       kernel_manager_class=ThisPython)
         except papermill.PapermillExecutionError as error:
-            failure = error
-    if failure is not None:
-        raise AdcoreError(f"{notebook_name(path)} failed in cell {failure.exec_count}: {failure.ename}: "
-                          f"{failure.evalue.splitlines()[0] if failure.evalue else ''}; see {output}")
+            failure = f"failed in cell {error.exec_count}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}"
+        except RuntimeError as error:  # of nbclient: the process did not start, or was killed, for instance for its memory
+            failure = f"has lost its kernel, the process that runs its cells ({error})"
+    if failure:
+        raise AdcoreError(f"{notebook_name(path)} {failure}; see {output}")
     if record is not None:
         write_json(record, {"notebook": notebook_name(path), "parameters": checked,
                             "seconds": round(time.perf_counter() - start, 1), "executed": output.name, "digest": digest})
@@ -180,13 +184,18 @@ def refresh(name: str | Path) -> Path:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
+    from adcore.executor import ThisPython
+
     path = find_notebook(name)
     content = nbformat.read(path, as_version=4)
     os.environ["ADCORE_PROGRESS"] = "0"
     try:
-        NotebookClient(content, kernel_name="python3", timeout=600, record_timing=False).execute()
+        NotebookClient(content, kernel_name="python3", timeout=600, record_timing=False,
+                       kernel_manager_class=ThisPython).execute()
     except CellExecutionError as error:
         raise AdcoreError(f"{notebook_name(path)} failed: {error.ename}: {error.evalue}") from error
+    except RuntimeError as error:
+        raise AdcoreError(f"{notebook_name(path)} has lost its kernel, the process that runs its cells ({error})") from error
     content.metadata = nbformat.from_dict({
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.notebooks import PARAMETERS, write_notebook
 
+import adcore.errors
 from adcore import cli
 from adcore.errors import AdcoreError, ParameterError
 from adcore.grids import Job
@@ -243,6 +245,35 @@ def test_a_successful_run_writes_a_record_and_a_failed_run_writes_only_its_trace
     assert "AssertionError" in failed.read_text() and "and more" in failed.read_text() and not no_record.exists()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["failed.ipynb", "run.ipynb"]
     assert path.read_bytes() == before
+
+
+def test_a_notebook_runs_this_copy_of_adcore_whatever_kernel_and_folder_are_there(tmp_path, monkeypatch):
+    kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"       # as of another environment, which is gone
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({"argv": ["false", "{connection_file}"], "display_name": "x", "language": "python"}))
+    (tmp_path / "here" / "adcore").mkdir(parents=True)
+    (tmp_path / "here" / "adcore" / "__init__.py").write_text("raise ImportError('another copy')")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.chdir(tmp_path / "here")
+    path = write_notebook(tmp_path / "toy.ipynb", "settings = {}\nname = ''",
+                          "import sys, adcore.errors\nprint(sys.executable, adcore.errors.__file__, settings, repr(name))")
+    out = run_notebook(path, {"settings": {"taps": [(2,), (4,)]}, "name": 'a"\\n\n'}, tmp_path / "run.ipynb")
+    executed = nbformat.read(out, as_version=4)
+    (text,) = [output.text for cell in executed.cells for output in cell.get("outputs", [])]
+    assert text.split(maxsplit=2) == [sys.executable, str(adcore.errors.__file__),
+                                      "{'taps': [(2,), (4,)]} " + repr('a"\\n\n') + "\n"]
+    assert executed.metadata.kernelspec.name == "python3"
+
+
+def test_a_kernel_that_does_not_start_or_is_killed_ends_in_a_sentence(tmp_path, monkeypatch):
+    path = write_notebook(tmp_path / "toy.ipynb", PARAMETERS, "import os\nos.kill(os.getpid(), 9)")
+    with pytest.raises(AdcoreError, match=r"^toy has lost its kernel, the process that runs its cells \(.+\); see .*\.ipynb$"):
+        run_notebook(path, {}, tmp_path / "run.ipynb", record=tmp_path / "record.json")
+    assert (tmp_path / "run.ipynb").is_file() and not (tmp_path / "record.json").exists()
+    monkeypatch.setattr("adcore.executor.adcore.__file__", str(tmp_path / "adcore" / "__init__.py"))
+    with pytest.raises(AdcoreError, match=r"^toy has lost its kernel"):              # it would have imported another copy
+        run_notebook(path, {}, tmp_path / "run.ipynb")
 
 
 def test_the_run_command_checks_the_parameters_and_writes_into_the_runs_folder(capsys, notebook, tmp_path, monkeypatch):
