@@ -21,14 +21,23 @@ from adcore.models import METHODS
 from adcore.paths import repository
 from adcore.source import paper_digest
 
+# Variables that name a repository, and not by the folder. git sets them for its hooks.
+ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY",
+             "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE", "GIT_PREFIX")
+
 
 @functools.lru_cache(maxsize=1)
 def commit() -> str:
-    """The checkout's commit, followed by '+' when files below adcore/ differ from it; '' outside a checkout."""
+    """The checkout's commit, followed by '+' when files below adcore/ differ from it; '' outside a checkout.
+
+    An archive that was unpacked inside another repository has no commit.
+    """
     root = repository()
     if root is None:
         return ""
     try:
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return ""
         head = _git(root, "rev-parse", "--short=10", "HEAD")
         return head + ("+" if _git(root, "status", "--porcelain", "--", "adcore") else "")
     except (OSError, subprocess.CalledProcessError):
@@ -36,7 +45,8 @@ def commit() -> str:
 
 
 def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    return subprocess.run(["git", *words], cwd=root, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def machine(device: torch.device) -> str:
