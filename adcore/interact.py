@@ -12,7 +12,9 @@ from adcore.progress import interactive
 
 
 def explore(draw: Callable[..., Figure], **controls: Any) -> None:
-    """Show a figure with sliders and menus that redraw it; in a batch run, show it once with the start values.
+    """Show a figure with sliders and menus that redraw it.
+
+    In a batch run, and where ipywidgets is not installed, show it once with the start values.
 
     draw      makes the figure from the controls' values
     controls  name -> list of choices (a menu starting at the first) or (low, high, step) (a slider starting in the middle)
@@ -21,8 +23,13 @@ def explore(draw: Callable[..., Figure], **controls: Any) -> None:
     if not interactive():
         show(draw(**start))
         return
-    import ipywidgets
-    from IPython.display import display
+    try:
+        import ipywidgets
+        from IPython.display import display
+    except ImportError:
+        print("the sliders need ipywidgets: pip install 'adcore[notebooks]'")
+        show(draw(**start))
+        return
 
     def redraw(**values: Any) -> None:
         show(draw(**values))
