@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from adcore.paths import repository
 COLUMNS = ("name", "kind", "version", "url", "file", "sha256", "bytes", "license", "citation", "unpacks", "verified",
            "note")
 KINDS = ("dataset", "weights")
-INSTALLED = Path(sys.prefix) / "share" / "adcore"  # where pyproject.toml's data-files lie
+INSTALLED = Path(__file__).parent  # where setup.py puts the file in a wheel
 _CHECKSUM = re.compile(r"|[0-9a-f]{64}|prefix:[0-9a-f]{8,64}|md5:[0-9a-f]{32}")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from adcore.data import manifest as manifest_module
 from adcore.data.manifest import COLUMNS, INSTALLED, Entry, check, direct_link, entry, flaw, load_manifest
 from adcore.errors import DataError, ParameterError
 
@@ -105,7 +105,7 @@ def test_the_error_for_an_unknown_name_suggests_the_most_similar_one():
 
 
 def test_without_a_checkout_the_manifest_is_the_one_that_the_wheel_installed(monkeypatch, tmp_path):
-    assert Path(sys.prefix) / "share" / "adcore" == INSTALLED
+    assert Path(manifest_module.__file__).parent == INSTALLED
     monkeypatch.setattr("adcore.data.manifest.repository", lambda: None)
     monkeypatch.setattr("adcore.data.manifest.INSTALLED", tmp_path)
     with pytest.raises(DataError, match=rf"^{tmp_path}/data_manifest\.csv is not there"):

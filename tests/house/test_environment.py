@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from adcore.data.manifest import load_manifest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -118,6 +121,44 @@ def test_make_accepts_the_same_python_versions_as_the_package():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     (low, high) = re.findall(r"\((\d, \d+)\) <= sys\.version_info\[:2\] <= \((\d, \d+)\)", text)[0]
     assert (low.replace(", ", "."), high.replace(", ", ".")) == (PYTHONS[0], PYTHONS[-1])
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that pip makes of a source distribution of the files under version control, unpacked into a folder."""
+    pytest.importorskip("setuptools", minversion="77")
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "data_manifest.csv"):
+        shutil.copy(ROOT / name, source / name)
+    shutil.copytree(ROOT / "adcore", source / "adcore", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def build(kind: str, where: Path) -> Path:
+        code = f"import sys\nfrom setuptools import build_meta\nbuild_meta.build_{kind}(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", code, str(folder)], cwd=where, capture_output=True, check=True)
+        return next(folder.glob("*.tar.gz" if kind == "sdist" else "*.whl"))
+
+    shutil.unpack_archive(build("sdist", source), folder)
+    (unpacked,) = folder.glob("adcore-*/")
+    shutil.unpack_archive(build("wheel", unpacked), folder / "site", "zip")
+    return folder / "site"
+
+
+def test_a_wheel_has_the_manifest_and_every_other_file_of_the_package(wheel):
+    assert (wheel / "adcore/data/data_manifest.csv").read_bytes() == (ROOT / "data_manifest.csv").read_bytes()
+    here = {path.relative_to(ROOT) for path in ROOT.glob("adcore/**/*") if path.is_file()}
+    ours = {path for path in here if path.suffix != ".md" and "__pycache__" not in path.parts}
+    assert {path.relative_to(wheel) for path in wheel.glob("adcore/**/*") if path.is_file()} == ours | {
+        Path("adcore/data/data_manifest.csv")}
+    assert not [path for path in wheel.iterdir() if path.name != "adcore" and not path.name.endswith(".dist-info")]
+
+
+def test_the_manifest_is_found_in_whatever_folder_the_wheel_was_installed(wheel, tmp_path):
+    """As after `pip install --target FOLDER` or `--user`, where sys.prefix is another folder."""
+    code = ("import sys\nsys.prefix = sys.argv[1]\nimport adcore.paths\nfrom adcore.data.manifest import load_manifest\n"
+            "print(adcore.__file__, adcore.paths.repository(), len(load_manifest()))")
+    printed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True,
+                             env={**os.environ, "PYTHONPATH": str(wheel)}, check=True).stdout
+    assert printed.split() == [str(wheel / "adcore/__init__.py"), "None", str(len(load_manifest()))]
 
 
 def test_importing_the_command_line_does_not_import_torch():
