@@ -57,4 +57,4 @@ def many_versus_many(name: str, train: Sequence[Sample], test: Sequence[Sample],
         if not samples:
             raise DataError(f"data set '{name}' with normal classes '{normal}' has no {what}: fetch or copy it again")
     bad, _ = draw(bad, min(len(bad), len(good)))
-    return Dataset(name, tuple(fit), tuple(good + bad), has_masks=False)
+    return Dataset(name, tuple(fit), tuple(good + bad))

@@ -43,7 +43,7 @@ def load_elpv(root: Path, categories: Sequence[str] | None = None, *, train_frac
         test += held_out
         test += [Sample(path, category, 1, "defective" if probability == 1 else "likely_defective")
                  for path, probability, kind in cells if kind == category and probability > 0.5]
-    return Dataset("elpv", tuple(train), tuple(test), has_masks=False).only(categories)
+    return Dataset("elpv", tuple(train), tuple(test)).only(categories)
 
 
 def _read_labels(labels: Path) -> list[tuple[Path, float, str]]:

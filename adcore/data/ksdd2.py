@@ -50,7 +50,7 @@ def _sample(path: Path, root: Path) -> Sample:
     mask = path.with_name(f"{path.stem}_GT.png")
     if not mask.is_file():
         raise DataError(f"{path.relative_to(root)} has no mask: expected {mask.relative_to(root)}")
-    defective = Sample(path, CATEGORY, 1, "defective", mask)
+    defective = Sample(path, CATEGORY, 1, "defective", mask, nonzero=True)
     pixels = defective.mask
     return defective if pixels is not None and pixels.any() else Sample(path, CATEGORY, 0)
 

@@ -3,8 +3,9 @@
     MT_Free/Imgs/*.jpg            normal
     MT_<Defect>/Imgs/*.jpg, *.png image and mask of Blowhole, Break, Crack, Fray, Uneven
 
-Images vary in size. A fifth of the normal images, drawn once with a fixed seed, is kept for testing, as in the DS2
-supplement (Sec. 4). The paper's own draw is not published, so ours holds out other images.
+Images vary in size. Masks have soft edges, for which no threshold is published: every pixel above zero is marked. A fifth of
+the normal images, drawn once with a fixed seed, is kept for testing, as in the DS2 supplement (Sec. 4). The paper's own draw
+is not published, so ours holds out other images.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def load_mtd(root: Path, categories: Sequence[str] | None = None, *, train_fract
     root = Path(root)
     normal = [Sample(path, CATEGORY, 0) for path in _photographs(root, "Free")]
     train, held_out = hold_out(normal, train_fraction)
-    defective = [Sample(path, CATEGORY, 1, defect.lower(), _mask_of(path, root))
+    defective = [Sample(path, CATEGORY, 1, defect.lower(), _mask_of(path, root), nonzero=True)
                  for defect in DEFECTS for path in _photographs(root, defect)]
     return Dataset("mtd", tuple(train), tuple(held_out + defective)).only(categories)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adcore.data.mvtec import categories_in, list_images
+from adcore.data.mvtec import category_folders, list_images
 from adcore.data.sample import Dataset, Sample, read_mask
 from adcore.data.source import Source
 from adcore.errors import DataError
@@ -34,13 +34,17 @@ class ManyMasksSample(Sample):
     more_masks: tuple[Path, ...] = ()
 
     @property
+    def mask_files(self) -> tuple[Path, ...]:
+        return (*super().mask_files, *self.more_masks)
+
+    @property
     def mask(self) -> np.ndarray | None:
         """(H, W) bool, True where any of the files is above zero; None without `mask_path`."""
         mask = super().mask
         if mask is None or self.mask_path is None:
             return mask
         for path in self.more_masks:
-            mask = mask | read_mask(path, mask.shape)
+            mask = mask | read_mask(path, mask.shape, self.nonzero)
         return mask
 
 
@@ -53,19 +57,18 @@ def load_mvtec_loco(root: Path, categories: Sequence[str] | None = None, *, logi
         DataError: no category at all, a folder of one without images, or an anomalous image without mask.
     """
     root = Path(root)
-    there = categories_in(root)
+    there = category_folders(root)
     if not there:
         raise DataError(f"{root} holds no data set in MVTec LOCO's layout: expected <category>/train/good/*.png below it")
     train: list[Sample] = []
     test: list[Sample] = []
-    for category in there:
-        folder = root / category
+    for category, folder in there.items():
         train += [Sample(path, category, 0) for path in _images(folder / "train" / "good", root)]
         test += [Sample(path, category, 0) for path in _images(folder / "test" / "good", root)]
         for kind in ("logical_anomalies", "structural_anomalies") if logical else ("structural_anomalies",):
             for path in _images(folder / "test" / kind, root):
                 first, *others = _masks(path, folder / "ground_truth" / kind / path.stem, root)
-                test.append(ManyMasksSample(path, category, 1, kind, first, tuple(others)))
+                test.append(ManyMasksSample(path, category, 1, kind, first, tuple(others), nonzero=True))
     return Dataset("mvtec_loco", tuple(train), tuple(test)).only(categories)
 
 

@@ -9,67 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adcore.errors import DataError, ParameterError
+from adcore.data.pixels import image_size, read_image, read_mask
+from adcore.errors import ParameterError
 
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image file as RGB; one channel becomes three equal ones.
-
-    Raises:
-        DataError: the file is missing, truncated or no image.
-
-    >>> from adcore.data import load_dataset
-    >>> sample = load_dataset("mini", ["brick"]).train[0]
-    >>> read_image(sample.path).size
-    (256, 256)
-    """
-    return _decode(path).convert("RGB")
-
-
-def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read a mask file as (H, W) bool, True where any channel except alpha is above zero: these pixels are anomalous.
-
-    size  (H, W) of the image that the mask belongs to
-
-    Raises:
-        DataError: the file is missing, truncated, no image, or of another size than its image.
-
-    >>> from adcore.data import load_dataset
-    >>> sample = load_dataset("mini", ["brick"]).test[-1]
-    >>> mask = read_mask(sample.mask_path, (256, 256))
-    >>> mask.shape, mask.dtype, bool(mask.any())
-    ((256, 256), dtype('bool'), True)
-    """
-    image = _decode(path)
-    if image.mode not in ("1", "L", "F", "RGB") and not image.mode.startswith("I"):
-        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")  # without a palette or alpha
-    marked = np.asarray(image) > 0  # in color: a dark blue would become black in gray
-    mask: np.ndarray = np.any(marked, axis=2) if marked.ndim == 3 else marked
-    if mask.shape != size:
-        raise DataError(f"mask {path} is {mask.shape[0]}x{mask.shape[1]} but its image is {size[0]}x{size[1]}: "
-                        f"make them the same height and width")
-    return mask
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image file, from its header alone."""
-    try:
-        with Image.open(path) as header:
-            return header.height, header.width
-    except Exception:
-        image = read_image(path)  # raises an error that names the file and the reason
-        return image.height, image.width
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except FileNotFoundError:
-        raise DataError(f"{path} is not there: restore the file or remove it from the data set") from None
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format
-        raise DataError(f"{path} cannot be read as an image ({error}): fetch or copy it again") from error
-    return image
+__all__ = ["Dataset", "Sample", "map_name", "read_image", "read_mask"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +23,10 @@ class Sample:
     category   the kind of object or texture ('screw')
     label      0 normal, 1 anomalous
     defect     'good' or the kind of defect
-    mask_path  pixel mask of the defect; None for a normal image, or when the data set has no masks
+    mask_path  pixel mask of the defect; None for a normal image, or when the image has no mask
     dataset    name of the data set; `Dataset` fills it in where it is empty
+    called     a name to use instead of 'folder/file', where that is not unique
+    nonzero    every pixel of the mask above zero is marked, whatever its values (see `read_mask`)
     """
 
     path: Path
@@ -90,16 +35,23 @@ class Sample:
     defect: str = "good"
     mask_path: Path | None = None
     dataset: str = field(default="", compare=False, kw_only=True)
+    called: str = field(default="", compare=False, kw_only=True)
+    nonzero: bool = field(default=False, compare=False, kw_only=True)
 
     @property
     def name(self) -> str:
-        """'folder/file', unique within its category."""
-        return f"{self.path.parent.name}/{self.path.name}"
+        """'folder/file', unique among the test images of its category."""
+        return self.called or f"{self.path.parent.name}/{self.path.name}"
 
     @property
     def place(self) -> str:
         """Position of the image in its file; '' for a file with one image."""
         return ""
+
+    @property
+    def mask_files(self) -> tuple[Path, ...]:
+        """The files from which `mask` is read."""
+        return () if self.mask_path is None else (self.mask_path,)
 
     @property
     def image(self) -> Image.Image:
@@ -110,8 +62,8 @@ class Sample:
     def mask(self) -> np.ndarray | None:
         """(H, W) bool, True where anomalous; all False for a normal image; None for an anomalous image without a mask."""
         if self.label == 0 or self.mask_path is not None:
-            size = _size(self.path)
-            return np.zeros(size, bool) if self.mask_path is None else read_mask(self.mask_path, size)
+            size = image_size(self.path)
+            return np.zeros(size, bool) if self.mask_path is None else read_mask(self.mask_path, size, self.nonzero)
         return None
 
 
@@ -135,12 +87,16 @@ class Dataset:
     name: str
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
-    has_masks: bool = True
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             named = tuple(s if s.dataset else replace(s, dataset=self.name) for s in getattr(self, part))
             object.__setattr__(self, part, named)
+
+    @property
+    def has_masks(self) -> bool:
+        """True when the mask of any anomalous test image is known."""
+        return any(sample.label == 1 and sample.mask_files for sample in self.test)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -164,6 +120,25 @@ class Dataset:
                        test=tuple(s for s in self.test if s.category in wanted))
 
     def __add__(self, other: Dataset) -> Dataset:
-        """Both data sets as one, for a model of all categories."""
-        return Dataset(f"{self.name}+{other.name}", self.train + other.train, self.test + other.test,
-                       self.has_masks and other.has_masks)
+        """Both data sets as one, for a model of all categories.
+
+        A category that several of the data sets have is renamed to 'dataset/category' in each: they are different things.
+
+        >>> bolts, screws = (Dataset(name, (Sample(Path("0.png"), "part", 0),), ()) for name in ("bolts", "screws"))
+        >>> (bolts + screws).categories
+        ('bolts/part', 'screws/part')
+        """
+        owners: dict[str, set[str]] = {}
+        for sample in (*self.train, *self.test, *other.train, *other.test):
+            owners.setdefault(_plain(sample), set()).add(sample.dataset)
+
+        def renamed(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+            return tuple(replace(sample, category=f"{sample.dataset}/{_plain(sample)}") if len(owners[_plain(sample)]) > 1
+                         else sample for sample in samples)
+
+        return Dataset(f"{self.name}+{other.name}", renamed(self.train + other.train), renamed(self.test + other.test))
+
+
+def _plain(sample: Sample) -> str:
+    """The category without the name of the data set, which a joined data set may have put before it."""
+    return sample.category.removeprefix(f"{sample.dataset}/")
