@@ -169,7 +169,7 @@ def test_cifar10_is_fetched_and_its_files_are_compared_with_their_digests(web: W
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", digests[2:])
     path = archive(tmp_path / "cifar-10-python.tar.gz", batches, around="cifar-10-batches-py/")
     serve(web, rows, path, name="cifar10")
-    monkeypatch.setattr("adcore.data.verify.load_dataset", lambda name, root: load_dataset("digits"))
+    monkeypatch.setattr("adcore.data.verify.list_dataset", lambda name, root: (load_dataset("digits"), []))
     assert fetch("cifar10") == data / "cifar10" and set(batches) <= set(names(data / "cifar10"))
     digests[1][1] = "0" * 32
     shutil.rmtree(data)

@@ -20,7 +20,8 @@ SIZE = (14, 25)
 
 def put(path: Path, pixels: np.ndarray | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*SIZE, 3), 200, np.uint8) if pixels is None else pixels).save(path)
+    noise = np.random.default_rng(list(str(path).encode())).integers(0, 256, (*SIZE, 3), dtype=np.uint8)  # no two are the same
+    Image.fromarray(noise if pixels is None else pixels).save(path)
 
 
 def marked(row: int, level: int = 255) -> np.ndarray:

@@ -144,12 +144,13 @@ def test_a_mask_of_another_size_is_named_with_both_sizes_height_first(toy, refus
         read_masks(load_dataset("toy").test, View(32))
 
 
-def test_a_missing_mask_is_named_with_the_expected_path(toy, refused):
+def test_a_missing_mask_of_mvtec_ad_is_named_with_the_expected_path(toy, refused):
+    toy = toy.rename(toy.parent / "mvtec_ad")
     (toy / "nut/ground_truth/scratch/001_mask.png").unlink()
     message = r"nut/test/scratch/001\.png has no mask: expected nut/ground_truth/scratch/001_mask\.png"
-    refused("data", "verify", "toy", message=message)
+    refused("data", "verify", "mvtec_ad", message=message)
     with pytest.raises(DataError, match=f"^{message}$"):
-        load_dataset("toy")
+        load_dataset("mvtec_ad")
 
 
 def test_a_missing_mask_of_mtd_is_named(tmp_path, refused, monkeypatch):
@@ -172,15 +173,16 @@ def test_an_image_deleted_after_listing_is_named(toy):
 
 
 @pytest.mark.parametrize(("emptied", "message"), [
-    ("train/good", r"nut/train/good in .*toy holds no image: a category needs at least one to train on"),
+    ("train/good", r"nut/train/good in .*mvtec_ad holds no image: a category needs at least one to train on"),
     ("test", r"category 'nut' has no test images: expected .*nut/test/<defect>/\*\.png"),
 ])
-def test_an_empty_category_is_named(toy, refused, emptied, message):
+def test_an_empty_category_of_mvtec_ad_is_named(toy, refused, emptied, message):
+    toy = toy.rename(toy.parent / "mvtec_ad")
     for path in (toy / "nut" / emptied).rglob("*.png"):
         path.unlink()
-    refused("data", "verify", "toy", message=message)
+    refused("data", "verify", "mvtec_ad", message=message)
     with pytest.raises(DataError, match=message):
-        load_dataset("toy")
+        load_dataset("mvtec_ad")
 
 
 def test_a_folder_without_categories_is_named(toy, refused):
