@@ -6,6 +6,8 @@
         parameters: {profile: paper, dataset: mvtec_ad, seeds: [0, 1, 2, 3, 4]}
         each: {seeds: [[0], [1], [2], [3], [4]]}       # one run for each value, then one run that draws the table
         needs: {hours: 48}
+
+Parameters are read by the types of the notebook's defaults, as on the command line.
 """
 
 from __future__ import annotations
@@ -24,8 +26,19 @@ import yaml
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import digest_text
 from adcore.notebook import check_parameters, find_notebook, notebook_name
-from adcore.parameters import text_of
+from adcore.parameters import Word, plain, text_of
 from adcore.paths import repository
+
+
+class Words(yaml.SafeLoader):
+    """Reads what has no quotes as a `Word`, because YAML itself makes False of `no` and text of `1e-5`."""
+
+    def word(self, node: yaml.ScalarNode) -> str:
+        return Word(node.value) if node.style is None else str(node.value)
+
+
+Words.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # of its types only the merge key, <<
+Words.add_constructor("tag:yaml.org,2002:str", Words.word)
 
 SHORT = 0.5  # hours; runs up to this length that need no GPU share a cluster job
 
@@ -90,9 +103,9 @@ def load_grid(name: str, folder: Path | None = None) -> list[Job]:
     """
     path = _grid_file(name, folder)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Words)
         entries = [_entry(**row) for row in content["notebooks"]]
-        common = _mapping(content.get("needs"))
+        common = plain(_mapping(content.get("needs")))
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ParameterError(f"{path} is not a grid ({type(error).__name__}): expected notebooks, a list of "
                              f"notebook, parameters, each, needs") from error
@@ -145,18 +158,19 @@ def _grid_file(name: str, folder: Path | None) -> Path:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """A mapping with string keys; {} for None. Raises TypeError."""
+    """A mapping with string keys; {} for nothing. Raises TypeError."""
     if not isinstance(value or {}, dict) or not all(isinstance(key, str) for key in value or {}):
         raise TypeError
-    return value or {}
+    return {str(key): item for key, item in (value or {}).items()}
 
 
 def _entry(notebook: str, parameters: Any = None, each: Any = None,
            needs: Any = None) -> tuple[str, dict[str, Any], dict[str, list[Any]], dict[str, Any]]:
     """One item under `notebooks`, with its types checked. Raises TypeError."""
+    notebook = plain(notebook)
     if not isinstance(notebook, str) or not all(isinstance(values, list) for values in _mapping(each).values()):
         raise TypeError
-    return notebook, _mapping(parameters), _mapping(each), _mapping(needs)
+    return notebook, _mapping(parameters), _mapping(each), plain(_mapping(needs))
 
 
 def _needs(path: Path, scope: str, given: Mapping[str, Any], default: Needs) -> Needs:

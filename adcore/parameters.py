@@ -104,6 +104,16 @@ def typed(value: Any, default: Any) -> Any:
     return value
 
 
+def plain(value: Any) -> Any:
+    """The value with its words read as in YAML 1.2, where no default gives a type.
+
+    Raises:
+        TypeError: a number that is not finite.
+        ValueError: brackets or quotes that do not match.
+    """
+    return _untyped(value, {})
+
+
 def text_of(value: Any) -> str:
     """The text from which `typed` reads this value.
 

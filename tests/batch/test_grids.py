@@ -40,6 +40,22 @@ def test_a_grid_runs_each_parameter_set_and_then_the_whole_table(notebook, tmp_p
     assert three.parameters["seeds"] == [3] and zero.id not in (three.id, last.id)
 
 
+def test_the_parameters_of_a_grid_are_read_by_the_types_of_the_notebooks_defaults(tmp_path):
+    path = write_notebook(tmp_path / "toy.ipynb", "dataset = 'mini'\ncategories = ['brick']\nrate = 0.5\nsettings = {}")
+    job, last = load_grid("toy", write_grid(tmp_path, f"""
+        notebooks:
+          - notebook: {path}
+            parameters: {{categories: [no, 01, "1"], rate: 1e-5, settings: {{lr: 1e-3, name: "1", on: true}}}}
+            each:
+              dataset:
+                - 2024-01-02
+            needs: {{gpu: 1, hours: .5}}
+        """))
+    assert last.parameters == {"categories": ["no", "01", "1"], "rate": 1e-5, "settings": {"lr": 1e-3, "name": "1", "on": True}}
+    assert job.parameters["dataset"] == "2024-01-02" and {type(name) for name in job.parameters} == {str}
+    assert last.needs == Needs(gpu=1, hours=0.5)
+
+
 def test_a_grid_that_lists_a_run_twice_is_refused(notebook, tmp_path):
     row = {"notebook": str(notebook)}
     for rows in ([row, {**row, "parameters": {"seed": 1}}], [{**row, "each": {"seeds": [[0], 0]}}]):
@@ -97,8 +113,9 @@ def test_a_notebook_overrides_single_values_of_the_grids_needs_for_all_its_param
     ({"gpus": 1}, r"unknown 'gpus' \(did you mean 'gpu'\?\); they are gpu, memory_gb, hours$"),
     ({"gpu": 0.5}, "gpu takes an integer, not 0.5$"), ({"gpu": -1}, "gpu takes an integer, not -1$"),
     ({"gpu": True}, "gpu takes an integer, not True$"), ({"hours": 0}, "hours takes a number above 0, not 0$"),
-    ({"hours": "2"}, "hours takes a number above 0, not '2'$"), ({"hours": float("inf")}, "takes a number above 0, not inf$"),
-    ({"memory_gb": float("nan")}, "takes a number above 0, not nan$")])
+    ({"hours": "2"}, "hours takes a number above 0, not '2'$"),
+    ({"hours": float("inf")}, "takes a number above 0, not '.inf'$"),
+    ({"memory_gb": float("nan")}, "takes a number above 0, not '.nan'$"), ({1: 2}, "unknown '1'; they are gpu, memory_gb")])
 @pytest.mark.parametrize("place", ["all notebooks", "toy.ipynb"])
 def test_invalid_needs_are_refused_with_the_file_and_the_notebook(notebook, tmp_path, needs, message, place):
     row = {"notebook": str(notebook)}
@@ -107,7 +124,7 @@ def test_invalid_needs_are_refused_with_the_file_and_the_notebook(notebook, tmp_
         load_grid("toy", write_grid(tmp_path, grid))
 
 
-@pytest.mark.parametrize("needs", [[1], 3, "gpu", {1: 2}])
+@pytest.mark.parametrize("needs", [[1], 3, "gpu"])
 def test_needs_that_are_not_a_mapping_are_refused(notebook, tmp_path, needs):
     with pytest.raises(ParameterError, match="is not a grid"):
         load_grid("toy", write_grid(tmp_path, {"needs": needs, "notebooks": [{"notebook": str(notebook)}]}))
