@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from adcore.data import Dataset, Sample, View
 from adcore.errors import ParameterError
+from adcore.settings import Config
+from adcore.training import checked_seed, resolve_device
 
-SIZES = ("image_size", "crop")  # settings that take a side in pixels, a pair (H, W), or None for no crop
+__all__ = ["Config", "Detector", "Prediction"]
 
-
+OVERSHOOT = 1e-3  # by which pixels may leave [0, 1], as resampling makes them
 @dataclass(frozen=True)
 class Prediction:
     """Scores and maps of a batch.
@@ -32,47 +35,6 @@ class Prediction:
 
     score: Tensor
     map: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of a method. Defaults are the paper's own.
-
-    choices  setting -> its allowed values, for each setting that takes one of a few words
-    """
-
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-
-    def __post_init__(self) -> None:
-        for name, words in self.choices.items():
-            if (value := getattr(self, name)) not in words:
-                raise ParameterError(f"{type(self).__qualname__}: {name} is one of {', '.join(words)}, not {value!r}")
-
-    @classmethod
-    def make(cls, values: Mapping[str, Any]) -> Any:
-        """A config made from plain values, such as those of a JSON file, whose names and types are checked.
-
-        Raises:
-            ParameterError: a name that the method does not have, or a value of another type than the default.
-        """
-        known = {f.name: f.default for f in fields(cls)}
-        plain = {}
-        for name, value in values.items():
-            if name not in known:
-                raise ParameterError(f"{cls.__qualname__} has no setting '{name}'; it has {', '.join(sorted(known))}")
-            # Experiments are named by their settings, so that each value has one spelling: 20 becomes 20.0 for a float.
-            if isinstance(known[name], float) and type(value) is int:
-                value = float(value)
-            value = tuple(value) if isinstance(value, list) else value
-            alike = (int, tuple, type(None)) if name in SIZES else (type(known[name]),)
-            if type(value) not in alike:
-                raise ParameterError(f"{cls.__qualname__}: {name} takes {known[name]!r} or the like, not {value!r}")
-            plain[name] = value
-        return cls(**plain)
-
-    def values(self) -> dict[str, Any]:
-        """All settings, as a result stores them."""
-        return asdict(self)
 
 
 class Detector(ABC):
@@ -98,8 +60,8 @@ class Detector(ABC):
 
     def __init__(self, config: Any = None, *, device: str | torch.device = "cpu", seed: int = 0) -> None:
         self.config = config if config is not None else self.Config()
-        self.device = torch.device(device)
-        self.seed = seed
+        self.device = resolve_device(device)
+        self.seed = checked_seed(seed)
 
     @classmethod
     def protocol(cls, dataset: Dataset, config: Any, seed: int) -> Dataset:
@@ -126,9 +88,26 @@ class Detector(ABC):
         checkpoint  file to which the training saves its state, and from which an interrupted one resumes; None saves nothing
         """
 
-    @abstractmethod
+    @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Scores and maps of images of any size: (B, 3, H, W) in [0, 1]; maps are (B, H, W)."""
+        """Scores and maps of images of any size: (B, 3, H, W) in [0, 1] -> score (B,) and map (B, H, W).
+
+        Images of another size than the view's are resized to it, and their maps are resized back.
+
+        Raises:
+            AdcoreError: called before `fit`.
+            ParameterError: see `checked_images`.
+        """
+        size = images.shape[-2:] if isinstance(images, Tensor) else ()
+        found = self._predict(self.own_size(images))
+        if found.map is None or found.map.shape[-2:] == size:
+            return found
+        maps = F.interpolate(found.map[:, None], size, mode="bilinear", antialias=True)[:, 0]
+        return Prediction(found.score, maps)
+
+    @abstractmethod
+    def _predict(self, images: Tensor) -> Prediction:
+        """The method's own scores and maps, of checked images at the view's size: (B, 3, *view) -> (B,) and (B, *view)."""
 
     def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Measures of a method's own on the test images of one category, beside the metrics; none by default."""
@@ -143,14 +122,26 @@ class Detector(ABC):
         images, own = self.checked_images(images), self.view.shape
         return images if images.shape[-2:] == own else F.interpolate(images, own, mode="bilinear", antialias=True)
 
-    def checked_images(self, images: Tensor) -> Tensor:
-        """Check images and move them to the detector's device: (B, 3, H, W) in [0, 1], same shape.
+    def checked_images(self, images: Tensor, *, in_range: bool = True) -> Tensor:
+        """Check images and move them to the detector's device in float32: (B, 3, H, W) in [0, 1], same shape.
+
+        in_range  False for images whose pixels may leave [0, 1], such as photographs in other colors
 
         Raises:
-            ParameterError: another shape or dtype, or a pixel that is not finite.
+            ParameterError: no images, another shape or dtype, or a pixel that is not finite or not in [0, 1].
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ParameterError(f"images must be (B, 3, H, W) floats in [0, 1], not {images.dtype} {tuple(images.shape)}")
-        if not bool(torch.isfinite(images).all()):
+        if not isinstance(images, Tensor):
+            raise ParameterError(f"images must be a tensor (B, 3, H, W) of floats in [0, 1], not {type(images).__name__}")
+        if images.ndim != 4 or images.shape[1] != 3 or not images.numel() or not images.is_floating_point():
+            found = f"{images.dtype} {tuple(images.shape)}"
+            advice = ": divide pixels of 0..255 by 255" if images.dtype == torch.uint8 else ""
+            raise ParameterError(f"images must be (B, 3, H, W) floats in [0, 1], not {found}{advice}")
+        images = images.float().to(self.device)  # float32 first, because some devices have no float64
+        low, high = (float(value) for value in images.aminmax())
+        if not math.isfinite(low) or not math.isfinite(high):
             raise ParameterError("images hold NaN or infinite pixels")
-        return images.to(self.device)
+        if in_range and (low < -OVERSHOOT or high > 1 + OVERSHOOT):
+            advice = ("divide pixels of 0..255 by 255" if low >= -OVERSHOOT else
+                      "give them before they are normalized, which the method does itself")
+            raise ParameterError(f"images must be in [0, 1], not from {low:.4g} to {high:.4g}: {advice}")
+        return images

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,19 +32,39 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     device(type='cpu')
 
     Raises:
-        ParameterError: torch does not know the device, or this machine does not have it.
+        ParameterError: torch does not know the device, this machine does not have it, or nothing is computed on it here.
     """
-    if isinstance(name, torch.device):
-        return name
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ParameterError(f"unknown device '{name}': use auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ParameterError(f"device '{name}' is not here: this torch sees no CUDA device, use device=cpu or auto")
+    except (RuntimeError, TypeError):
+        raise ParameterError(f"unknown device '{name}': use auto, cpu, cuda, cuda:0 or mps") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ParameterError(f"device '{name}' is not supported: use auto, cpu, cuda or mps")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+             "mps": int(torch.backends.mps.is_available())}[device.type]
+    if not count:
+        raise ParameterError(f"device '{name}' is not here: this torch sees no {device.type.upper()} device, use device=cpu or "
+                             f"auto")
+    if device.index is not None and device.index >= count:
+        last = device.type if count == 1 else f"{device.type}:0 to {device.type}:{count - 1}"
+        raise ParameterError(f"device '{name}' is not here: use {last}")
     return device
+
+
+def checked_seed(seed: int) -> int:
+    """A seed as a plain integer.
+
+    >>> checked_seed(np.int64(3))
+    3
+
+    Raises:
+        ParameterError: not an integer from 0 to 2**32 - 1, the seeds that both numpy and torch take.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ParameterError(f"seed {seed!r} must be an integer from 0 to 2**32 - 1")
+    return int(seed)
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ class Gated(Detector):
         wait_for(lambda: (self.folder / "go").exists())
         return self
 
-    def predict(self, images):
+    def _predict(self, images):
         plane = (1 - images.mean(1)) ** self.config.power
         return Prediction(plane.amax(dim=(1, 2)), plane)
 

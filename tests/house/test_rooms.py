@@ -27,6 +27,7 @@ FLOORS = (
     {"models"},
     {"figures"},
     {"experiments"},
+    {"run_digest"},
     {"interact", "notebook", "papers.experiments", *(f"{paper}.experiments" for paper in PAPERS)},
     {"doctor", "grids", "report"},
     {"plan", "reproduce"},

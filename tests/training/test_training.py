@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adcore import training
 from adcore.errors import AdcoreError, ParameterError
-from adcore.training import Run, epoch_seed, full_precision, resolve_device, seeded, train
+from adcore.training import Run, checked_seed, epoch_seed, full_precision, resolve_device, seeded, train
 
 DATA = torch.randn(10, 4, generator=torch.Generator().manual_seed(5))
 
@@ -247,12 +247,46 @@ def test_a_seeded_block_is_repeatable_and_restores_the_caller_s_state():
         assert torch.equal(torch.rand(4), first)
 
 
-def test_devices_are_resolved_or_refused_in_a_sentence(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device("auto") == resolve_device("cpu") == resolve_device(torch.device("cpu")) == torch.device("cpu")
-    with pytest.raises(ParameterError, match="unknown device 'gpu': use auto, cpu, cuda or cuda:0"):
-        resolve_device("gpu")
-    with pytest.raises(ParameterError, match="device 'cuda:1' is not here: this torch sees no CUDA device"):
-        resolve_device("cuda:1")
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """A machine with one CUDA device and one of Apple's, as far as torch says."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+def test_devices_that_are_here_are_resolved(one_gpu):
     assert resolve_device("auto") == torch.device("cuda")
+    for name in ("cpu", "cpu:0", "cuda", "cuda:0", "mps", "mps:0"):
+        assert resolve_device(name) == resolve_device(torch.device(name)) == torch.device(name)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("gpu", "unknown device 'gpu': use auto, cpu, cuda, cuda:0 or mps"), ("", "unknown device ''"),
+    (None, "unknown device 'None'"),
+    ("cuda:99", "device 'cuda:99' is not here: use cuda"), ("cpu:3", "device 'cpu:3' is not here: use cpu"),
+    ("cuda:-1", "unknown device 'cuda:-1'"), ("mps:1", "device 'mps:1' is not here: use mps"),
+    *((name, f"device '{name}' is not supported: use auto, cpu, cuda or mps") for name in ("meta", "xpu", "hpu", "vulkan"))])
+def test_other_devices_are_refused_in_a_sentence(one_gpu, name, message):
+    with pytest.raises(ParameterError, match=f"^{message}"):
+        resolve_device(name)
+
+
+def test_a_device_that_this_machine_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
+    for name, kind in (("cuda", "CUDA"), ("cuda:1", "CUDA"), ("mps", "MPS")):
+        with pytest.raises(ParameterError, match=f"^device '{name}' is not here: this torch sees no {kind} device, use"):
+            resolve_device(name)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, np.int64(7), np.uint32(2**32 - 1)])
+def test_a_seed_is_a_plain_integer(seed):
+    assert checked_seed(seed) == seed and type(checked_seed(seed)) is int
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, True, np.True_, 1.0, 1.5, np.float64(1), "1", None, np.int64(-1), np.arange(2)])
+def test_another_seed_is_refused(seed):
+    with pytest.raises(ParameterError, match=r"^seed .* must be an integer from 0 to 2\*\*32 - 1$"):
+        checked_seed(seed)

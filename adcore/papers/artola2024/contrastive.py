@@ -42,6 +42,7 @@ from adcore.papers.artola2024.color import TRANSPORTS, ColorMoments, color_momen
 from adcore.papers.artola2024.losses import Outliers, misclassified, negative_loss, outlier_filter, positive_loss
 from adcore.papers.artola2024.mixture import Mixture
 from adcore.papers.artola2024.negatives import Negatives, find_negatives, photograph_crops
+from adcore.settings import Range
 from adcore.training import Run, train
 
 HISTORY = ("positive", "negative", "gradient", "passing", "outside")  # columns of `Contrastive.history`
@@ -104,19 +105,16 @@ class ContrastiveConfig(Config):
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "reduction": ("random", "pca"), "volume": ("box", "given"), "transport": (*TRANSPORTS, "none"),
         "target": ("image", "category")}
+    ranges: ClassVar[dict[str, Range]] = {
+        "dim": Range(least=1), "components": Range(least=1), "alpha": Range(above=0, below=1), "log_volume": Range(),
+        "gamma": Range(least=0, most=1), "start_cells": Range(least=1), "cells": Range(least=0), "clip_norm": Range(least=0),
+        "filter_share": Range(above=0, most=1), "held_out": Range(above=0, below=1), "smallest_crop": Range(above=0, most=1),
+        "rho": Range(least=0, most=1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Outliers(self.log_volume, self.alpha)  # checks both
-        for name, low, high in (("gamma", 0, 1), ("rho", 0, 1), ("filter_share", 1e-6, 1), ("smallest_crop", 1e-6, 1),
-                                ("held_out", 1e-6, 1 - 1e-6)):
-            if not low <= getattr(self, name) <= high:
-                raise ParameterError(f"ContrastiveConfig: {name}={getattr(self, name)} is not between 0 and 1")
-        if self.dim < 1 or self.components < 1 or min(self.epochs, self.cells) < 0:
-            raise ParameterError(f"ContrastiveConfig: dim={self.dim} and components={self.components} must be at least 1, "
-                                 f"epochs={self.epochs} and cells={self.cells} at least 0")
         if self.volume == "box" and self.log_volume:
-            raise ParameterError(f"ContrastiveConfig: log_volume={self.log_volume} is used only with volume='given'")
+            raise self.refused(f"log_volume={self.log_volume} is used only with volume='given'")
 
 
 class TunedNetwork(nn.Module):
@@ -336,14 +334,13 @@ class Contrastive(Detector):
             raise AdcoreError("contrastive has no mixture of features yet: call fit before predict or misclassification")
         return self.network.mixture(self.network(images))
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def _predict(self, images: Tensor) -> Prediction:
         """-log GMM(u) of each cell, upsampled bilinearly; the score is the largest value over the cells.
 
         Raises:
             AdcoreError: called before `fit`.
         """
-        surprise = -self.log_density(self.own_size(images))                                    # (B, h, w)
+        surprise = -self.log_density(images)                                                   # (B, h, w)
         maps = F.interpolate(surprise[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         return Prediction(surprise.amax(dim=(1, 2)), maps)
 
@@ -366,7 +363,7 @@ class Contrastive(Detector):
             if negatives is None:
                 drawn.append(self._misclassified(self.negatives(images, held_out=True, generator=generator), False))
         if negatives is not None:
-            drawn = [self._misclassified(images, False) for images in self.checked_images(negatives).split(16)]
+            drawn = [self._misclassified(images, False) for images in self.checked_images(negatives, in_range=False).split(16)]
         return torch.cat(positive).cpu().numpy(), torch.cat(drawn).cpu().numpy()
 
     def _misclassified(self, images: Tensor, positive: bool) -> Tensor:

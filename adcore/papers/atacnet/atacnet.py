@@ -35,7 +35,6 @@ from torch import Tensor, nn
 
 from adcore.data import Sample, read_images, read_masks
 from adcore.detector import Detector, Prediction
-from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor
 from adcore.metrics import image_scores
 from adcore.papers.atacnet.cropping import READINGS, attention_boxes, crop, paste, upsample
@@ -43,6 +42,7 @@ from adcore.papers.atacnet.cutmix import MIXES
 from adcore.papers.atacnet.deviation import AnomalyMapping, deviation_loss, deviation_loss_printed, he_initialized, top_mean
 from adcore.papers.atacnet.few_shot import QUICK, FewShot, FewShotConfig, rotated
 from adcore.papers.atacnet.self_attention import KINDS, AttentionBlock
+from adcore.settings import Range
 
 DEVIATIONS = {"clamped": deviation_loss, "as_printed": deviation_loss_printed}
 
@@ -101,14 +101,15 @@ class ATACNetConfig(FewShotConfig):
     smallest: int = 32
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        **FewShotConfig.choices, "step": tuple(STEPS), "loss": tuple(DEVIATIONS), "cutmix": (*MIXES, "none"),
-        "attention": KINDS, "reading": READINGS}
+        "step": tuple(STEPS), "loss": tuple(DEVIATIONS), "cutmix": (*MIXES, "none"), "attention": KINDS, "reading": READINGS}
+    ranges: ClassVar[dict[str, Range]] = {
+        "anomaly_weight": Range(above=0), "genuine_weight": Range(above=0), "made_share": Range(least=0, most=1),
+        "window": Range(least=1), "share": Range(least=1), "threshold": Range(above=0, most=1), "smallest": Range(least=1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.threshold <= 1 or not 0 <= self.made_share <= 1 or self.smallest < 1:
-            raise ParameterError(f"ATACNetConfig: threshold={self.threshold} and made_share={self.made_share} must be "
-                                 f"fractions, smallest={self.smallest} at least 1")
+        if not self.window % 2:
+            raise self.refused(f"window={self.window} must be odd: the window has a cell in its middle")
 
 
 class Look(NamedTuple):

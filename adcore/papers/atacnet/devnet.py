@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.detector import Prediction
-from adcore.errors import ParameterError
 from adcore.papers.atacnet.cropping import upsample
 from adcore.papers.atacnet.deviation import AnomalyMapping, deviation_loss, top_mean
 from adcore.papers.atacnet.few_shot import QUICK, FewShot, FewShotConfig, rotated
+from adcore.settings import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,7 @@ class DevNetConfig(FewShotConfig):
 
     scales: int = 2
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scales < 1:
-            raise ParameterError(f"{type(self).__qualname__}: scales={self.scales} must be at least 1")
+    ranges: ClassVar[dict[str, Range]] = {"scales": Range(least=1, most=8)}
 
 
 def pyramid_sizes(size: tuple[int, int], scales: int) -> list[tuple[int, int]]:

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from adcore.detector import Prediction
-from adcore.errors import ParameterError
 from adcore.papers.atacnet.cutmix import in_image
 from adcore.papers.atacnet.deviation import AnomalyMapping, deviation_loss, top_mean
 from adcore.papers.atacnet.devnet import DevNetConfig, mean_map, pyramid, pyramid_sizes
 from adcore.papers.atacnet.few_shot import QUICK, FewShot, rotated
+from adcore.settings import Range
 
 # Labels in a training batch: normal images, labeled anomalies, and pseudo anomalies, which CutMix makes from normal images.
 NORMAL, SEEN, PSEUDO = 0, 1, 2
@@ -68,11 +68,12 @@ class DRAConfig(DevNetConfig):
     hidden: int = 256
     heads: tuple[str, ...] = tuple(HEADS)
 
+    ranges: ClassVar[dict[str, Range]] = {"references": Range(least=1)}
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.heads or set(self.heads) - set(HEADS) or self.references < 1:
-            raise ParameterError(f"DRAConfig: heads={self.heads} must be some of {', '.join(HEADS)}, and "
-                                 f"references={self.references} at least 1")
+        if not self.heads or set(self.heads) - set(HEADS):
+            raise self.refused(f"heads={self.heads} must be some of {', '.join(HEADS)}")
 
 
 class Holistic(nn.Module):

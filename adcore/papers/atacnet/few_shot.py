@@ -24,8 +24,8 @@ from adcore.data.transforms import CONTRAST, RESAMPLE, Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features import FeatureExtractor, Tap, train_only
-from adcore.papers.atacnet.cropping import upsample
 from adcore.papers.atacnet.few_shot_split import DRAW_SEED, with_anomalies
+from adcore.settings import Range
 from adcore.training import Run, train
 
 # Mean and standard deviation of the colors. The supplement (Sec. 2) calls them ImageNet's, but they are CLIP's.
@@ -88,13 +88,10 @@ class FewShotConfig(Config):
         "resize": tuple(RESAMPLE), "contrast": tuple(CONTRAST), "statistics": ("weights", "clip"),
         "draw": ("fixed", "by_seed"), "normalize": ("batch", "weights")}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.taps) != 1:
-            raise ParameterError(f"{type(self).__qualname__}: taps={self.taps} must be a single tap")
-        if self.batch_size < 4 or min(self.epochs, self.steps, self.anomalies) < 0:
-            raise ParameterError(f"{type(self).__qualname__}: batch_size={self.batch_size} must be at least 4, epochs, steps "
-                                 f"and anomalies at least 0")
+    ranges: ClassVar[dict[str, Range]] = {
+        "taps": Range(least=1, items=(1, 1)), "anomalies": Range(least=0), "rotation": Range(least=0, most=180),
+        "steps": Range(least=1), "batch_size": Range(least=4), "lr_every": Range(least=1), "top_share": Range(above=0, most=1),
+        "margin": Range(above=0)}
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:
@@ -196,16 +193,12 @@ class FewShot(Detector):
         """Random images, with replacement: (n, 3, H, W) uint8 -> (count, 3, H, W) in [0, 1] on the method's device."""
         return images[torch.randint(len(images), (count,))].to(self.device).float() / 255
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
-        """Scores, and maps that have the size of the given images.
+    def _predict(self, images: Tensor) -> Prediction:
+        """As `score`.
 
         Raises:
             AdcoreError: called before `fit`.
         """
         if not len(self.normal):
             raise AdcoreError(f"{type(self).__name__} is not trained yet: call fit before predict")
-        prediction, size = self.score(self.own_size(images)), (images.shape[-2], images.shape[-1])
-        if prediction.map is None or prediction.map.shape[-2:] == size:
-            return prediction
-        return Prediction(prediction.score, upsample(prediction.map, size))
+        return self.score(images)

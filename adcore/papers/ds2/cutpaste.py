@@ -35,6 +35,7 @@ from adcore.papers.ds2 import photometric
 from adcore.papers.ds2.localization import ALIGNED_FOR_CUTPASTE, PretrainedConfig, PretrainedDetector
 from adcore.papers.ds2.resnet_encoder import CHANNELS, ResNetEncoder
 from adcore.papers.ds2.views import standardized
+from adcore.settings import IMAGE_SIDE, Range
 from adcore.training import Run, full_precision, resolve_device, seeded, train
 
 WAYS = ("normal", "CutPaste", "scar")
@@ -210,11 +211,9 @@ class CutPastePretrainingConfig(Config):
     jitter: float = JITTER
     amp: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.side, self.epochs, self.steps, self.batch_size) < 1 or not self.head:
-            raise ParameterError(f"{type(self).__qualname__}: side, epochs, steps and batch_size must be at least 1, and head "
-                                 f"at least one layer")
+    ranges: ClassVar[dict[str, Range]] = {
+        "side": IMAGE_SIDE, "head": Range(least=1, items=(1, math.inf)), "epochs": Range(least=1), "steps": Range(least=1),
+        "lr_end": Range(least=0), "jitter": Range(least=0, most=1)}
 
 
 class CutPasteNetwork(nn.Module):

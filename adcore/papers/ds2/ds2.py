@@ -55,6 +55,7 @@ from adcore.papers.ds2.pixel_propagation import Projector, Propagation, scale_lo
 from adcore.papers.ds2.positive_pairs import PAIRS, positive_pairs
 from adcore.papers.ds2.resnet_encoder import CHANNELS, ResNetEncoder, check_scales
 from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, augmented
+from adcore.settings import IMAGE_SIDE, Range
 from adcore.training import Run, resolve_device, seeded, train
 
 DIRECTIONS = ((0, 1), (1, 0))  # (view of the query, view of the key)
@@ -106,19 +107,18 @@ class DS2PretrainingConfig(Config):
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"augmentation": tuple(AUGMENTATIONS), "instance": BRANCHES,
                                                   "pairs": PAIRS}
+    ranges: ClassVar[dict[str, Range]] = {
+        "instance_weight": Range(least=0), "delta": Range(least=0), "top_k": Range(least=1), "view_size": IMAGE_SIDE,
+        "dim": Range(least=1), "ema": Range(least=0, most=1), "stop_after": Range(least=0), "batch_size": Range(least=2),
+        "trust": Range(above=0), "warmup_epochs": Range(least=0), "decay_epochs": Range(least=0)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_scales(self.scales)
         if self.instance != "none" and "c5" not in self.scales:
-            raise ParameterError(f"{type(self).__qualname__}: instance={self.instance} works on c5, which is missing from "
-                                 f"scales={self.scales}")
-        if min(self.view_size, self.hidden, self.dim, self.top_k) < 1 or self.batch_size < 2:
-            raise ParameterError(f"{type(self).__qualname__}: view_size, hidden, dim and top_k must be at least 1, batch_size "
-                                 f"at least 2")
-        if not 0 <= self.stop_after <= self.epochs or not 0 <= self.ema <= 1:
-            raise ParameterError(f"{type(self).__qualname__}: stop_after={self.stop_after} must be between 0 and "
-                                 f"epochs={self.epochs}, ema={self.ema} between 0 and 1")
+            raise self.refused(f"instance={self.instance} works on c5, which is missing from scales={self.scales}")
+        if self.stop_after > self.epochs:
+            raise self.refused(f"stop_after={self.stop_after} is more than epochs={self.epochs}")
 
 
 class DS2Pretraining(nn.Module):
@@ -249,8 +249,6 @@ def pretrain(config: DS2PretrainingConfig, images: Tensor, *, checkpoint: Path |
 @dataclass(frozen=True, kw_only=True)
 class DS2Config(PretrainedConfig, DS2PretrainingConfig):
     """Settings of both stages: `DS2PretrainingConfig`, and `PretrainedConfig` with `PatchDensityConfig`."""
-
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {**PretrainedConfig.choices, **DS2PretrainingConfig.choices}
 
 
 class DS2(PretrainedDetector):

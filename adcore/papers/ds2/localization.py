@@ -16,21 +16,22 @@ The image score is the largest patch distance. `gaussian.py` holds the density, 
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.data import Sample, View, read_images
+from adcore.data.registry import DATASETS
 from adcore.data.split import draw
 from adcore.data.transforms import Size, as_size
 from adcore.detector import Config, Detector, Prediction
-from adcore.errors import AdcoreError, DataError, ParameterError
+from adcore.errors import AdcoreError, DataError
 from adcore.features import FeatureExtractor
 from adcore.features.patches import patch_features, patch_grid
 from adcore.features.weights import weights_digest
@@ -40,6 +41,10 @@ from adcore.papers.ds2.resnet_encoder import ResNetEncoder
 from adcore.papers.ds2.upsampling import receptive_upsample
 from adcore.papers.ds2.views import standardized
 from adcore.progress import progress_bar
+from adcore.settings import IMAGE_SIDE, Range
+
+# Rules for categories hold in the data set that they are published for, and in resized copies of it, not wherever a category
+# has the same name.
 
 # Categories of MVTec AD by kind; Table 1 prints a mean over each.
 TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood"})
@@ -48,17 +53,37 @@ OBJECTS = frozenset({"bottle", "cable", "capsule", "hazelnut", "metal_nut", "pil
 
 # Aligned categories show the object in one pose, so each patch position gets a Gaussian of its own. All others (textures,
 # objects in any pose, surfaces) share one Gaussian between all positions.
-LOCO_ALIGNED = frozenset({"breakfast_box", "juice_bottle", "pushpins"})         # not screw_bag, splicing_connectors
-MINI_ALIGNED = frozenset({"chip"})                                              # the other objects of `mini` turn or move
-ALIGNED = OBJECTS | LOCO_ALIGNED | MINI_ALIGNED
-ALIGNED_FOR_CUTPASTE = ALIGNED - {"hazelnut", "screw"}
+Aligned = Mapping[str, frozenset[str]]                                          # data set -> its aligned categories
+ALIGNED: Aligned = {
+    "mvtec_ad": OBJECTS,
+    "mvtec_loco": frozenset({"breakfast_box", "juice_bottle", "pushpins"}),     # not screw_bag, splicing_connectors
+    "mini": frozenset({"chip"}),                                                # the other objects turn or move
+}
+ALIGNED_FOR_CUTPASTE: Aligned = {**ALIGNED, "mvtec_ad": OBJECTS - {"hazelnut", "screw"}}
+
+PUBLISHED_IMAGES = {"mvtec_ad": 350, "mvtec_loco": 350, "mini": 350}            # at most so many images fit a density
+OTHER_IMAGES = 1000                                                             # of KolektorSDD2, MTD and any other data set
 
 IN_MEMORY = 4 * 2**30  # bytes of patch features; above that a shared Gaussian is fitted in two passes over the images
 
 
-def published_images(category: str) -> int:
-    """Largest number of training images that DS2's evaluation fits the density of a category to."""
-    return 1000 if category in {"ksdd2", "magnetic_tile"} else 350
+def published_name(dataset: str) -> str:
+    """The published data set that a folder holds at some size; any other name stays as it is.
+
+    >>> published_name("mvtec_384"), published_name("mvtec_anomaly_detection"), published_name("mine")
+    ('mvtec_ad', 'mvtec_ad', 'mine')
+    """
+    folder = re.sub(r"_\d+$", "", dataset)
+    return next((source.name for source in DATASETS.values() if folder in (source.name, *source.folders)), dataset)
+
+
+def published_images(dataset: str) -> int:
+    """Largest number of training images of a category that DS2's evaluation fits the density to.
+
+    >>> published_images("mvtec_ad"), published_images("ksdd2"), published_images("mine")
+    (350, 1000, 1000)
+    """
+    return PUBLISHED_IMAGES.get(published_name(dataset), OTHER_IMAGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +92,10 @@ class PatchDensityConfig(Config):
 
     image_size       side in pixels, or (H, W); the last patch must end at the image's border
     patch, stride    side of a patch and distance between patches, in pixels
-    density_images   number of training images drawn for the density; 0 means `published_images`
-    layout           'aligned' fits a Gaussian at each position, 'pooled' one for all positions, 'published' decides by the
-                     category's name (`ALIGNED`)
+    density_images   number of training images drawn for the density; 0 means `published_images`: at most 350 of MVTec AD,
+                     MVTec LOCO and `mini`, at most 1000 of any other data set
+    layout           'aligned' fits a Gaussian at each position, 'pooled' one for all positions. 'published' decides by data set
+                     and category (`ALIGNED`); in a data set without published rules, such as your own, it is 'pooled'
     dims             PCA dimensions kept per patch; 0 means `gaussian.published_dims`, or fewer if the patches span fewer
     official_masks   resize masks as the published evaluation does: a pixel counts only if it lies wholly inside the mask. The
                      default takes the nearest pixel
@@ -84,17 +110,16 @@ class PatchDensityConfig(Config):
     official_masks: bool = False
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"layout": ("published", "aligned", "pooled")}
+    ranges: ClassVar[dict[str, Range]] = {
+        "patch": Range(least=1), "stride": Range(least=1), "density_images": Range(least=0), "dims": Range(least=0)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.density_images, self.dims) < 0:
-            raise ParameterError(f"{type(self).__qualname__}: density_images and dims must be at least 0, which means as "
-                                 f"published")
         h, w = as_size(self.image_size)
         patch_grid((h, w), self.patch, self.stride)
         if (h - self.patch) % self.stride or (w - self.patch) % self.stride:
-            raise ParameterError(f"{type(self).__qualname__}: patches of {self.patch} pixels, one every {self.stride}, do not "
-                                 f"end at the border of images of {h}x{w}: change image_size or stride")
+            raise self.refused(f"patches of {self.patch} pixels, one every {self.stride}, do not end at the border of images "
+                               f"of {h}x{w}: change image_size or stride")
 
 
 class PatchDensity(Detector):
@@ -106,7 +131,7 @@ class PatchDensity(Detector):
     """
 
     paper: ClassVar[str] = "ds2"
-    aligned_categories: ClassVar[frozenset[str]] = ALIGNED
+    aligned_categories: ClassVar[Aligned] = ALIGNED
 
     def __init__(self, config: Any = None, *, device: Any = "cpu", seed: int = 0) -> None:
         super().__init__(config, device=device, seed=seed)
@@ -130,10 +155,13 @@ class PatchDensity(Detector):
         """Rows and columns of patches."""
         return patch_grid(self.view.shape, self.config.patch, self.config.stride)
 
-    def is_aligned(self, category: str) -> bool:
+    def is_aligned(self, dataset: str, category: str) -> bool:
         """True if each patch position gets a Gaussian of its own."""
         layout = self.config.layout
-        return category in self.aligned_categories if layout == "published" else layout == "aligned"
+        if layout != "published":
+            return layout == "aligned"
+        # In a joined data set a category may be called 'mini/chip'.
+        return category.rpartition("/")[2] in self.aligned_categories.get(published_name(dataset), ())
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> PatchDensity:
         """Fit the density to normal images of one category.
@@ -145,9 +173,9 @@ class PatchDensity(Detector):
         categories = {sample.category for sample in samples}
         if len(categories) != 1:
             raise DataError(f"a density of patches is of one category, not of {', '.join(sorted(categories)) or 'none'}")
-        category = categories.pop()
-        chosen = draw(samples, self.config.density_images or published_images(category))[0]
-        aligned = self.is_aligned(category)
+        dataset, category = samples[0].dataset, samples[0].category
+        chosen = draw(samples, self.config.density_images or published_images(dataset))[0]
+        aligned = self.is_aligned(dataset, category)
         self.density = GaussianDensity(self.config.dims or None, aligned=aligned).to(self.device)
         one_image = next(self._encoded(chosen[:1], False))
         too_many = len(chosen) * one_image.nbytes > IN_MEMORY
@@ -176,17 +204,14 @@ class PatchDensity(Detector):
             raise AdcoreError(f"{type(self).__name__} has no density yet: call fit before predict")
         return self.density.score(self.encode_patches(self.own_size(images))).unflatten(1, self.grid)
 
-    def predict(self, images: Tensor) -> Prediction:
-        """Receptive upsampling of the Mahalanobis distances: (B, 3, H, W) in [0, 1] -> score (B,) and map (B, H, W).
+    def _predict(self, images: Tensor) -> Prediction:
+        """Receptive upsampling of the Mahalanobis distances.
 
         Raises:
             AdcoreError: called before `fit`.
         """
         distances = self.distances(images)
-        maps = receptive_upsample(distances, self.config.patch, self.config.stride)
-        if maps.shape[-2:] != images.shape[-2:]:
-            maps = F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear", antialias=True)[:, 0]
-        return Prediction(distances.flatten(1).amax(1), maps)
+        return Prediction(distances.flatten(1).amax(1), receptive_upsample(distances, self.config.patch, self.config.stride))
 
     def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
         """sameness: length of the mean of all normal patches' unit features; 1 means that the features have collapsed."""
@@ -225,6 +250,8 @@ class PretrainedConfig(PatchDensityConfig):
     pretraining: str = "dataset"
     pretraining_size: int = 512
     official_preprocessing: bool = False
+
+    ranges: ClassVar[dict[str, Range]] = {"pretraining_size": IMAGE_SIDE}
 
 
 class PretrainedDetector(PatchDensity):
@@ -292,7 +319,7 @@ class PretrainedDetector(PatchDensity):
 
     def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
         """`sameness`, and pretraining_loss of the last epoch."""
-        return super().diagnose(samples) | {"pretraining_loss": self.losses[-1]}
+        return super().diagnose(samples) | ({"pretraining_loss": self.losses[-1]} if self.losses else {})
 
 
 # Frozen encoders.
@@ -308,6 +335,8 @@ class GDEConfig(PatchDensityConfig):
     backbone: str = "resnet18"
     tap: int = 4
     weights: str = "default"
+
+    ranges: ClassVar[dict[str, Range]] = {"tap": Range(least=1)}
 
 
 class GDE(PatchDensity):

@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from adcore.data import Sample
 from adcore.data.transforms import Size
 from adcore.detector import Config, Prediction
-from adcore.errors import ParameterError
 from adcore.features import Tap, cached_features, concatenate
 from adcore.papers.heckler2023.flows import Shape, channel_moments, check_shape, check_spread, nll, seeded_permutations
 from adcore.papers.heckler2023.frozen import FrozenTaps
+from adcore.settings import Range
 from adcore.training import Run, seeded, train
 
 
@@ -78,12 +78,16 @@ class AsymSTConfig(Config):
     amp: bool = False
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"score": ("max", "mean")}
+    ranges: ClassVar[dict[str, Range]] = {
+        "kernels": Range(least=1, items=(1, math.inf)), "teacher_hidden": Range(least=1), "clamp": Range(above=0),
+        "student_hidden": Range(least=1), "student_blocks": Range(least=0), "positions": Range(least=4)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.positions < 4 or self.positions % 4:
-            raise ParameterError(f"AsymSTConfig: positions={self.positions} is not a positive multiple of 4 (sine and cosine, "
-                                 f"for x and for y)")
+        if self.positions % 4:
+            raise self.refused(f"positions={self.positions} is not a multiple of 4 (sine and cosine, for x and for y)")
+        if not all(kernel % 2 for kernel in self.kernels):
+            raise self.refused(f"kernels={self.kernels} must be odd, so that a kernel has a cell in its middle")
 
 
 def position_encoding(channels: int, h: int, w: int) -> Tensor:
@@ -233,11 +237,9 @@ class AsymST(FrozenTaps):
     def _positions(self, features: Tensor) -> Tensor:
         return self.positions.expand(len(features), -1, -1, -1)
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def _predict(self, images: Tensor) -> Prediction:
         """Distances of student and teacher, upsampled bicubically; the score is their maximum or mean."""
-        size = images.shape[-2:]
-        distances = self.distances(self.features(self.extractor(self.own_size(images))))        # (B, h, w)
-        maps = F.interpolate(distances[:, None], size, mode="bicubic", align_corners=False)[:, 0]
+        distances = self.distances(self.features(self.extractor(images)))                       # (B, h, w)
+        maps = F.interpolate(distances[:, None], images.shape[-2:], mode="bicubic", align_corners=False)[:, 0]
         score = maps.amax(dim=(1, 2)) if self.config.score == "max" else maps.mean(dim=(1, 2))
         return Prediction(score, maps)

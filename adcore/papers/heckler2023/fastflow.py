@@ -32,6 +32,7 @@ from adcore.detector import Config, Prediction
 from adcore.features import Tap
 from adcore.papers.heckler2023.flows import Shape, check_shape, check_spread, nll, seeded_permutations
 from adcore.papers.heckler2023.frozen import FrozenTaps
+from adcore.settings import Range
 from adcore.training import Run, seeded, train
 
 
@@ -60,6 +61,7 @@ class FastFlowConfig(Config):
     amp: bool = False
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"kernels": ("alternating", "3x3")}
+    ranges: ClassVar[dict[str, Range]] = {"steps": Range(least=1), "hidden_ratio": Range(above=0), "clamp": Range(above=0)}
 
 
 def subnet(kernel: int, hidden_ratio: float, channels: int, out: int) -> nn.Sequential:
@@ -128,12 +130,11 @@ class FastFlow(FrozenTaps):
         """Negative log-likelihood, mean over the batch, sum over the taps: [(B, C_j, h_j, w_j)] -> scalar."""
         return torch.stack([nll(*flow(m)).mean() for flow, m in zip(self.flows, maps, strict=True)]).sum()
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def _predict(self, images: Tensor) -> Prediction:
         """-exp(-|z|^2 / 2C) of each cell, upsampled bilinearly; the score is the map's maximum."""
         size = images.shape[-2:]
         maps = []
-        for flow, features in zip(self.flows, self.extractor(self.own_size(images)), strict=True):
+        for flow, features in zip(self.flows, self.extractor(images), strict=True):
             z, _ = flow(features)
             probability = torch.exp(-0.5 * z.square().mean(1, keepdim=True))                    # (B, 1, h, w)
             maps.append(F.interpolate(-probability, size, mode="bilinear", align_corners=False))

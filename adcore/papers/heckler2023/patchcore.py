@@ -30,6 +30,7 @@ from adcore.errors import AdcoreError, ParameterError
 from adcore.features import Tap, cached_features, concatenate
 from adcore.kernels import kcenter, nearest
 from adcore.papers.heckler2023.frozen import FrozenTaps
+from adcore.settings import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,17 @@ class PatchCoreConfig(Config):
     neighbors: int = 1
     sigma: float = 4.0
     max_bank_bytes: int = 8 * 2**30
+
+    ranges: ClassVar[dict[str, Range]] = {
+        "embed_dim": Range(least=0), "coreset": Range(above=0), "projection": Range(least=1), "starts": Range(least=1),
+        "neighbors": Range(least=1), "sigma": Range(least=0), "max_bank_bytes": Range(least=1)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coreset > 1 and self.coreset % 1:
+            raise self.refused(f"coreset={self.coreset} must be a fraction up to 1 or a whole number of patches")
+        if self.crop is not None and any(c > s for c, s in zip(as_size(self.crop), as_size(self.image_size), strict=True)):
+            raise self.refused(f"crop={self.crop} is larger than image_size={self.image_size}")
 
 
 def neighborhood_features(maps: Sequence[Tensor], embed_dim: int) -> Tensor:
@@ -148,8 +160,7 @@ class PatchCore(FrozenTaps):
         starts = points[torch.randperm(len(points), generator=generator)[: self.config.starts].to(points.device)]
         return kcenter(points, keep, initial=torch.cdist(points, starts).mean(1), progress=progress)
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
+    def _predict(self, images: Tensor) -> Prediction:
         """Distance to the nearest normal patch (Sec. 3.3), upsampled and smoothed; the score is the largest distance.
 
         Raises:
@@ -157,7 +168,6 @@ class PatchCore(FrozenTaps):
         """
         if self.bank is None:
             raise AdcoreError("PatchCore has no bank yet: call fit before predict")
-        images = self.checked_images(images)
         size = images.shape[-2], images.shape[-1]
         features = self.features(self.extractor(images))                                        # (B, D, h, w)
         b, _, h, w = features.shape

@@ -22,6 +22,7 @@ from adcore.kernels import Dropout
 from adcore.papers.uniad2022.reconstruction import ReconstructionConfig
 from adcore.papers.uniad2022.transformer import FeedForward, initialize
 from adcore.papers.uniad2022.uniad import UniAD, UniADConfig
+from adcore.settings import Range
 
 _QUICK = {name: UniAD.quick[name] for name in ("backbone", "taps", "image_size", "hidden", "jitter_scale", "epochs",
                                                "batch_size", "lr", "lr_drop")}
@@ -51,6 +52,9 @@ class MLPConfig(ReconstructionConfig):
     encoder_layers: int = 4
     decoder_layers: int = 4
     dropout: float = 0.1
+
+    ranges: ClassVar[dict[str, Range]] = {
+        "ffn": Range(least=1), "encoder_layers": Range(least=1), "decoder_layers": Range(least=1)}
 
 
 class Projection(nn.Sequential):
@@ -125,6 +129,8 @@ class CNNConfig(ReconstructionConfig):
     """Settings of the CNN: stages of C, C/2, C/2 and C channels with the numbers of blocks of ResNet-34."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
+
+    ranges: ClassVar[dict[str, Range]] = {"hidden": Range(least=2), "blocks": Range(least=1, items=(4, 4))}
 
 
 class BasicBlock(nn.Module):

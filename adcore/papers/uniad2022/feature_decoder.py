@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from adcore.data import Sample
 from adcore.detector import Config
-from adcore.errors import ParameterError
 from adcore.features import images_digest
 from adcore.features.backbones import IMAGENET
 from adcore.files import digest_text
 from adcore.papers.uniad2022.collage import check_sizes
 from adcore.papers.uniad2022.reconstruction import Reconstruction
+from adcore.settings import Range
 from adcore.training import Run, resolve_device, seeded, train
 
 FACTORS = (1, 2, 2, 1)       # by how much each stage enlarges its map; the head doubles it twice more, 16 in all
@@ -43,7 +43,7 @@ class FeatureDecoderConfig(Config):
     """Settings of the decoder. Defaults are those of the published code.
 
     upsample  'bilinear' as in the published code, or 'transposed' as in the supplement
-    widths    channels of each stage, deepest first
+    widths    channels of each of the four stages, deepest first
     blocks    residual blocks of each stage
     """
 
@@ -58,6 +58,8 @@ class FeatureDecoderConfig(Config):
     clip_norm: float = 0.1
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"upsample": ("bilinear", "transposed")}
+    ranges: ClassVar[dict[str, Range]] = {
+        "widths": Range(least=1, items=(len(FACTORS),) * 2), "blocks": Range(least=1, items=(len(FACTORS),) * 2)}
 
 
 def _double(channels: int, upsample: str) -> nn.Module:
@@ -86,18 +88,11 @@ class UpBlock(nn.Module):
 
 
 class FeatureDecoder(nn.Module):
-    """Decoder from features to the picture they came from, normalized as ImageNet: (B, C, h, w) -> (B, 3, 16h, 16w).
-
-    Raises:
-        ParameterError: `widths` or `blocks` have other than four numbers.
-    """
+    """Decoder from features to the picture they came from, normalized as ImageNet: (B, C, h, w) -> (B, 3, 16h, 16w)."""
 
     def __init__(self, channels: int, config: FeatureDecoderConfig | None = None) -> None:
         super().__init__()
         c = config or FeatureDecoderConfig()
-        if not len(c.widths) == len(c.blocks) == len(FACTORS):
-            raise ParameterError(f"widths {c.widths} and blocks {c.blocks} must have {len(FACTORS)} numbers each, "
-                                 f"one per stage")
         stages: list[nn.Module] = []
         for (before, width), count, factor in zip(itertools.pairwise((channels, *c.widths)), c.blocks, FACTORS, strict=True):
             stages += [UpBlock(before, width, factor, c.upsample), *(UpBlock(width, width, 1, c.upsample)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adcore.data import Sample, View, load_uint8, read_images
@@ -31,6 +30,7 @@ from adcore.detector import Config, Detector, Prediction
 from adcore.errors import ParameterError
 from adcore.features import FeatureExtractor, Tap, cached_features, concatenate
 from adcore.papers.uniad2022.losses import LOSSES
+from adcore.settings import Range
 from adcore.training import Run, seeded, train
 
 STRIDE = 16  # pixels per token: every tap is resized to the grid of stride 16, 14x14 at 224
@@ -63,6 +63,8 @@ class ReconstructionConfig(Config):
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "loss": tuple(LOSSES), "score": ("max", "mean"), "resize": ("bilinear", "lanczos")}
+    ranges: ClassVar[dict[str, Range]] = {
+        "jitter_scale": Range(least=0), "jitter_probability": Range(least=0, most=1), "score_window": Range(least=1)}
 
 
 class Reconstruction(Detector):
@@ -148,21 +150,16 @@ class Reconstruction(Detector):
         """
         return self.loss(self.features(self.extractor(images / 255)))
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
-        """Anomaly maps and scores; the score is taken of the map at the view's size, before it is resized to the images'."""
-        size, own = images.shape[-2:], self.view.shape
-        tokens = self.tokens(self.own_size(images))                                             # (B, N, C)
+    def _predict(self, images: Tensor) -> Prediction:
+        """Anomaly maps and their scores."""
+        tokens = self.tokens(images)                                                            # (B, N, C)
         rebuilt = self.network(tokens)                                                          # (B, N, C)
         maps = self.anomaly_map(tokens, rebuilt)                                                # (B, 1, H, W)
-        score = self.score(maps)
-        if size != own:
-            maps = F.interpolate(maps, size, mode="bilinear", align_corners=True)
-        return Prediction(score, maps[:, 0])
+        return Prediction(self.score(maps), maps[:, 0])
 
     @torch.no_grad()
     def rebuild(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features before and after reconstruction: (B, 3, H, W) at the view's size -> f_org, f_rec, both (B, C, h, w)."""
-        tokens = self.tokens(self.checked_images(images))
+        """Features before and after reconstruction: (B, 3, H, W) in [0, 1] -> f_org, f_rec, both (B, C, h, w)."""
+        tokens = self.tokens(self.own_size(images))
         before, after = (t.transpose(1, 2).unflatten(2, self.grid) for t in (tokens, self.network(tokens)))
         return before, after

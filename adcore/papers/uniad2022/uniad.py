@@ -50,6 +50,7 @@ from adcore.papers.uniad2022.transformer import (
     VanillaDecoderLayer,
     initialize,
 )
+from adcore.settings import Range
 
 # Fig. S1: the two attentions of a decoder layer, each as (source of its query, source of its key and value). Sources are the
 # learned query Q, the encoder's output E and the previous layer's output P; the second attention also takes R, the result of
@@ -81,13 +82,19 @@ class UniADConfig(ReconstructionConfig):
     jitter: bool = True
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        **ReconstructionConfig.choices, "query": ("none", "one", "layerwise"), "wiring": tuple(WIRINGS)}
+        "query": ("none", "one", "layerwise"), "wiring": tuple(WIRINGS)}
+    ranges: ClassVar[dict[str, Range]] = {
+        "heads": Range(least=1), "ffn": Range(least=1), "encoder_layers": Range(least=1), "decoder_layers": Range(least=1),
+        "neighbors": Range(least=1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.hidden % self.heads or self.hidden % 2:
+            raise self.refused(f"hidden={self.hidden} must be even (half of it embeds rows, half columns) and a multiple of "
+                               f"heads={self.heads}")
         if self.wiring != "a" and self.query != "layerwise":
-            raise ParameterError(f"wiring='{self.wiring}' needs the layer-wise query decoder: leave it out with "
-                                 f"query='{self.query}'")
+            raise self.refused(f"wiring='{self.wiring}' needs the layer-wise query decoder: leave it out with "
+                               f"query='{self.query}'")
 
 
 def neighbor_mask(h: int, w: int, size: int) -> Tensor:

@@ -348,7 +348,7 @@ def test_inputs_that_cannot_be_fitted_are_refused(tiny):
 
 
 @pytest.mark.parametrize(("changes", "says"), [
-    ({"alpha": 1.0}, "alpha 1.0"), ({"gamma": 1.5}, "gamma=1.5"), ({"rho": -0.1}, "rho=-0.1"), ({"dim": 0}, "dim=0"),
+    ({"alpha": 1.0}, "alpha=1.0"), ({"gamma": 1.5}, "gamma=1.5"), ({"rho": -0.1}, "rho=-0.1"), ({"dim": 0}, "dim=0"),
     ({"filter_share": 0.0}, "filter_share=0.0"), ({"held_out": 1.0}, "held_out=1.0"), ({"cells": -1}, "cells=-1"),
     ({"log_volume": 3.0}, "is used only with volume='given'"),
     ({"transport": "mk"}, "transport is one of diagonal, monge_kantorovich, none"),

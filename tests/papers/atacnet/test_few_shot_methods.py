@@ -198,18 +198,19 @@ def test_the_statistics_clip_are_clip_s_and_are_used():
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), [
-    ("devnet", {"taps": (3, 4)}, r"DevNetConfig: taps=\(3, 4\) must be a single tap"),
+    ("devnet", {"taps": (3, 4)}, r"DevNetConfig: taps=\(3, 4\) must have 1 item$"),
     ("devnet", {"batch_size": 3}, "DevNetConfig: batch_size=3 must be at least 4"),
-    ("devnet", {"steps": -1}, "epochs, steps and anomalies at least 0"),
+    ("devnet", {"steps": -1}, "DevNetConfig: steps=-1 must be at least 1"),
     ("devnet", {"scales": 0}, "DevNetConfig: scales=0 must be at least 1"),
     ("devnet", {"image_size": 16, "scales": 3}, r"image_size 4x4 is smaller than the stride 8 of tap 3"),
     ("dra", {"heads": ("seen", "unseen")}, r"heads=\('seen', 'unseen'\) must be some of holistic, seen, pseudo, composite"),
     ("dra", {"heads": ()}, r"heads=\(\) must be some of"),
-    ("dra", {"references": 0}, "references=0 at least 1"),
+    ("dra", {"references": 0}, "references=0 must be at least 1"),
     ("dra", {"draw": "random"}, "draw is one of fixed, by_seed, not 'random'"),
     ("atacnet", {"step": "zoom"}, "step is one of cutmix, weighted_ce, deviation, gradcam, atacnet, not 'zoom'"),
-    ("atacnet", {"threshold": 0.0}, "threshold=0.0 and made_share=0.5 must be fractions"),
-    ("atacnet", {"made_share": 1.5}, "threshold=0.5 and made_share=1.5 must be fractions"),
+    ("atacnet", {"threshold": 0.0}, "ATACNetConfig: threshold=0.0 must be above 0 and at most 1"),
+    ("atacnet", {"made_share": 1.5}, "made_share=1.5 must be at least 0 and at most 1"),
+    ("atacnet", {"window": 6}, "window=6 must be odd"),
     ("atacnet", {"window": 17}, "a window of 17 cells.*needs a grid of at least 9 cells a side, not 8x8")])
 def test_invalid_settings_are_refused_by_name(name, changes, message):
     with pytest.raises(ParameterError, match=message):

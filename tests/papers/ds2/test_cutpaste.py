@@ -349,7 +349,7 @@ def test_images_of_another_dtype_or_shape_are_refused(images, message):
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ParameterError, match="must be at least 1"):
+    with pytest.raises(ParameterError, match=r"^CutPastePretrainingConfig: steps=0 must be at least 1$"):
         CutPastePretrainingConfig(steps=0)
-    with pytest.raises(ParameterError, match="at least one layer"):
+    with pytest.raises(ParameterError, match=r"head=\(\) must have at least 1 item$"):
         CutPastePretrainingConfig(head=())

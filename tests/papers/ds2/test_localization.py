@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,8 @@ def test_defaults_are_those_of_the_published_evaluation():
     c = PatchDensityConfig()
     assert (c.image_size, c.patch, c.stride) == (256, 32, 4)
     assert GDE.Config is GDEConfig and simple(image_size=256, patch=32, stride=4).grid == (57, 57)
-    assert [localization.published_images(name) for name in ("screw", "magnetic_tile", "ksdd2")] == [350, 1000, 1000]
+    most = {name: localization.published_images(name) for name in ("mvtec_ad", "mvtec_384", "mvtec_loco", "mtd", "ksdd2")}
+    assert most == {"mvtec_ad": 350, "mvtec_384": 350, "mvtec_loco": 350, "mtd": 1000, "ksdd2": 1000}
 
 
 @pytest.mark.parametrize("layout", ["aligned", "pooled"])
@@ -91,14 +94,32 @@ def test_images_of_any_size_get_maps_of_their_own_size(tiny):
     assert prediction.map.shape == (2, 31, 77) and bool(torch.isfinite(prediction.map).all())
 
 
-def test_the_published_layout_depends_on_the_category(tiny, monkeypatch):
-    assert simple().is_aligned("bottle") and simple().is_aligned("screw") and not simple().is_aligned("carpet")
-    assert not simple().is_aligned("magnetic_tile") and not simple().is_aligned("screw_bag")
-    assert METHODS["cutpaste"].aligned_categories == METHODS["ds2"].aligned_categories - {"hazelnut", "screw"}
-    assert len(simple().fit(tiny.train).density.mean) == 1  # 'cloth' is not among the aligned categories
-    assert len(simple(layout="aligned").fit(tiny.train).density.mean) == 16
-    monkeypatch.setattr(Simple, "aligned_categories", frozenset({"cloth"}))
-    assert len(simple().fit(tiny.train).density.mean) == 16
+@pytest.mark.parametrize(("dataset", "category", "aligned"), [
+    ("mvtec_ad", "bottle", True), ("mvtec_ad", "screw", True), ("mvtec_ad", "carpet", False), ("mtd", "magnetic_tile", False),
+    ("mvtec_loco", "juice_bottle", True), ("mvtec_loco", "screw_bag", False), ("mini", "chip", True),
+    ("mini", "capsule", False),
+    # Folders that hold a published data set, at any size, and parts of joined data sets.
+    ("mvtec", "bottle", True), ("mvtec_anomaly_detection", "bottle", True), ("mvtec_384", "bottle", True),
+    ("mvtec_ad_512", "bottle", True), ("mini", "mini/chip", True), ("mvtec_384", "mvtec_384/bottle", True),
+    # Data sets that the paper has no rule for, although their categories have the same names.
+    ("mine", "bottle", False), ("mvtec_mine", "bottle", False), ("my_mvtec", "bottle", False), ("mvtec_384b", "bottle", False),
+    ("mini", "bottle", False), ("mvtec_ad", "chip", False), ("mine", "mvtec_ad/bottle", False), ("", "bottle", False)])
+def test_the_published_layout_depends_on_the_data_set_and_the_category(dataset, category, aligned):
+    assert simple().is_aligned(dataset, category) is aligned
+    assert simple(layout="aligned").is_aligned(dataset, category) and not simple(layout="pooled").is_aligned(dataset, category)
+
+
+def test_hazelnut_and_screw_are_aligned_for_ds2_and_not_for_cutpaste():
+    ours, theirs = METHODS["ds2"].aligned_categories, METHODS["cutpaste"].aligned_categories
+    assert ours["mvtec_ad"] - theirs["mvtec_ad"] == {"hazelnut", "screw"} and ours["mini"] == theirs["mini"]
+
+
+def test_equal_images_get_equal_densities_whatever_their_category_is_called(tiny):
+    bottle = [replace(sample, category="bottle") for sample in tiny.train]
+    first, second = (simple().fit(samples).density for samples in (tiny.train, bottle))
+    assert len(first.mean) == 1 and torch.equal(first.mean, second.mean)
+    published = [replace(sample, dataset="mvtec_ad") for sample in bottle]
+    assert len(simple().fit(published).density.mean) == len(simple(layout="aligned").fit(tiny.train).density.mean) == 16
 
 
 def test_the_density_is_fitted_to_density_images_images(tiny):
@@ -145,7 +166,8 @@ def test_official_masks_keep_only_pixels_wholly_inside_the_mask():
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"stride": 7}, "do not end at the border of images of 40x40"), ({"patch": 64}, "patches of 64x64 pixels"),
-    ({"dims": -1}, "dims must be at least 0"), ({"layout": "turned"}, "layout is one of published, aligned, pooled")])
+    ({"dims": -1}, r"^PatchDensityConfig: dims=-1 must be at least 0$"),
+    ({"layout": "turned"}, "layout is one of published, aligned, pooled")])
 def test_impossible_settings_are_refused_in_one_sentence(changes, message):
     with pytest.raises(ParameterError, match=message):
         simple(**changes)

@@ -35,9 +35,9 @@ def test_a_position_is_encoded_by_sines_and_cosines_of_its_column_and_then_of_it
     assert torch.cdist(flat.T, flat.T).fill_diagonal_(9).min() > 0.3     # no two positions have similar codes
 
 
-@pytest.mark.parametrize("positions", [0, 2, 6, -4])
+@pytest.mark.parametrize("positions", [6, 30])
 def test_position_channels_that_are_not_a_multiple_of_4_are_refused(positions):
-    with pytest.raises(ParameterError, match=rf"positions={positions} is not a positive multiple of 4"):
+    with pytest.raises(ParameterError, match=rf"positions={positions} is not a multiple of 4"):
         AsymSTConfig(positions=positions)
 
 
