@@ -11,5 +11,5 @@ from adcore.data.registry import DATASETS, dataset_name, find_dataset, load_data
 from adcore.data.sample import Dataset, Sample, map_name
 from adcore.data.transforms import View, load_uint8, read_images, read_masks
 
-__all__ = ["DATASETS", "PHOTOGRAPHS", "Dataset", "PackedSample", "Sample", "View", "dataset_name", "find_dataset", "load_dataset",
-           "load_uint8", "map_name", "photograph", "read_images", "read_masks", "split_names"]
+__all__ = ["DATASETS", "PHOTOGRAPHS", "Dataset", "PackedSample", "Sample", "View", "dataset_name", "find_dataset",
+           "load_dataset", "load_uint8", "map_name", "photograph", "read_images", "read_masks", "split_names"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +12,11 @@ from PIL import Image
 from adcore.errors import DataError, ParameterError
 
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")  # compression changes the values of a mask in these formats
+MAX_PIXELS = 178_956_970                             # Pillow's own limit; ADCORE_MAX_PIXELS changes it
 CLASSES = 32                                         # a mask with values below this holds class or instance numbers
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}               # EXIF orientation -> what shows the image upright
-
-# Pillow warns at half of the size that it refuses. Here an image is read without a warning or refused with one sentence.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,11 @@ def decode(path: Path) -> Decoded:
         DataError: the file is missing, truncated, no image, or larger than the limit (ADCORE_MAX_PIXELS).
         ParameterError: ADCORE_MAX_PIXELS is not a number of pixels.
     """
-    _set_limit()
+    limit = _limit()
     try:
         with Image.open(path) as image:
+            if image.width * image.height > limit:
+                raise Image.DecompressionBombError
             bits, turn, pages = _bits(image), _turn(image), 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             lossy = image.format in LOSSY
             image.load()
@@ -56,17 +55,18 @@ def decode(path: Path) -> Decoded:
     except FileNotFoundError:
         raise DataError(f"{path} is not there: restore the file or remove it from the data set") from None
     except Image.DecompressionBombError:
-        raise DataError(_too_large(path)) from None
+        raise DataError(f"{path} has more than {limit / 1e6:.0f} million pixels, the limit against files that fill the memory: "
+                        f"make it smaller, or set the environment variable ADCORE_MAX_PIXELS to a larger number") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format
         if isinstance(error, Image.UnidentifiedImageError) and _starts_like_tiff(path):
-            raise DataError(f"{path} is a TIFF that Pillow does not read (64-bit numbers, for example): save it with 8 or "
-                            f"16 bits per channel") from error
+            raise DataError(f"{path} is a TIFF that Pillow does not read (64-bit or colored floating-point numbers, for "
+                            f"example): save it with 8 or 16 bits per channel") from error
         raise DataError(f"{path} cannot be read as an image ({error}): fetch or copy it again") from error
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) of an image file as it is shown, from its header alone. Raises as `decode`."""
-    _set_limit()
+    _limit()
     try:
         with Image.open(path) as header:
             turned = _turn(header) in (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
@@ -157,18 +157,14 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _set_limit() -> None:
-    text = os.environ.get("ADCORE_MAX_PIXELS")
-    if text:
-        if not text.isdecimal() or int(text) == 0:
-            raise ParameterError(f"ADCORE_MAX_PIXELS={text} is not a number of pixels")
-        Image.MAX_IMAGE_PIXELS = -(-int(text) // 2)  # Pillow refuses twice this number
-
-
-def _too_large(path: Path) -> str:
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return (f"{path} has more than {limit / 1e6:.0f} million pixels, the limit against files that fill the memory: make it "
-            f"smaller, or set the environment variable ADCORE_MAX_PIXELS to a larger number of pixels")
+def _limit() -> int:
+    """The number of pixels above which an image is refused."""
+    text = os.environ.get("ADCORE_MAX_PIXELS") or str(MAX_PIXELS)
+    if not text.isdecimal() or int(text) == 0:
+        raise ParameterError(f"ADCORE_MAX_PIXELS={text} is not a number of pixels")
+    if Image.MAX_IMAGE_PIXELS is not None and int(text) > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = int(text)  # Pillow would warn at half of its limit
+    return int(text)
 
 
 def _starts_like_tiff(path: Path) -> bool:
@@ -180,8 +176,8 @@ def read_mask(path: Path, size: tuple[int, int], nonzero: bool = False) -> np.nd
     """Read a mask file as (H, W) bool, True where anomalous.
 
     - One value: all or nothing. 0 and one other value (0 and 1, 0 and 255): the other value is marked.
-    - Whole numbers below 32 (classes, instances): all but 0 are marked. If 255 is the only other value, it means "ignore", and
-      is not marked.
+    - Whole numbers below 32, or up to 127 without a gap (classes, instances): all but 0 are marked. If 255 is the only value
+      beside areas of numbers below 32, it means "ignore" and is not marked.
     - Anything else (soft edges, JPEG): marked above half of the highest value.
     - Color on black: in a file of at most 32 colors all but black is marked; otherwise the brightest channel counts as above.
     - Alpha counts if it varies: it is the mask when what is visible has one color, else transparent pixels are background.
@@ -244,6 +240,15 @@ def _levels(decoded: Decoded, path: Path) -> tuple[np.ndarray, str]:
     return (brightest > 0).astype(np.uint8), "color"
 
 
+def _has_area(where: np.ndarray, levels: np.ndarray) -> bool:
+    """Whether 2x2 of these pixels have one value: classes have areas, the ringing of a JPEG saved as PNG has only dots."""
+    parts = [np.s_[y:levels.shape[0] - 1 + y, x:levels.shape[1] - 1 + x] for y in (0, 1) for x in (0, 1)]
+    same = where[parts[0]].copy()
+    for part in parts[1:]:
+        same &= levels[part] == levels[parts[0]]
+    return bool(same.any())
+
+
 def _marked(levels: np.ndarray, lossy: bool) -> tuple[np.ndarray, str]:
     """Marked pixels (H, W) and the rule, see `read_mask`. Raises ValueError when the values cannot be meant."""
     values = np.flatnonzero(np.bincount(levels.ravel())) if levels.dtype == np.uint8 else np.unique(levels)
@@ -256,9 +261,9 @@ def _marked(levels: np.ndarray, lossy: bool) -> tuple[np.ndarray, str]:
         raise ValueError(f"has values from {lowest} to {highest}, which look like class numbers, in a format whose compression "
                          f"changes them")
     whole = not lossy and bool((values == np.round(values)).all())
-    if whole and highest < CLASSES:
+    if whole and highest < (128 if len(values) == highest + 1 else CLASSES):
         marked, rule = levels > 0, "classes"
-    elif whole and lowest == 0 and highest == 255 and values[-2] < CLASSES:
+    elif whole and lowest == 0 and highest == 255 and values[-2] < CLASSES and _has_area((levels > 0) & (levels < 255), levels):
         marked, rule = (levels > 0) & (levels < 255), "ignore"
     else:
         marked, rule = levels > highest / 2, "half"
