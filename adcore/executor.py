@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from papermill.translators import PythonTranslator, papermill_translators
@@ -37,7 +38,7 @@ class ThisPython(AsyncKernelManager):
         file = str(adcore.__file__)
         code = START.format(folder=str(Path(file).parent.parent), file=file)
         return KernelSpec(argv=[sys.executable, "-c", code, "-f", "{connection_file}"], display_name="Python 3",
-                          language="python")
+                          language="python", metadata=get_kernel_dict().get("metadata", {}))
 
 
 class Literals(PythonTranslator):
