@@ -109,7 +109,9 @@ def read_table(path: Path, name: str) -> tuple[list[Row], list[str]]:
         rows.append(row)
     if not rows:
         raise DataError(f"{path} lists no image: it has column names only")
-    return rows, [column for place, column in enumerate(header) if place not in places.values()]
+    # A first column without name is pandas' index; label_index repeats label in anomalib's tables.
+    return rows, [column for place, column in enumerate(header)
+                  if place not in places.values() and column.strip().casefold() not in ("", "label_index")]
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
