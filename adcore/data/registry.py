@@ -103,8 +103,8 @@ def load_dataset(name: str | Path, categories: Sequence[str] | str | None = None
     printed on stderr once.
 
     name        see `adcore.data.registry`
-    categories  the categories to load, all by default; of `cifar10` and `digits` one, the digits of the normal classes,
-                '01234' by default
+    categories  the categories to load, all by default and for []; of `cifar10` and `digits` one, the digits of the normal
+                classes, '01234' by default
     root        the data set's folder; by default it is looked for in ADCORE_DATA
     options     train, good, defective: how many images of each category of `mini`
                 logical: True for the logical anomalies of `mvtec_loco` as well
@@ -127,8 +127,7 @@ def list_dataset(name: str | Path, categories: Sequence[str] | str | None = None
     """As `load_dataset`, but what is left out or missing is returned and not printed."""
     if isinstance(categories, str):
         categories = None if categories == "all" else [categories]
-    if categories is not None:
-        categories = list(dict.fromkeys(categories))
+    categories = list(dict.fromkeys(categories or ())) or None  # [] is all, as in the notebooks
     parts = _parts(str(name)) if root is None else [str(name)]
     if len(parts) > 1:
         if "" in parts or len({_located(part)[0] for part in parts}) < len(parts):

@@ -59,6 +59,15 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "toy"
 
 
+def test_an_empty_list_of_categories_is_all_of_them_for_every_kind_of_data_set(toy, tmp_path):
+    (tmp_path / "listed.csv").write_text("image_path,label\n" + "".join(
+        f"toy/nut/{path.parent.parent.name}/{path.parent.name}/{path.name},{int(path.parent.name != 'good')}\n"
+        for path in sorted((toy / "nut").glob("t*/*/*.png"))))
+    for name in ("toy", tmp_path / "listed.csv", "digits"):
+        everything, none_named = load_dataset(name), load_dataset(name, [])
+        assert none_named.test == everything.test != () and none_named.categories == everything.categories != ()
+
+
 def test_mvtec_s_layout_gives_normal_training_images_and_test_images_with_their_masks(toy):
     (toy / "nut/train/good/.hidden.png").write_text("")
     (toy / "nut/train/good/notes.txt").write_text("")
