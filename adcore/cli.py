@@ -16,6 +16,8 @@ from adcore.errors import AdcoreError, ParameterError
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 on success, 2 after an error that the user can fix (one line on stderr)."""
     arguments = _parser().parse_args(words)
+    if getattr(arguments, "again", False):
+        os.environ["ADCORE_AGAIN"] = "1"  # also for the kernels of notebooks
     try:
         return int(arguments.command(arguments) or 0)
     except AdcoreError as error:
@@ -42,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = actions.add_parser("list", help="list all data sets and where they are")
     listing.set_defaults(command=_data_list)
     path = actions.add_parser("path", help="print the folder of a data set")
-    path.add_argument("name")
+    path.add_argument("name", help="a name, or the path of a folder or csv file")
     path.set_defaults(command=_data_path)
     fetch = actions.add_parser("fetch", help="download a data set, or take it from a local file, and install it")
     fetch.add_argument("name")
@@ -50,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--to", type=Path, metavar="FOLDER", help="destination (default: the first folder of ADCORE_DATA)")
     fetch.set_defaults(command=_data_fetch)
     verify = actions.add_parser("verify", help="read every image and mask of a data set, or check its archive")
-    verify.add_argument("name")
+    verify.add_argument("name", help="a name, or the path of a folder or csv file")
     verify.add_argument("--file", type=Path, help="check this archive against the manifest instead")
     verify.set_defaults(command=_data_verify)
     export = actions.add_parser("export", help="print the manifest in a format of other tools")
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value")
     run.add_argument("-o", "--output", type=Path, help="executed copy (default: in the runs folder)")
     run.add_argument("--record", type=Path, help="JSON file written after a successful run")
+    _add_again(run)
     run.set_defaults(command=_run)
 
     measure = commands.add_parser("measure", help="run one method on one data set and print its table",
@@ -83,12 +86,13 @@ def _parser() -> argparse.ArgumentParser:
                                          "--nproc-per-node 8 -m adcore measure ... On CPUs several processes train UniAD and "
                                          "its baselines without batch norm.")
     measure.add_argument("method")
-    measure.add_argument("--dataset", default="mini")
+    measure.add_argument("--dataset", default="mini", help="a name, a folder in MVTec layout, or a csv of images")
     measure.add_argument("--categories", nargs="*", default=[], help="default: all")
     measure.add_argument("--seeds", nargs="+", type=int, default=[0])
     measure.add_argument("--profile", default="quick", help="quick or paper")
     measure.add_argument("--device", default="auto")
     measure.add_argument("-p", dest="settings", action="append", default=[], metavar="setting=value")
+    _add_again(measure)
     measure.set_defaults(command=_measure)
 
     refresh = commands.add_parser("refresh", help="execute notebooks in place, to renew their committed outputs")
@@ -106,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     instead = reproduce.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="list the notebook runs without running them")
     instead.add_argument("--plan", action="store_true", help="list the experiments, their requirements and estimated hours")
+    _add_again(reproduce)
     reproduce.set_defaults(command=_reproduce)
 
     report = commands.add_parser("report", help="write report/index.html from the results store and the executed notebooks")
@@ -123,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("names", nargs="*", help="which benchmarks (default: all)")
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_again(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--again", action="store_true",
+                         help="replace stored results of other code, data or weights; the old files are kept as *.replaced-N")
 
 
 def _doctor(_: argparse.Namespace) -> int:

@@ -11,14 +11,16 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import atomic, write_json
 from adcore.parameters import Word, typed, unreadable
 from adcore.parameters import parse_assignments as parse_assignments  # part of this interface
 from adcore.paths import repository
-from adcore.source import package_digest, run_digest
+
+if TYPE_CHECKING:
+    from adcore.run_digest import RunDigests  # it needs torch, and `adcore doctor` must work without
 
 
 def notebook_folder() -> Path:
@@ -122,7 +124,7 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, *, record: Path | None = None) -> Path:
     """Execute a notebook with parameters and write the executed copy to `output`, also when a cell fails.
 
-    record  a small JSON file, written only after a successful run: notebook, parameters, seconds, `run_digest`
+    record  a small JSON file, written only after a successful run: notebook, parameters, seconds, `RunDigests.of` it
 
     Raises:
         ParameterError: see `check_parameters`.
@@ -139,7 +141,8 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
     digest = ""
     if record is not None:
         record.unlink(missing_ok=True)  # from an earlier run: if this run fails, no record may remain
-        digest = run_digest(path, checked, package_digest())  # before the run: files may change while it lasts
+        from adcore.run_digest import RunDigests
+        digest = RunDigests().of(path, checked)  # before the run: files may change while it lasts
     with atomic(output) as temporary:
         failure = ""
         try:
@@ -157,17 +160,14 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
     return output
 
 
-def is_current(record: Path, notebook: Path, parameters: Mapping[str, Any], package: str) -> bool:
-    """True when the record is from a run of this notebook with these parameters and this package, and the executed copy exists.
-
-    package  a `package_digest`
+def is_current(record: Path, notebook: Path, parameters: Mapping[str, Any], digests: RunDigests) -> bool:
+    """True when the record is from such a run, with the data and the package that are here, and the executed copy exists.
 
     Contents are compared, not the times of files: a clock may have been set back, and a fresh checkout makes all files new.
     """
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-        return bool(found["digest"] == run_digest(notebook, parameters, package)
-                    and (record.parent / found["executed"]).is_file())
+        return bool(found["digest"] == digests.of(notebook, parameters) and (record.parent / found["executed"]).is_file())
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a damaged record is not current
         return False
 

@@ -236,14 +236,14 @@ def _name(job: Job, whole: Mapping[str, Any]) -> str:
 
 
 def _stored(experiment: Experiment, store: Store) -> bool:
-    """True when `run` would take the result from the store."""
+    """True when `run` would take the result from the store. Data and weights are not compared, a plan reads no image."""
     result = store.load(experiment)
     return result is not None and (experiment.profile != "quick" or result.made_by_this_code)
 
 
 def _fitted(model: Experiment, store: Store) -> bool:
-    """True when `fitted` would find the network, or a part of its training."""
-    kept = store.folder(model).glob(f"fitted-{fingerprint(model.method)[:8]}*")
+    """True when the store has a network of this code, or a part of its training; data and weights are not compared."""
+    kept = store.folder(model).glob(f"fitted-{fingerprint(model.method)[:8]}-*")
     return any(path.suffix != ".lock" for path in kept)
 
 

@@ -15,7 +15,7 @@ from adcore.files import digest_text, write_text
 from adcore.grids import Job, jobs_for, load_grid
 from adcore.notebook import is_current as run_is_current
 from adcore.paths import repository, runs_folder
-from adcore.source import package_digest
+from adcore.run_digest import RunDigests
 
 PROFILES = ("quick", "paper")  # profiles of experiments; each has a grid with the same name
 PLACES = ("local", "slurm", "kubernetes")  # folders in workflow/profiles
@@ -115,14 +115,14 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
 
 
 def _outdated(jobs: Sequence[Job]) -> list[str]:
-    """Records of runs whose notebook, parameters or package have changed since.
+    """Records of runs whose notebook, parameters, data or package have changed since.
 
     Snakemake compares the same digests, but only while its own metadata exist, and `make clean` removes them.
     """
-    package = package_digest()
+    digests = RunDigests()
     records = {runs_folder() / "notebooks" / f"{job.id}.json": job for job in jobs}
     return [str(record) for record, job in records.items()
-            if record.exists() and not run_is_current(record, job.path, job.parameters, package)]
+            if record.exists() and not run_is_current(record, job.path, job.parameters, digests)]
 
 
 def is_current(report: Path, root: Path) -> bool:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ast
-import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import adcore
 from adcore.files import digest_file, digest_text
 
 # Shared code on which every method's numbers rest: files and folders of the package.
-SHARED = ("data", "detector.py", "distributed.py", "experiments/runner.py", "features", "kernels", "metrics.py", "training.py")
+SHARED = ("data", "detector.py", "distributed.py", "experiments/evaluation.py", "experiments/runner.py", "features",
+          "kernels", "metrics.py", "training.py")
 
 _parsing = threading.Lock()
 
@@ -45,20 +44,6 @@ def package_digest() -> str:
     code = code_digest(root / path for path in files if path.suffix == ".py")
     return digest_text("\n".join([code, *(f"{path.as_posix()} {digest_file(root / path) if path.suffix == '.csv' else ''}"
                                          for path in files)]))
-
-
-def run_digest(notebook: Path, parameters: Mapping[str, Any], package: str) -> str:
-    """16 digits that change when a run of this notebook could give another result.
-
-    They cover the notebook's cells, the parameters, and the package (a `package_digest`); not the cells' outputs, and not the
-    times of files.
-
-    Raises:
-        OSError, ValueError, KeyError: the file is not a notebook.
-    """
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = [[cell["cell_type"], "".join(cell["source"]), cell.get("metadata", {}).get("tags", [])] for cell in cells]
-    return digest_text(json.dumps([source, dict(parameters), package], sort_keys=True))
 
 
 def _parsed(path: Path) -> ast.Module:

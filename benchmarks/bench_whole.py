@@ -35,7 +35,7 @@ from side_by_side import DiffersError, machine, status_of
 
 from adcore.experiments import Experiment, grid
 from adcore.experiments.provenance import Meter, commit
-from adcore.experiments.runner import evaluate
+from adcore.experiments.evaluation import evaluate
 from adcore.features import engine
 from adcore.files import write_text
 from adcore.kernels import kernels

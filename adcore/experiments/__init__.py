@@ -5,10 +5,11 @@
 """
 
 from adcore.experiments.comparison import Comparison, compare_results, compare_values
+from adcore.experiments.evaluation import evaluate, predict_all
 from adcore.experiments.experiment import Experiment, as_tuples, grid
 from adcore.experiments.ordering import Claim, check_claims, rank_correlation
 from adcore.experiments.record import on_record, recorded
-from adcore.experiments.runner import evaluate, fitted, predict_all, run
+from adcore.experiments.runner import fitted, run
 from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
 from adcore.experiments.tidy import load_results

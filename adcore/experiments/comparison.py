@@ -161,8 +161,8 @@ def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[st
 
 
 def matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.DataFrame:
-    """The rows of a tidy frame that a printed cell's `match` selects."""
-    frame = frame[frame.metric == metric]
+    """The rows of a tidy frame that a printed cell's `match` selects, without those that have no value."""
+    frame = frame[(frame.metric == metric) & frame["value"].notna()]
     for name, wanted in match.items():
         if wanted == "all":
             continue  # the caller averages over this field

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from adcore.data import Dataset, Sample, load_dataset
+from adcore.data.registry import dataset_name, split_names
 from adcore.data.verify import PUBLISHED
 from adcore.detector import Detector
-from adcore.errors import DataError
+from adcore.errors import DataError, ParameterError
 from adcore.experiments.profiles import data_options, method_named, profile_settings
 from adcore.files import digest_text
+from adcore.training import checked_seed
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,18 @@ class Experiment:
 
     def data(self) -> Dataset:
         """The images, split by the method's protocol. Raises DataError or ParameterError when they are missing."""
-        categories = None if self.category == "all" else self.category.split("+")
-        dataset = load_dataset(self.dataset, categories, **data_options(self.dataset, self.profile))
+        return self.split(self.all_data())
+
+    def all_data(self) -> Dataset:
+        """All images of the categories, as the data set splits them. Raises DataError or ParameterError as `data`."""
+        options = data_options(self.dataset, self.profile)
+        categories = None if self.category == "all" else [self.category]
+        if "+" in self.category:
+            categories = split_names(self.category, load_dataset(self.dataset, **options).categories)
+        return load_dataset(self.dataset, categories, **options)
+
+    def split(self, dataset: Dataset) -> Dataset:
+        """The part of `all_data` that the method trains and is tested on, and how it is split."""
         return method_named(self.method).protocol(dataset, self.config(), self.seed)
 
     def pretraining_images(self) -> tuple[Sample, ...]:
@@ -98,22 +110,49 @@ def grid(method: type[Detector] | str, *, dataset: str = "mini", categories: Seq
         >>> len(grid(UniAD, nma=[False, True], jitter=[False, True], seeds=[0, 1]))
         8
 
+    dataset  a name, the path of a folder, or that of a csv file (see `load_dataset`); a path is kept by its last part
+
     Raises:
-        ParameterError: unknown method, profile, setting, data set or category.
+        ParameterError: unknown method, profile, setting, data set or category, a list without elements, or a seed that is not
+            a whole number from 0 to 2**32 - 1.
     """
     name = method if isinstance(method, str) else method.name
-    wanted = [categories] if isinstance(categories, str) else list(categories or ())
+    dataset = dataset_name(dataset)
+    wanted = [categories] if isinstance(categories, str) else _listed("categories", categories or ())
     if wanted == ["all"]:
         wanted = []
+    numbers = [checked_seed(seed) for seed in _listed("seeds", seeds)]
     swept = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
+    for key, values in {"seeds": numbers, **swept}.items():
+        if not values:
+            raise ParameterError(f"{key}=[] asks for no experiment: name at least one value")
+    _check_categories(dataset, wanted, profile)
     groups = ["+".join(wanted) or "all"] if method_named(name).pooled else wanted or _categories(dataset, profile)
     experiments = []
-    for values in itertools.product(*swept.values()):
-        chosen = tuple(sorted(zip(swept, values, strict=True)))
-        experiments += [Experiment(name, dataset, category, seed, profile, chosen) for category in groups for seed in seeds]
+    for combination in itertools.product(*swept.values()):
+        chosen = tuple(sorted(zip(swept, combination, strict=True)))
+        experiments += [Experiment(name, dataset, category, seed, profile, chosen) for category in groups for seed in numbers]
     for experiment in experiments:
         experiment.config()
     return experiments
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """A list of several values. Raises ParameterError for a single value."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ParameterError(f"{name}={values!r} is not a list: write [{values!r}]")
+    return list(values)
+
+
+def _check_categories(dataset: str, wanted: Sequence[str], profile: str) -> None:
+    """Raises ParameterError for a category that the data set does not have, as far as it is known here."""
+    for category in wanted:
+        try:
+            load_dataset(dataset, [category], **data_options(dataset, profile))
+        except DataError:  # a data set that is not on this machine
+            if dataset in PUBLISHED and category not in PUBLISHED[dataset]:
+                raise ParameterError(f"unknown category '{category}' in data set '{dataset}'; it has "
+                                     f"{', '.join(sorted(PUBLISHED[dataset]))}") from None
 
 
 def _categories(dataset: str, profile: str) -> list[str]:

@@ -15,7 +15,7 @@ import pandas as pd
 from adcore.errors import StoreError
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.profiles import method_named
-from adcore.experiments.store import Result, Store
+from adcore.experiments.store import ORIGIN, Result, Store
 from adcore.experiments.table import ResultTable
 from adcore.experiments.tidy import load_results
 from adcore.files import write_text
@@ -151,8 +151,7 @@ def recorded(name: str, **only: str) -> ResultTable:
                                 parse_settings(first["settings"]))
         measures = tuple({"category": row["category"], "metric": row["metric"], "value": row["value"]}
                          for row in part.to_dict("records"))
-        origin = {column: first[column] for column in ("seconds", "peak_bytes", "device", "machine", "commit", "data",
-                                                       "weights_digest", "finished")}
+        origin = {"weights" if column == "weights_digest" else column: first[column] for column in ORIGIN}
         results.append(Result(experiment, measures, origin))
     return ResultTable(results, Store())
 

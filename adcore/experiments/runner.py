@@ -1,72 +1,135 @@
-"""Run experiments: fit, predict, measure, store. A stored result is not computed again."""
+"""Run experiments: fit, predict, measure, store. A stored result is not computed again while all that it rests on is the same.
+
+    code     quick: another code measures again; paper, where that may take days: the result is kept and marked
+    images, labels, masks, weights
+             quick: measures again; paper: refuses, names what changed, and measures again when asked to (`again`)
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 
-from adcore.data import Dataset, Sample, map_name, read_images, read_masks
+from adcore.data import Dataset
 from adcore.detector import Detector
 from adcore.distributed import barrier, is_rank_zero, run_on_rank_zero, world_size
+from adcore.errors import AdcoreError, DataError, ParameterError, StoreError
+from adcore.experiments.evaluation import evaluate, gaps, scores_table, unmeasured
 from adcore.experiments.experiment import Experiment
+from adcore.experiments.inputs import Inputs, changed
 from adcore.experiments.provenance import Meter, fingerprint, origin
 from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
 from adcore.features import images_digest
-from adcore.files import one_at_a_time
+from adcore.files import digest_text, one_at_a_time
 from adcore.memory import kept_memory
-from adcore.metrics import image_scores, pixel_scores
 from adcore.progress import progress_bar
 from adcore.training import resolve_device
 
-KEPT_MAPS = 12  # anomaly maps stored per category, for figures
-
 
 def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, device: str = "auto",
-        progress: bool | None = None) -> ResultTable:
+        progress: bool | None = None, again: bool | None = None) -> ResultTable:
     """Run the experiments whose results are missing, and return the table of all of them.
 
+    again  also replace the stored results of the paper profile whose code, data or weights have changed; the old files are
+           kept as *.replaced-N. None asks the variable ADCORE_AGAIN, which the command line's --again sets
+
     A stored result that was made by other code is computed again in the quick profile. In the paper profile, where that may
-    take days, it is kept and listed in the table's `stale`.
+    take days, it is kept and listed in the table's `stale`. When data or weights are not on this machine, a stored result is
+    used as it is and listed in `unchecked`.
 
     When another process runs the same experiment, this one waits for it. Under torchrun all ranks train together, rank 0
-    evaluates and stores, and every rank returns the table.
+    evaluates and stores, and every rank returns the table. An experiment that its images do not allow, such as a category
+    without anomalies for a method that learns from some, does not stop the others.
 
     Raises:
-        AdcoreError: data or weights are missing or broken, a setting is unknown, or the store cannot be written.
+        AdcoreError: weights are missing or broken, or the store cannot be written.
+        StoreError: stored results of the paper profile rest on other data or weights; nothing was run.
+        DataError, ParameterError: the first experiment that its images do not allow, after all others are stored.
     """
-    store, on = Store(out), resolve_device(device)
+    store, on, inputs = Store(out), resolve_device(device), Inputs()
+    again = bool(os.environ.get("ADCORE_AGAIN")) if again is None else again
     experiments = list(dict.fromkeys(experiments))
-    results = []
+    known = run_on_rank_zero(partial(_known, experiments, store, inputs, again))
+    results, failures, unchecked = [], [], []
     with progress_bar(total=len(experiments), desc="experiments", enabled=progress) as bar:
-        for experiment in experiments:
+        for experiment, stored in zip(experiments, known, strict=True):
             bar.set_postfix_str(experiment.title)
-            results.append(_result(experiment, store, on, progress))
+            try:
+                stored = stored or _measured(experiment, store, inputs, on, again, progress)
+                results.append(stored.result)
+                unchecked += [] if stored.checked else [experiment.title]
+            except (DataError, ParameterError) as error:
+                failures.append((experiment, error))
             bar.update()
-    return ResultTable(results, store)
+    if failures:
+        (first, error), others = failures[0], ""
+        if len(experiments) > 1:
+            others = f" ({first.title}; {len(results)} of {len(experiments)} experiments are stored)"
+        raise type(error)(f"{error}{others}") from error
+    return ResultTable(results, store, unchecked)
 
 
-def _result(experiment: Experiment, store: Store, device: torch.device, progress: bool | None) -> Result:
-    known = run_on_rank_zero(partial(_known, experiment, store))
-    if known is None:
-        with _alone(store.folder(experiment), experiment):
-            known = run_on_rank_zero(partial(_known, experiment, store))  # another process may have finished it in the meantime
-            return run_one(experiment, store, device, progress) if known is None else known
-    return known
+@dataclass(frozen=True)
+class _Stored:
+    """A result that may be used, and whether its inputs could be compared with today's."""
+
+    result: Result
+    checked: bool
 
 
-def _known(experiment: Experiment, store: Store) -> Result | None:
-    result = store.load(experiment)
-    return None if result and experiment.profile == "quick" and not result.made_by_this_code else result
+def _known(experiments: Sequence[Experiment], store: Store, inputs: Inputs, again: bool) -> list[_Stored | None]:
+    """What is stored of each experiment and may be used; None where it must be measured. Raises StoreError, see `run`."""
+    found: list[_Stored | None] = []
+    refused = []
+    for experiment in experiments:
+        result = store.load(experiment)
+        differing, checked = ([], False) if result is None else _differing(result, inputs)
+        changeable = experiment.profile == "quick" or again
+        if result is None or (changeable and (differing or not result.made_by_this_code)):
+            found.append(None)
+        else:
+            found.append(_Stored(result, checked))
+            refused += [(experiment, differing)] if differing else []
+    if refused:
+        experiment, differing = refused[0]
+        more = f" ({len(refused)} stored results differ in this way)" if len(refused) > 1 else ""
+        raise StoreError(f"the stored result of '{experiment.title}' was measured with other {' and '.join(differing)}{more}: "
+                         f"put them back, or measure again with --again, which keeps the old files as *.replaced-1")
+    return found
+
+
+def _differing(result: Result, inputs: Inputs) -> tuple[list[str], bool]:
+    """Names of the inputs that have changed since, and whether they could be compared."""
+    try:
+        now = inputs.of(result.experiment)
+        if "inputs" in result.provenance:
+            return changed(result.provenance["inputs"], now), True
+        dataset = inputs.data(result.experiment)    # an older result keeps one digest of all images
+        same = result.provenance.get("data") == images_digest([*dataset.train, *dataset.test])
+        return [] if same else ["images"], True
+    except AdcoreError:
+        return [], False
+
+
+def _measured(experiment: Experiment, store: Store, inputs: Inputs, device: torch.device, again: bool,
+              progress: bool | None) -> _Stored:
+    with _alone(store.folder(experiment), experiment):
+        (known,) = run_on_rank_zero(partial(_known, [experiment], store, inputs, again))  # another process may have finished it
+        if known is not None:
+            return known
+        if again:
+            run_on_rank_zero(partial(store.replace, experiment))
+        return _Stored(run_one(experiment, store, device, progress), True)
 
 
 @contextlib.contextmanager
@@ -88,27 +151,44 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     Raises:
         AdcoreError: see `run`.
     """
-    start = origin(device, experiment.method)
     dataset = experiment.data()
-    checkpoint = store.folder(experiment) / "checkpoint"
+    inputs = run_on_rank_zero(partial(Inputs().of, experiment, dataset))  # before the work: files may change while it lasts
+    start = {**origin(device, experiment.method), "inputs": inputs}
+    if is_rank_zero():
+        for category, why in gaps(dataset).items():
+            print(f"adcore: '{category}' of data set {experiment.dataset} has {why}: its metrics stay empty or leave them out",
+                  file=sys.stderr)
+    if not dataset.train:
+        result = Result(experiment, tuple(unmeasured(dataset, "no training image")), start)
+        run_on_rank_zero(partial(store.save, result, scores_table([]), {}))
+        return result
+    checkpoint = store.folder(experiment) / f"checkpoint-{_training_key(experiment, dataset)}"
     with Meter(device) as fitting:
         detector = _fit(experiment, dataset, device, checkpoint, progress)
     return run_on_rank_zero(partial(_tested, detector, experiment, dataset, store, start, fitting, world_size(), progress))
 
 
+def _training_key(experiment: Experiment, dataset: Dataset) -> str:
+    """Eight digits that change with anything the fitted model rests on. In the paper profile the code does not count: a
+    training of days goes on when a line of code changes, and the result keeps the fingerprint of the code that finished it."""
+    inputs = run_on_rank_zero(partial(Inputs().of_training, experiment, dataset))
+    code = fingerprint(experiment.method) if experiment.profile == "quick" else ""
+    return digest_text(f"{code} {inputs}", 8)
+
+
 def _tested(detector: Detector, experiment: Experiment, dataset: Dataset, store: Store, start: dict[str, Any],
             fitting: Meter, processes: int, progress: bool | None) -> Result:
-    device, checkpoint = fitting.device, store.folder(experiment) / "checkpoint"
+    device = fitting.device
     with Meter(device) as testing:
         scores, maps, measures = evaluate(detector, dataset, progress)
     made = {**start, "seconds": round(fitting.seconds + testing.seconds, 2), "fit_seconds": round(fitting.seconds, 2),
             "test_seconds": round(testing.seconds, 2), "peak_bytes": max(fitting.peak_bytes, testing.peak_bytes),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "weights_digest": detector.weights_digest,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "weights": detector.weights_digest,
             "data": images_digest([*dataset.train, *dataset.test]), "train_images": len(dataset.train),
             "test_images": len(dataset.test), "processes": processes}
     result = Result(experiment, tuple(measures), made)
     store.save(result, scores, maps)
-    for path in checkpoint.parent.glob("checkpoint*"):  # one per part of a training
+    for path in store.folder(experiment).glob("checkpoint*"):  # one per part of a training
         path.unlink(missing_ok=True)
     return result
 
@@ -117,15 +197,18 @@ def fitted(experiment: Experiment, *, out: str | Path | None = None, device: str
            progress: bool | None = None) -> Detector:
     """The fitted method of an experiment. `run` keeps its numbers, this function keeps the model.
 
-    The last checkpoint is kept in the store under the code's fingerprint, so that the next call needs no training. When another
-    process fits the same model, this one waits for it.
+    The last checkpoint is kept in the store under a digest of code, training images and weights, so that the next call needs
+    no training. When another process fits the same model, this one waits for it.
 
     Raises:
         AdcoreError: see `run`.
     """
-    kept = Store(out).folder(experiment) / f"fitted-{fingerprint(experiment.method)[:8]}"
+    dataset = experiment.data()
+    inputs = run_on_rank_zero(partial(Inputs().of_training, experiment, dataset))
+    code = fingerprint(experiment.method)[:8]
+    kept = Store(out).folder(experiment) / f"fitted-{code}-{digest_text(str(inputs), 8)}"
     with _alone(kept, experiment):
-        return _fit(experiment, experiment.data(), resolve_device(device), kept, progress)
+        return _fit(experiment, dataset, resolve_device(device), kept, progress)
 
 
 @kept_memory()
@@ -134,50 +217,3 @@ def _fit(experiment: Experiment, dataset: Dataset, device: torch.device, checkpo
     if detector.pretrains:
         detector.pretrain(experiment.pretraining_images(), progress=progress)
     return detector.fit(dataset.train, checkpoint=checkpoint, progress=progress)
-
-
-@kept_memory()
-def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
-             batch_size: int = 16) -> tuple[pd.DataFrame, dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Score the test images. Returns (scores with one row per image, some maps, measures of each category).
-
-    Metrics are computed per category at the size of the method's view. Pixel metrics pool all pixels of a category's test
-    images, normal images included. The table averages over categories.
-    """
-    rows: list[dict[str, Any]] = []
-    kept: dict[str, np.ndarray] = {}
-    measures: list[dict[str, Any]] = []
-    for category in dataset.categories:
-        samples = [sample for sample in dataset.test if sample.category == category]
-        scores, maps = predict_all(detector, samples, progress, batch_size)
-        rows += [{"category": category, "defect": sample.defect, "label": sample.label, "score": float(score),
-                  "image": sample.name}
-                 for sample, score in zip(samples, scores, strict=True)]
-        values: dict[str, float | None] = {}
-        image = image_scores([sample.label for sample in samples], scores)
-        values |= {"image_auroc": image.auroc, "image_ap": image.ap}
-        if maps is not None and dataset.has_masks:
-            masks = [mask.numpy() for mask in read_masks(samples, detector.view) if mask is not None]
-            pixel = pixel_scores(masks, maps)
-            values |= {"pixel_auroc": pixel.auroc, "pixel_ap": pixel.ap, "aupro": pixel.aupro}
-        values |= detector.diagnose(samples)
-        measures += [{"category": category, "metric": metric, "value": value} for metric, value in values.items()]
-        if maps is not None:
-            for i in np.unique(np.linspace(0, len(samples) - 1, KEPT_MAPS).round().astype(int)):
-                kept[map_name(samples[i])] = maps[i].astype(np.float16)
-    return pd.DataFrame(rows), kept, measures
-
-
-@kept_memory()
-def predict_all(detector: Detector, samples: list[Sample], progress: bool | None = None,
-                batch_size: int = 16) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores (n,) and maps (n, H, W), or None for a method without maps."""
-    scores, maps = [], []
-    with progress_bar(total=len(samples), desc="predict", enabled=progress) as bar:
-        for images in read_images(samples, detector.view, batch_size):
-            prediction = detector.predict(images)
-            scores.append(prediction.score.float().cpu().numpy())
-            if prediction.map is not None:
-                maps.append(prediction.map.float().cpu().numpy())
-            bar.update(len(images))
-    return np.concatenate(scores), np.concatenate(maps) if maps else None

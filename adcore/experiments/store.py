@@ -4,8 +4,9 @@
                         params.yaml   the experiment, readable
                         scores.csv    score and label of every test image
                         maps.npz      anomaly maps of a few test images, for figures
-                        checkpoint    the state of a training that is not finished
+                        checkpoint-*  the state of a training that is not finished
                         *.corrupt-1   a damaged file that was set aside
+                        *.replaced-1  a file of an older result, kept when the experiment was measured again
 
 result.json carries a digest of itself and of the files beside it. One without a digest, from an older version, is read when it
 is well formed: changed numbers in it cannot be detected.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ ORIGIN = ("seconds", "peak_bytes", "device", "machine", "commit", "data", "weigh
 class Result:
     """What an experiment measured.
 
-    measures    one dictionary per number: category, metric, value (a fraction, not percent)
-    provenance  versions, commit, device, seconds, peak_bytes, data, weights, ...
+    measures    one dictionary per number: category, metric, value (a fraction, not percent; None where undefined), why (the
+                reason, or what the value leaves out)
+    provenance  versions, commit, device, seconds, peak_bytes, inputs, ...
     """
 
     experiment: Experiment
@@ -69,8 +71,13 @@ class Result:
         e, p = self.experiment, self.provenance
         known = {"method": e.method, "dataset": e.dataset, "profile": e.profile, "seed": e.seed, "key": e.key,
                  "settings": " ".join(f"{name}={value}" for name, value in e.settings)}
-        origin = {name: p.get(name) for name in ORIGIN}
-        return [{**e.config().values(), **known, **measure, **origin} for measure in self.measures]
+        config = e.config().values()
+        return [{**config, **known, "why": "", **measure, **origin_columns(p)} for measure in self.measures]
+
+
+def origin_columns(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns `ORIGIN` of a result. Its weights are called `weights_digest` there, because `weights` is a setting."""
+    return {name: provenance.get("weights" if name == "weights_digest" else name) for name in ORIGIN}
 
 
 class Store:
@@ -105,11 +112,17 @@ class Store:
             raise StoreError(f"{path} cannot be read: {error.strerror or error}; see to its permissions or its disk") from error
         except _DamagedError as error:
             # result.json is moved first: without it there is no result, even if this process is killed in between.
-            moved = [_set_aside(one) for one in dict.fromkeys((folder / "result.json", path))]
+            moved = [_set_aside(one, "corrupt") for one in dict.fromkeys((folder / "result.json", path))]
             what = "set it aside" if all(moved) else "it cannot be set aside"
             print(f"adcore: {error}; {what}, '{experiment.title}' runs again", file=sys.stderr)
             return None
         return result
+
+    def replace(self, experiment: Experiment) -> None:
+        """Make room for a new result of an experiment: the files of the old one become *.replaced-N."""
+        for name in ("result.json", *BESIDE):  # result.json first: without it there is no result
+            if (path := self.folder(experiment) / name).is_file():
+                _set_aside(path, "replaced")
 
     def save(self, result: Result, scores: pd.DataFrame, maps: dict[str, np.ndarray]) -> None:
         """Write all files of a result, result.json last: a folder without it holds no result.
@@ -154,7 +167,8 @@ class Store:
 
     def scores(self, experiment: Experiment) -> pd.DataFrame:
         """Score, label, defect and path of every test image of an experiment."""
-        return pd.read_csv(self.folder(experiment) / "scores.csv", dtype={"category": str})  # '01234' is no number
+        words = {"category": str, "defect": str, "image": str}    # '01234' is no number, and 'NA' no missing value
+        return pd.read_csv(self.folder(experiment) / "scores.csv", dtype=words, keep_default_na=False)
 
     def maps(self, experiment: Experiment) -> dict[str, np.ndarray]:
         """The maps kept of an experiment: 'category/defect/name' -> (H, W)."""
@@ -228,10 +242,10 @@ def _file_digest(path: Path) -> str:
     return digest_file(path)[:16]
 
 
-def _set_aside(path: Path) -> bool:
-    """Rename a damaged file to *.corrupt-N; True when it is gone, moved by this process or by another."""
+def _set_aside(path: Path, word: str) -> bool:
+    """Rename a file to *.WORD-N; True when it is gone, moved by this process or by another."""
     number = 1
-    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+    while (aside := path.with_name(f"{path.name}.{word}-{number}")).exists():
         number += 1
     try:
         path.replace(aside)

@@ -20,14 +20,18 @@ HEADLINE = ("image_auroc", "pixel_auroc", "aupro")
 class ResultTable:
     """Results of some experiments.
 
-    frame   one tidy row per number: method, dataset, category, seed, the whole config, metric, value, provenance
-    stale   titles of the experiments that were run by other code
-    record  titles of those read from results/, whose code is known only by its commit
+    frame      one tidy row per number: method, dataset, category, seed, the whole config, metric, value, why, provenance
+    stale      titles of the experiments that were run by other code
+    record     titles of those read from results/, whose code is known only by its commit
+    unchecked  titles of those whose data or weights are not on this machine, so that a change since could not be seen
     """
 
-    def __init__(self, results: Sequence[Result], store: Store) -> None:
-        self.results, self.store = tuple(results), store
-        self.frame = pd.DataFrame([row for result in results for row in result.rows()])
+    def __init__(self, results: Sequence[Result], store: Store, unchecked: Sequence[str] = ()) -> None:
+        self.results, self.store, self.unchecked = tuple(results), store, list(unchecked)
+        rows = [row for result in results for row in result.rows()]
+        self.frame = pd.DataFrame(rows or None, columns=None if rows else ["method", "dataset", "category", "profile", "seed",
+                                                                           "metric", "value", "why", "commit"])
+        self.frame["value"] = self.frame["value"].astype(float)  # None, where undefined, becomes NaN
         self.record = [result.experiment.title for result in results if result.from_record]
         self.stale = [result.experiment.title for result in results if not (result.from_record or result.made_by_this_code)]
 
@@ -47,7 +51,8 @@ class ResultTable:
                 kept.append(result)
         if not kept:
             raise ParameterError(f"no result with {settings}")
-        return ResultTable(kept, self.store)
+        titles = {result.experiment.title for result in kept}
+        return ResultTable(kept, self.store, [title for title in self.unchecked if title in titles])
 
     def scores(self) -> pd.DataFrame:
         """Stored score, label and defect of every test image of all experiments, with seed and method."""
@@ -70,7 +75,7 @@ class ResultTable:
         return [name for name in columns if self.frame[name].map(repr).nunique() > 1]
 
     def by_seed(self) -> pd.DataFrame:
-        """Categories averaged within each seed: one row for each setting, seed and metric."""
+        """Categories averaged within each seed, those without a value left out: one row for each setting, seed and metric."""
         groups = [*(self.swept() or ["method"]), "seed", "metric"]
         return self.frame.groupby(groups, sort=False, dropna=False)["value"].mean().reset_index()
 
@@ -83,10 +88,11 @@ class ResultTable:
         return table.assign(mean=table["mean"] * 100, std=table["std"] * 100).rename(columns={"count": "seeds"})
 
     def by_category(self, metric: str = "image_auroc") -> pd.DataFrame:
-        """Mean over seeds of one metric in percent: one row per category, one column per setting."""
+        """Mean over seeds of one metric in percent, NaN where undefined: one row per category, one column per setting."""
         frame = self.frame[self.frame.metric == metric]
         groups = self.swept() or ["method"]
-        return frame.pivot_table(index="category", columns=groups, values="value", aggfunc="mean", sort=False) * 100
+        table = frame.pivot_table(index="category", columns=groups, values="value", aggfunc="mean", sort=False) * 100
+        return table.reindex(pd.Index(frame["category"].unique(), name="category"))  # also those without any value
 
     def value(self, metric: str, **settings: Any) -> float:
         """One number: the mean over categories and seeds of the results with those settings, a fraction.
@@ -130,17 +136,28 @@ class ResultTable:
 
     def summary(self) -> str:
         """The main numbers as text, for the message of a failed claim."""
-        lines = [self.settings_line(), self.mean_std().round(2).to_string()]
+        lines = [self.settings_line(), *([] if self.frame.empty else [self.mean_std().round(2).to_string()])]
         return "\n".join(lines)
 
     def settings_line(self) -> str:
         """Data set, profile, seeds, commits and doubts, written below a table."""
+        if self.frame.empty:
+            return "no result"
         first = self.frame.iloc[0]
         seeds = ", ".join(str(seed) for seed in sorted(self.frame.seed.unique()))
         commits = ", ".join(dict.fromkeys(self.frame["commit"].fillna("").replace("", "unknown")))
         parts = [f"data set {first['dataset']}", f"profile {first['profile']}", f"seeds {seeds}", f"commit {commits}",
-                 self.doubts()]
+                 self.doubts(), f"{len(self.unchecked)} not compared with today's data and weights, which are not here" if
+                 self.unchecked else "", *self.gaps()]
         return " · ".join(part for part in parts if part)
+
+    def gaps(self) -> list[str]:
+        """Which metrics are empty, or leave something out, and why: 'part: no anomalous test image (image_auroc, image_ap)'."""
+        partial = self.frame[self.frame["why"] != ""]
+        found: dict[tuple[str, str], list[str]] = {}
+        for category, why, metric in zip(partial["category"], partial["why"], partial["metric"], strict=True):
+            found.setdefault((category, why), []).append(metric)
+        return [f"{category}: {why} ({', '.join(dict.fromkeys(metrics))})" for (category, why), metrics in found.items()]
 
     def doubts(self) -> str:
         """How many results may come from other code than today's, in words; '' when none."""
@@ -148,8 +165,10 @@ class ResultTable:
         return ", ".join(f"{count} result{'s' * (count > 1)} {words}" for count, words in counts if count)
 
     def _repr_html_(self) -> str:
+        if self.frame.empty:
+            return "<p><small>no result</small></p>"
         table = self.mean_std().reset_index()
-        table["value"] = [f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+        table["value"] = ["–" if pd.isna(mean) else f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
                           for mean, std in zip(table["mean"], table["std"], strict=True)]
         groups = self.swept() or ["method"]
         wide = table.pivot_table(index=groups, columns="metric", values="value", aggfunc="first", sort=False)

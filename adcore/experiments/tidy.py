@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adcore.experiments.store import ORIGIN, Result, Store
+from adcore.experiments.store import ORIGIN, Result, Store, origin_columns
 
-PER_RESULT = {"seed", "key", *ORIGIN, "category", "metric", "value"}  # columns that differ between results of one kind
+PER_RESULT = {"seed", "key", *ORIGIN, "category", "metric", "value", "why"}  # columns that differ between results of one kind
 
 
 def load_results(out: str | Path | None = None) -> pd.DataFrame:
@@ -42,13 +42,14 @@ def tidy(results: Iterable[tuple[str, Result]]) -> pd.DataFrame:
             first = result.rows()[0] if result.measures else {}
             columns |= dict.fromkeys(first)
             configs.append({name: value for name, value in first.items() if name not in PER_RESULT})
-        origins.append((e.seed, key, *(p.get(name) for name in ORIGIN)))
+        origins.append((e.seed, key, *origin_columns(p).values()))
         kind_of.append(kinds[kind])
         counts.append(len(result.measures))
-        measures += [(measure["category"], measure["metric"], measure["value"]) for measure in result.measures]
+        measures += [(measure["category"], measure["metric"], measure["value"], measure.get("why", ""))
+                     for measure in result.measures]
     rows = np.repeat(np.arange(len(counts)), counts)
     parts = [pd.DataFrame(configs).take(np.repeat(kind_of, counts)) if rows.size else pd.DataFrame(),
              pd.DataFrame(origins, columns=["seed", "key", *ORIGIN]).take(rows),
-             pd.DataFrame(measures, columns=["category", "metric", "value"])]
+             pd.DataFrame(measures, columns=["category", "metric", "value", "why"]).astype({"value": float})]
     table = pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
     return table[list(columns)]

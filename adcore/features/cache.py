@@ -6,7 +6,6 @@ function that combines the maps. An entry is one memory-mapped array (n, ...), o
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,18 +16,14 @@ from torch import Tensor
 
 from adcore.data.sample import Sample
 from adcore.data.transforms import View, read_images
+from adcore.digests import file_digests
 from adcore.distributed import rank_zero_first
 from adcore.errors import DataError
 from adcore.features.extractor import FeatureExtractor
-from adcore.files import atomic, digest_file, digest_text, write_json
+from adcore.files import atomic, digest_text, write_json
 from adcore.memory import kept_memory
 from adcore.paths import cache_folder
 from adcore.progress import progress_bar
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _digest(path: str, size: int, modified: int) -> str:
-    return digest_file(path, "blake2b")[:32]
 
 
 def images_digest(samples: Sequence[Sample]) -> str:
@@ -46,14 +41,11 @@ def images_digest(samples: Sequence[Sample]) -> str:
     Raises:
         DataError: an image file does not exist.
     """
-    digests = []
-    for sample in samples:
-        try:
-            stat = sample.path.stat()
-        except OSError:
-            raise DataError(f"{sample.path} is not there: restore the file or remove it from the data set") from None
-        digests.append(_digest(str(sample.path), stat.st_size, stat.st_mtime_ns) + sample.place)
-    return digest_text("\n".join(digests))
+    try:
+        digests = file_digests(sample.path for sample in samples)
+    except OSError as error:
+        raise DataError(f"{error.filename} is not there: restore the file or remove it from the data set") from None
+    return digest_text("\n".join(digest + sample.place for digest, sample in zip(digests, samples, strict=True)))
 
 
 def cached_features(samples: Sequence[Sample], view: View, extractor: FeatureExtractor,

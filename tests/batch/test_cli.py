@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -94,10 +95,11 @@ def test_the_doctor_reports_a_missing_manifest_without_an_error(capsys, monkeypa
 
 
 def test_data_sets_are_listed_found_and_verified(capsys, tmp_path, monkeypatch):
-    for name in ("train/good/0.png", "test/good/0.png", "test/dent/0.png", "ground_truth/dent/0_mask.png"):
+    names = ("train/good/0.png", "test/good/0.png", "test/dent/0.png", "ground_truth/dent/0_mask.png")
+    for level, name in zip((50, 60, 70, 255), names, strict=True):
         path = tmp_path / "toy/nut" / name
         path.parent.mkdir(parents=True)
-        Image.fromarray(np.full((8, 9), 200, np.uint8)).save(path)
+        Image.fromarray(np.eye(8, 9, dtype=np.uint8) * level).save(path)
     (tmp_path / "mtd").mkdir()
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
     listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in run(capsys, "data", "list")}
@@ -159,3 +161,12 @@ def test_measure_runs_a_method_and_prints_its_numbers_by_category(tmp_path, monk
     assert "data set toy" in printed and "image_auroc, percent" in printed
     assert cli.main([*words, "-p", "corset=50"]) == 2
     assert "PatchCoreConfig has no setting 'corset'" in capsys.readouterr().err
+
+
+def test_again_reaches_the_experiments_of_the_command_and_of_its_notebooks(monkeypatch):
+    seen: list[str] = []
+    monkeypatch.setattr(cli, "_run", lambda _: seen.append(os.environ["ADCORE_AGAIN"]))
+    for words in (["run", "a"], ["run", "a", "--again"]):
+        monkeypatch.setenv("ADCORE_AGAIN", "")                # which is also undone after the test
+        cli.main(words)
+    assert seen == ["", "1"]

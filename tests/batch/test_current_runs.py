@@ -1,4 +1,5 @@
-"""A notebook run is current while notebook, parameters and package have the same contents; times of files do not count."""
+"""A notebook run is current while notebook, parameters, package, data and weights have the same contents; times of files do not
+count."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 import adcore
 from adcore.grids import load_grid
 from adcore.notebook import check_parameters, is_current, parse_assignments, run_notebook
-from adcore.source import package_digest, run_digest
+from adcore.run_digest import RunDigests
+from adcore.source import package_digest
 
 
 @pytest.fixture
@@ -43,8 +45,8 @@ def edit(notebook: Path, change: Callable[[Any], object]) -> None:
 
 
 def test_the_digest_of_a_run_covers_the_cells_the_parameters_and_the_package(notebook):
-    digests = [run_digest(notebook, {"seed": 1}, "a"), run_digest(notebook, {"seed": 2}, "a"), run_digest(notebook, {}, "a"),
-               run_digest(notebook, {"seed": 1}, "b")]
+    digests = [RunDigests("a").of(notebook, given) for given in ({"seed": 1}, {"seed": 2}, {})]
+    digests.append(RunDigests("b").of(notebook, {"seed": 1}))
     changes: list[Callable[[Any], object]] = [
         lambda content: content.cells[0].update(source="Other prose."),
         lambda content: content.cells[2].update(source="print(seed + 1)"),
@@ -53,16 +55,16 @@ def test_the_digest_of_a_run_covers_the_cells_the_parameters_and_the_package(not
         lambda content: content.cells.reverse(), lambda content: content.cells.pop()]
     for change in changes:
         edit(notebook, change)
-        digests.append(run_digest(notebook, {"seed": 1}, "a"))
+        digests.append(RunDigests("a").of(notebook, {"seed": 1}))
     assert len(set(digests)) == 4 + len(changes)
 
 
 def test_outputs_and_file_times_leave_the_digest_of_a_run_unchanged(notebook):
-    before = run_digest(notebook, {"seed": 1}, "a")
+    before = RunDigests("a").of(notebook, {"seed": 1})
     edit(notebook, lambda content: content.cells[2].update(outputs=[new_output("stream", text="7\n")], execution_count=3))
     edit(notebook, lambda content: content.metadata.update(language_info={"name": "python", "version": "3.99"}))
     os.utime(notebook, (0, 0))
-    assert run_digest(notebook, {"seed": 1}, "a") == before
+    assert RunDigests("a").of(notebook, {"seed": 1}) == before
 
 
 def test_the_digest_of_the_package_covers_code_and_tables_but_not_comments_times_or_the_report(copied):
@@ -85,22 +87,51 @@ def test_the_digest_of_the_package_covers_code_and_tables_but_not_comments_times
     assert package_digest() not in seen
 
 
+@pytest.mark.parametrize("parameter", [
+    "own", ["own"], "own+mini", {"images": "own:part"}, "own/part/train/good", ["brick", "FOLDER/own"], "FOLDER/own/list.csv"])
+def test_the_digest_of_a_run_covers_the_files_of_every_data_set_or_path_that_a_parameter_names(
+        notebook, tmp_path, monkeypatch, parameter):
+    monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
+    image = tmp_path / "own" / "part" / "train" / "good" / "0.png"
+    image.parent.mkdir(parents=True)
+    (tmp_path / "own" / "list.csv").write_text("first")
+    image.write_bytes(b"first")
+    given = {"images": json.loads(json.dumps(parameter).replace("FOLDER", str(tmp_path)))}
+    before = RunDigests("a").of(notebook, given)
+    os.utime(image, (0, 0))
+    assert RunDigests("a").of(notebook, given) == before
+    (tmp_path / "own" / "list.csv").write_text("other")
+    image.write_bytes(b"other")
+    assert RunDigests("a").of(notebook, given) != before
+    assert RunDigests("a").of(notebook, {"images": "another"}) == RunDigests("a").of(notebook, {"images": "another"})
+
+
+def test_the_digest_of_a_run_covers_the_checkpoints_that_are_here(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path))
+    digests = [RunDigests("a").of(notebook, {})]
+    for content in (b"first", b"other"):
+        (tmp_path / "resnet18-f37072fd.pth").write_bytes(content)
+        digests.append(RunDigests("a").of(notebook, {}))
+    assert len(set(digests)) == 3
+
+
 def executed(source: str, output: str, *_: object, **__: object) -> None:
     shutil.copyfile(source, output)
 
 
 def test_a_record_is_current_until_the_notebook_the_parameters_or_the_package_change(notebook, tmp_path, monkeypatch):
     monkeypatch.setattr("papermill.execute_notebook", executed)
-    record, package = tmp_path / "runs" / "toy.json", package_digest()
-    assert not is_current(record, notebook, {"seed": 3}, package)
+    record, now = tmp_path / "runs" / "toy.json", RunDigests()
+    assert not is_current(record, notebook, {"seed": 3}, now)
     run_notebook(notebook, {"seed": 3}, tmp_path / "runs" / "toy.ipynb", record=record)
     for time in (0, 4_000_000_000):                           # the clock was set back, or the checkout is new
         os.utime(notebook, (time, time))
-        assert is_current(record, notebook, {"seed": 3}, package)
-    assert not is_current(record, notebook, {"seed": 4}, package) and not is_current(record, notebook, {"seed": 3}, "other")
+        assert is_current(record, notebook, {"seed": 3}, now)
+    assert not is_current(record, notebook, {"seed": 4}, now)
+    assert not is_current(record, notebook, {"seed": 3}, RunDigests("other"))
     edit(notebook, lambda content: content.cells[2].update(source="print(-seed)"))
     os.utime(notebook, (0, 0))
-    assert not is_current(record, notebook, {"seed": 3}, package)
+    assert not is_current(record, notebook, {"seed": 3}, now)
 
 
 def test_a_record_belongs_to_the_package_as_it_was_when_the_run_started(copied, notebook, tmp_path, monkeypatch):
@@ -109,9 +140,9 @@ def test_a_record_belongs_to_the_package_as_it_was_when_the_run_started(copied, 
         (copied / "metrics.py").write_text("X = 1\n")
 
     monkeypatch.setattr("papermill.execute_notebook", edited)
-    before, record = package_digest(), tmp_path / "runs" / "toy.json"
+    before, record = RunDigests(), tmp_path / "runs" / "toy.json"
     run_notebook(notebook, {}, tmp_path / "runs" / "toy.ipynb", record=record)
-    assert is_current(record, notebook, {}, before) and not is_current(record, notebook, {}, package_digest())
+    assert is_current(record, notebook, {}, before) and not is_current(record, notebook, {}, RunDigests())
 
 
 OLD = b'{"notebook": "toy", "parameters": {}, "seconds": 1.0, "executed": "toy.ipynb"}'
@@ -120,15 +151,15 @@ OLD = b'{"notebook": "toy", "parameters": {}, "seconds": 1.0, "executed": "toy.i
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", OLD, b"[" * 100_000, b"\xff"])
 def test_a_record_that_is_damaged_or_without_a_digest_is_not_current(notebook, tmp_path, content):
     (tmp_path / "toy.json").write_bytes(content)              # toy.ipynb exists beside it
-    assert not is_current(tmp_path / "toy.json", notebook, {}, "a")
+    assert not is_current(tmp_path / "toy.json", notebook, {}, RunDigests("a"))
 
 
 def test_a_record_without_its_executed_notebook_is_not_current(notebook, tmp_path):
     record = tmp_path / "record.json"
-    record.write_text(json.dumps({"digest": run_digest(notebook, {}, "a"), "executed": "copy.ipynb"}))
-    assert not is_current(record, notebook, {}, "a")
+    record.write_text(json.dumps({"digest": RunDigests("a").of(notebook, {}), "executed": "copy.ipynb"}))
+    assert not is_current(record, notebook, {}, RunDigests("a"))
     (tmp_path / "copy.ipynb").write_text("{}")
-    assert is_current(record, notebook, {}, "a")
+    assert is_current(record, notebook, {}, RunDigests("a"))
 
 
 @pytest.mark.parametrize("grid", ["quick", "paper"])

@@ -174,9 +174,9 @@ def test_a_model_counts_as_stored_when_the_current_code_fitted_it(toy, tmp_path)
     store = Store(tmp_path / "runs")
     folder = store.folder(grid("uniad")[0])
     folder.mkdir(parents=True)
-    (folder / "fitted-00000000").touch()
+    (folder / "fitted-00000000-00000000").touch()
     assert plan.rows([Job("toy", path)], store.root)[0].here == 0
-    (folder / f"fitted-{fingerprint('uniad')[:8]}").touch()
+    (folder / f"fitted-{fingerprint('uniad')[:8]}-00000000").touch()
     assert plan.rows([Job("toy", path)], store.root)[0].here == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -83,7 +84,8 @@ def test_a_cluster_without_its_executor_plugin_is_refused_with_the_command_to_in
 
 def test_snakemake_keeps_finished_runs_and_continues_after_a_failure_also_inside_cluster_jobs(monkeypatch):
     calls = []
-    monkeypatch.setattr(reproduce.importlib.util, "find_spec", lambda name: name)    # the plugin may not be installed
+    plain = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name.startswith("snakemake_executor") or plain(name))
     monkeypatch.setattr(reproduce.subprocess, "run", lambda words, **_: calls.append(words) or SimpleNamespace(returncode=0))
     assert reproduce.reproduce("quick", on="slurm", cores="3", dry_run=True) == 0
     assert {"--keep-going", "--keep-incomplete", "--ignore-incomplete"} <= set(calls[0])
@@ -142,6 +144,7 @@ def test_the_cluster_test_refuses_to_run_without_root_or_outside_debian(monkeypa
 
 def test_a_run_is_repeated_when_contents_change_and_not_when_times_change(notebook, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("ADCORE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ADCORE_WEIGHTS", str(tmp_path / "weights"))
     grid = str(write_grid(tmp_path, {"notebooks": [{"notebook": str(notebook)}]}) / "toy.yaml")
     record = tmp_path / "runs" / "notebooks" / "toy.json"
     notebook_once = notebook.read_text(encoding="utf-8")
@@ -159,6 +162,11 @@ def test_a_run_is_repeated_when_contents_change_and_not_when_times_change(notebo
     os.utime(notebook, (past, past))                            # as after a clock was set back
     assert repeated()
     notebook.write_text(notebook_once, encoding="utf-8")
+    assert not repeated()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "resnet18-f37072fd.pth").write_bytes(b"another checkpoint")
+    assert repeated()
+    (tmp_path / "weights" / "resnet18-f37072fd.pth").unlink()
     assert not repeated()
     record.write_text("{damaged", encoding="utf-8")
     assert repeated()

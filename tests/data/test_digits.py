@@ -18,7 +18,7 @@ from adcore.data.classes import SPLITS
 from adcore.data.digits import digits_folder, load_digits
 from adcore.detector import Detector, Prediction
 from adcore.errors import DataError
-from adcore.experiments.runner import evaluate
+from adcore.experiments.evaluation import evaluate
 
 pytestmark = pytest.mark.usefixtures("nothing_here")
 
@@ -91,14 +91,14 @@ class Brightness(Detector):
     def fit(self, samples, *, checkpoint=None, progress=None):
         return self
 
-    def predict(self, images: torch.Tensor) -> Prediction:
+    def _predict(self, images: torch.Tensor) -> Prediction:
         maps = 1 - images.mean(1)
         return Prediction(maps.flatten(1).mean(1), maps)
 
 
 def test_many_against_many_is_measured_per_image_and_each_image_has_its_own_name():
     data = load_dataset("digits", "02468")
-    part = Dataset("digits", data.train, (*data.test[:9], *data.test[-9:]), has_masks=False)
+    part = Dataset("digits", data.train, (*data.test[:9], *data.test[-9:]))
     rows, maps, measures = evaluate(Brightness(object()), part)
     assert rows.image.tolist() == [f"digits.csv.gz/{s.index:05}" for s in part.test] and rows.image.is_unique
     assert len(maps) == 12 and all(re.fullmatch(r"02468/digits\.csv\.gz/\d{5}", name) for name in maps)

@@ -71,7 +71,7 @@ class Darkness(Detector):
         checkpoint.write_text("a state")
         return self
 
-    def predict(self, images):
+    def _predict(self, images):
         plane = (1 - images.mean(1)) ** self.config.power
         return Prediction(plane.amax(dim=(1, 2)), plane)
 
@@ -235,7 +235,7 @@ def test_the_provenance_has_versions_code_data_weights_device_and_time(fits, mon
     assert origin["commit"] == provenance.commit() and origin["code"] == provenance.fingerprint("patchcore")
     assert origin["device"] == "cpu" and origin["machine"]
     assert origin["data"] == images_digest([*data.train, *data.test])
-    assert origin["weights_digest"] == experiment.detector().weights_digest != ""
+    assert origin["weights"] == experiment.detector().weights_digest != ""
     assert (origin["train_images"], origin["test_images"]) == (4, 6)
     assert origin["seconds"] == approx(origin["fit_seconds"] + origin["test_seconds"], abs=0.02) and origin["seconds"] > 0
     assert 10**7 < origin["peak_bytes"] < 10**11 and origin["finished"].endswith("Z")
@@ -300,22 +300,15 @@ def test_a_run_killed_while_it_stores_leaves_no_result_and_runs_again(fits, monk
             run([experiment], device="cpu")
     folder = Store().folder(experiment)
     assert not (folder / "result.json").exists() and Store().load(experiment) is None
-    assert (folder / "checkpoint").is_file()          # the training is not lost
+    assert list(folder.glob("checkpoint*"))          # the training is not lost
     run([experiment], device="cpu")
-    assert len(fits) == 2 and not (folder / "checkpoint").exists()
+    assert len(fits) == 2 and not list(folder.glob("checkpoint*"))
 
 
 def test_a_store_that_cannot_be_written_raises_one_sentence(fits, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match=r"cannot write .*file.*--out, ADCORE_RUNS"):
         Store(tmp_path / "file").save(result({("all", "image_auroc"): 0.5}), pd.DataFrame(), {})
-
-
-def test_a_folder_without_images_is_named(fits, tmp_path):
-    shutil.rmtree(tmp_path / "data" / "tiny" / "cloth" / "train" / "good")
-    (tmp_path / "data" / "tiny" / "cloth" / "train" / "good").mkdir()
-    with pytest.raises(DataError, match=r"cloth/train/good in .* holds no image"):
-        run([Experiment(**ONE)], device="cpu")
 
 
 def test_load_results_returns_one_row_per_number(fits):

@@ -63,5 +63,5 @@ def result(values: Mapping[tuple[str, str], float], *, method: str = "uniad", da
     experiment = Experiment(method, dataset, category, seed, profile, tuple(sorted(settings.items())))
     measures = tuple({"category": where, "metric": metric, "value": value} for (where, metric), value in values.items())
     origin = {"code": fingerprint(method) if code is None else code or None, "commit": "abc", "seconds": 1.0, "peak_bytes": 10,
-              "device": "cpu", "machine": "m", "data": "d", "weights_digest": "w", "finished": "2020-01-01T00:00:00Z"}
+              "device": "cpu", "machine": "m", "data": "d", "weights": "w", "finished": "2020-01-01T00:00:00Z"}
     return Result(experiment, measures, origin)

@@ -184,7 +184,7 @@ def test_the_setting_pretraining_selects_the_images_of_the_pretraining(pretraini
     experiments = grid("cutpaste", dataset="two", categories=["cloth"], pretraining=pretraining, **SMALL, **OWN["cutpaste"])
     table = run(experiments, out=tmp_path / "runs")
     assert trainings == [expected]
-    assert table.value("pixel_auroc") == table.value("pixel_auroc") and table.results[0].provenance["weights_digest"]
+    assert table.value("pixel_auroc") == table.value("pixel_auroc") and table.results[0].provenance["weights"]
     if pretraining == "two:felt":
         assert {sample.category for sample in experiments[0].pretraining_images()} == {"felt"}
 
@@ -193,7 +193,7 @@ def test_a_fitted_detector_and_a_result_share_the_encoder(trainings, tmp_path):
     (one,) = grid("cutpaste", dataset="two", categories=["felt"], **SMALL, **OWN["cutpaste"])
     kept = fitted(one, out=tmp_path / "runs", device="cpu")
     table = run([one], out=tmp_path / "runs", device="cpu")
-    assert trainings == [12] and kept.weights_digest == table.results[0].provenance["weights_digest"]
+    assert trainings == [12] and kept.weights_digest == table.results[0].provenance["weights"]
 
 
 def test_methods_without_pretraining_are_given_no_images():

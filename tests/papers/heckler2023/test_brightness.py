@@ -11,7 +11,7 @@ from PIL import Image
 from pytest import approx
 
 from adcore.errors import AdcoreError
-from adcore.experiments.runner import evaluate
+from adcore.experiments.evaluation import evaluate
 from adcore.papers.heckler2023.brightness import Brightness
 
 
@@ -20,7 +20,7 @@ def test_the_score_is_the_distance_of_the_mean_from_the_training_images_mean(tin
     small = [sample.image.resize((128, 128), Image.Resampling.BILINEAR) for sample in tiny.train]
     means = [float(np.asarray(image).mean() / 255) for image in small]
     assert detector.mean == approx(np.mean(means), abs=1e-6)
-    images = torch.rand(3, 3, 40, 50)
+    images = torch.rand(3, 3, 128, 128)
     prediction = detector.predict(images)
     assert prediction.score.tolist() == approx([abs(float(image.mean()) - np.mean(means)) for image in images], abs=1e-6)
     assert prediction.map is None
