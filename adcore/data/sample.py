@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from adcore.data.pixels import image_size, read_image, read_mask
-from adcore.errors import ParameterError
+from adcore.errors import DataError, ParameterError
 
 __all__ = ["Dataset", "Sample", "map_name", "read_image", "read_mask"]
 
@@ -82,6 +82,9 @@ class Dataset:
     labeled anomalies of a few-shot split (`Detector.protocol`).
 
     A method fits on what it is allowed to see, `train`; `test` is for `predict` alone.
+
+    Raises:
+        DataError: a label that is neither 0 nor 1.
     """
 
     name: str
@@ -90,6 +93,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
+            for sample in getattr(self, part):
+                if sample.label not in (0, 1):
+                    raise DataError(f"{sample.path} has label {sample.label!r}: 0 (normal) or 1 (anomalous) is expected")
             named = tuple(s if s.dataset else replace(s, dataset=self.name) for s in getattr(self, part))
             object.__setattr__(self, part, named)
 

@@ -24,7 +24,7 @@ PUBLISHED = {source.name: source.counts for source in DATASETS.values() if sourc
 
 # What a person should look at, by a short name: of one file and of several.
 REMARKS = {
-    "constant": ("image of a single color", "images of a single color"),
+    "constant": ("constant image (a single color)", "constant images (a single color)"),
     "pages": ("file with several images, of which the first is read", "files with several images, of which the first is read"),
     "transparent": ("image with transparent pixels, read as if opaque", "images with transparent pixels, read as if opaque"),
     "empty": ("defective with a mask that marks no pixel", "defective with a mask that marks no pixel"),

@@ -214,7 +214,7 @@ def test_images_of_one_color_with_transparency_or_several_pages_are_named(mine):
     image.save(mine / "nut/train/good/glass.png")
     image.save(mine / "nut/train/good/stack.tif", save_all=True, append_images=[image.rotate(90)])
     said = findings("mine")
-    assert said[0] == "1 image of a single color: nut/train/good/flat.png"
+    assert said[0] == "1 constant image (a single color): nut/train/good/flat.png"
     assert said[1] == "1 file with several images, of which the first is read: nut/train/good/stack.tif"
     assert said[2].startswith("2 images with transparent pixels, read as if opaque: nut/train/good/")
 
@@ -351,6 +351,12 @@ def test_has_masks_is_true_when_any_anomalous_image_has_one():
     normal, bare, masked = (Sample(Path("x.png"), "x", 0), Sample(Path("x.png"), "x", 1),
                             Sample(Path("x.png"), "x", 1, mask_path=Path("m.png")))
     assert [Dataset("x", (), part).has_masks for part in ((), (normal,), (bare,), (bare, masked))] == [False] * 3 + [True]
+
+
+@pytest.mark.parametrize("label", [None, 2, float("nan"), "good"])
+def test_a_label_that_is_neither_0_nor_1_is_refused(label):
+    with pytest.raises(DataError, match=r"^x\.png has label .+: 0 \(normal\) or 1 \(anomalous\) is expected$"):
+        Dataset("x", (), (Sample(Path("x.png"), "x", label),))
 
 
 def test_a_strict_reader_refuses_what_a_lenient_one_lists(mine):
