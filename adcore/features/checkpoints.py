@@ -7,19 +7,57 @@
     SwAV, SeLa v2          projection_head.*, prototypes*              -> left out
     SimCLR, converted      the names of torchvision
     DS2, CutPaste, ours    encoder.layer1.0.conv1.weight               -> layer1.0.conv1.weight
+    a part of a network    model.backbone.layer1.0.conv1.weight        -> layer1.0.conv1.weight
 
-Only the tensors listed above are left out; `weights.load_weights` refuses all others that do not fit a network.
+Only the tensors listed above are left out; `weights.load_weights` refuses others that do not fit the part of a network in use.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
 _MOCO = re.compile(r"encoder_q\.fc\.[02]\.(weight|bias)|encoder_k\..+|queue(_ptr)?")
 _SWAV = re.compile(r"projection_head\.[013]\.\w+|prototypes(\.prototypes\d+)?\.weight")
+
+
+def without_prefix(state: Mapping[str, Tensor], parts: Collection[str]) -> dict[str, Tensor]:
+    """A state dict without the prefixes that all names share, such as `module.`, `model.`, `backbone.` or `_orig_mod.`.
+
+    parts  names of the network's own outermost modules, which are no prefixes
+
+    >>> import torch
+    >>> list(without_prefix({"module.net.conv1.bias": torch.zeros(2)}, ["conv1", "layer1"]))
+    ['conv1.bias']
+    """
+    shared = {key.partition(".")[0] for key in state}
+    if len(shared) != 1 or shared & {*parts, "encoder_q"} or not all("." in key for key in state):  # encoder_q: see `translate`
+        return dict(state)
+    return without_prefix({key.partition(".")[2]: value for key, value in state.items()}, parts)
+
+
+def part_of(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of one part of a larger network, without its prefix: `backbone.conv1.weight` beside `head.weight`.
+
+    names  of the network's own tensors; the part is the one that has most of them. If two have equally many, all is returned
+
+    >>> import torch
+    >>> list(part_of(dict.fromkeys(["backbone.conv1.bias", "backbone.bn1.bias", "fc.bias"], torch.zeros(2)),
+    ...              ["conv1.bias", "bn1.bias", "fc.bias"]))
+    ['conv1.bias', 'bn1.bias']
+    """
+    found: Counter[str] = Counter()
+    for key in state:
+        starts = [0, *(i + 1 for i, letter in enumerate(key) if letter == ".")]
+        start = next((start for start in starts if key[start:] in names), None)
+        found.update([] if start is None else [key[:start]])
+    (prefix, most), (_, next_most) = [*found.most_common(2), ("", 0), ("", 0)][:2]
+    if not prefix or most == next_most:
+        return dict(state)
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def translate(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:

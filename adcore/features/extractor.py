@@ -53,14 +53,13 @@ class FeatureExtractor(nn.Module):
         self.taps = tuple(taps)
         path = resolve_weights(self.backbone, weights)
         self.digest = weights_digest(path, seed)
-        network = self.backbone.build(seed)
-        if path is not None:
-            load_weights(network, self.backbone, path)
-        network.eval()
+        network = self.backbone.build(seed).eval()
         graph = _graph(network) if any(isinstance(tap, str) for tap in self.taps) else []
         nodes = [_node(graph, self.backbone.name, self.backbone.stages, tap) for tap in self.taps]
         self.nodes = tuple(nodes)
         self.network = timm.models.create_feature_extractor(network, return_nodes=list(dict.fromkeys(nodes)))
+        if path is not None:
+            load_weights(network, self.backbone, path, used=self.network.state_dict())  # both share their tensors
         self.mean: Tensor
         self.std: Tensor
         mean, std = self.statistics = statistics or statistics_of(self.backbone, weights)

@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -20,12 +20,16 @@ from torch import Tensor, nn
 
 from adcore.data.download import download
 from adcore.data.manifest import Entry, check, direct_link, flaw, load_manifest
+from adcore.digests import file_digests
 from adcore.errors import DataError, WeightsError
 from adcore.features.backbones import Backbone
-from adcore.features.checkpoints import translate
-from adcore.files import digest_file
+from adcore.features.checkpoints import part_of, translate, without_prefix
 from adcore.paths import weight_folders
 
+# Names under which trainers save a state dict beside other things, the preferred first.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "backbone", "encoder", "state_dict_ema",
+            "model_ema")
+HEADS = ("fc", "classifier", "head", "heads")  # names of the classifier in networks of torchvision and timm
 
 def find_weights(name: str) -> Path:
     """The checkpoint file of a row of data_manifest.csv.
@@ -114,20 +118,42 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is not a checkpoint of plain tensors ({reason}): fetch it again") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise WeightsError(_why_unreadable(path, error)) from error
+    while isinstance(loaded, Mapping):
+        inside = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        if inside is None:
+            break
+        loaded = inside
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise WeightsError(f"{path} holds no state dict: expected names mapped to tensors")
-    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+    return {str(key): value for key, value in loaded.items()}
 
 
-def load_weights(network: nn.Module, backbone: Backbone, path: Path) -> None:
-    """Load a checkpoint into a network; names and shapes of all tensors must match.
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """One sentence about a file that torch does not load; torch's own message is long and advises to run the file's code."""
+    try:
+        objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a file in torch's older format, or a damaged one
+        objects = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    if objects:
+        names = sorted({re.sub(r"[^\w.]", "?", name) for name in objects})
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        whole = any(name.startswith("torch.nn.modules.") for name in names)
+        save = "torch.save(network.state_dict(), 'weights.pth')" if whole else "torch.save(checkpoint['model'], 'weights.pth')"
+        return (f"{path} holds other Python objects than tensors ({some}), which are not read because they could run code: "
+                f"where the file comes from, save the weights alone, as in {save}, and give that file")
+    reason = (re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() or [""])[0] or type(error).__name__
+    return f"{path} is not a checkpoint of plain tensors ({reason}): fetch it again"
 
-    A self-supervised checkpoint has no classifier (see `checkpoints`); the network's classifier is then removed.
+
+def load_weights(network: nn.Module, backbone: Backbone, path: Path, used: Collection[str] | None = None) -> None:
+    """Load a checkpoint into a network. Tensors in half precision are converted; a prefix that all names share is left out.
+
+    used  names of the tensors that must be in the checkpoint with the right shapes, such as those up to the last tap. Others,
+          such as a classifier of other classes, are loaded where they fit and ignored where they do not. None requires all
+
+    A checkpoint without a classifier, as of self-supervised training (see `checkpoints`), is loaded too; the network's own is
+    then removed, since its weights are random.
 
     >>> from adcore.features import find_backbone
     >>> backbone = find_backbone("efficientnet_lite0")
@@ -135,21 +161,39 @@ def load_weights(network: nn.Module, backbone: Backbone, path: Path) -> None:
     >>> load_weights(network, backbone, find_weights("efficientnet_lite0"))
 
     Raises:
-        WeightsError: missing or unexpected tensors, different shapes, or a checksum that differs from the manifest's.
+        WeightsError: missing or unexpected tensors, different shapes, integers, numbers that are not finite, or a checksum that
+            differs from the manifest's.
     """
     _check_against_manifest(path)
-    state, head = translate(read_checkpoint(path))
-    wanted = {key: value for key, value in network.state_dict().items() if head or not key.startswith("fc.")}
-    missing = sorted(key for key in set(wanted) - set(state) if not key.endswith("num_batches_tracked"))
-    surplus = sorted(set(state) - set(wanted))
-    wrong = sorted(key for key in set(wanted) & set(state) if wanted[key].shape != state[key].shape)
+    own = network.state_dict()
+    state, has_head = translate(without_prefix(read_checkpoint(path), {key.partition(".")[0] for key in own}))
+    state = part_of(state, own)
+    head = next((name for name in HEADS if hasattr(network, name)), "")
+    has_head = has_head and any(key.startswith(f"{head}.") for key in state)
+    needed = {key for key in (own if used is None else used) if has_head or not key.startswith(f"{head}.")}
+    parts = {key.partition(".")[0] for key in needed}   # a tensor that a part in use does not have is of another network
+    missing = sorted(key for key in needed - set(state) if not key.endswith("num_batches_tracked"))
+    surplus = sorted(key for key in set(state) - set(own) if used is None or key.partition(".")[0] in parts)
+    wrong = sorted(key for key in needed & set(state) if own[key].shape != state[key].shape)
     if missing or surplus or wrong:
-        parts = [f"{len(keys)} {what} (first: {keys[0]})" for what, keys in
-                 (("missing", missing), ("unexpected", surplus), ("of another shape", wrong)) if keys]
-        raise WeightsError(f"{path} does not fit {backbone.name}: tensors {', '.join(parts)}")
-    network.load_state_dict(state, strict=False)  # missing counts of batches are allowed; other differences were refused above
-    if not head:
-        network.fc = nn.Identity()  # it would be left with random weights
+        counts = [f"{len(keys)} {what} (first: {keys[0]})" for what, keys in
+                  (("missing", missing), ("unexpected", surplus), ("of another shape", wrong)) if keys]
+        raise WeightsError(f"{path} does not fit {backbone.name}: tensors {', '.join(counts)}")
+    for key in sorted(needed & set(state)):
+        if own[key].is_floating_point():
+            _check_numbers(state[key], key, path)
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    network.load_state_dict(fitting, strict=False)
+    if head and not has_head:
+        setattr(network, head, nn.Identity())
+
+
+def _check_numbers(tensor: Tensor, name: str, path: Path) -> None:
+    if not tensor.is_floating_point():
+        raise WeightsError(f"{path} holds integers ({tensor.dtype}) for {name}, as a quantized network does: give a checkpoint "
+                           f"in float32 or half precision")
+    if not bool(torch.isfinite(tensor.float()).all()):
+        raise WeightsError(f"{path} has NaN or infinite numbers in {name}: its training failed, use another checkpoint")
 
 
 def _check_against_manifest(path: Path) -> None:
@@ -161,11 +205,6 @@ def _check_against_manifest(path: Path) -> None:
                 raise WeightsError(str(error)) from error
 
 
-@functools.lru_cache(maxsize=64)
-def _digest(path: str, size: int, modified: int) -> str:
-    return digest_file(path)[:16]
-
-
 def weights_digest(path: Path | None, seed: int = 0) -> str:
     """Identifies the weights of a network: the first 16 digits of the checkpoint's SHA-256, or 'random-SEED' without one.
 
@@ -174,8 +213,7 @@ def weights_digest(path: Path | None, seed: int = 0) -> str:
     """
     if path is None:
         return f"random-{seed}"
-    stat = path.stat()
-    return _digest(str(path), stat.st_size, stat.st_mtime_ns)
+    return file_digests([path], "sha256")[0][:16]
 
 
 def fetch_weights(name: str) -> Path:
