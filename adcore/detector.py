@@ -68,6 +68,11 @@ class Detector(ABC):
         """The part of a data set that the method trains and is tested on; all of it by default."""
         return dataset
 
+    @classmethod
+    def other_files(cls, config: Any) -> Sequence[Path]:
+        """Files that a fit reads beside the data set and the weights; none by default. Raises DataError if they are missing."""
+        return ()
+
     @property
     @abstractmethod
     def view(self) -> View:

@@ -53,6 +53,15 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 is computed for a method on this device: there, but for Apple's GPUs on the CPU.
+
+    >>> float64_device(torch.device("mps")), float64_device(torch.device("cuda"))
+    (device(type='cpu'), device(type='cuda'))
+    """
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def checked_seed(seed: int) -> int:
     """A seed as a plain integer.
 
@@ -99,7 +108,7 @@ def full_precision(function: Callable[Inputs, Output]) -> Callable[Inputs, Outpu
     """
     @functools.wraps(function)
     def wide(*arguments: Inputs.args, **named: Inputs.kwargs) -> Output:
-        devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+        devices = [device for device in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(device)]
         if not devices:
             return function(*arguments, **named)
         with contextlib.ExitStack() as stack:
@@ -128,11 +137,13 @@ class Run:
     checkpoint  file to resume from, and to save to every `SAVE_EVERY` seconds and at the end; None saves nothing
     progress    show a progress bar; None shows it only in a terminal or a notebook
     desc        name of the training, in the progress bar and in error messages
+    inputs      digest of the images and weights that it starts from; a checkpoint of others is not resumed from
     """
 
     checkpoint: Path | None = None
     progress: bool | None = None
     desc: str = "training"
+    inputs: str = ""
 
 
 DEFAULT_RUN = Run()
@@ -168,7 +179,7 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
     (20, 2.0)
 
     Raises:
-        AdcoreError: the loss is not finite, or ranks see different checkpoints.
+        AdcoreError: the loss is not finite, ranks see different checkpoints, or the checkpoint is of other images or weights.
         ParameterError: no data, tensors of different lengths, or a batch norm that cannot be synchronized.
     """
     device, checkpoint = next(module.parameters()).device, run.checkpoint
@@ -176,7 +187,7 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
     batches, read = (data, lambda *batch: batch) if callable(data) else _shuffled(data, batch_size, device, run.desc)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.is_file():
-        losses = _restore(checkpoint, module, optimizer, scheduler, device)
+        losses = _restore(checkpoint, run.inputs, module, optimizer, scheduler, device)
     if len(distributed.all_gather(torch.tensor([len(losses)])).unique()) > 1:
         raise AdcoreError(f"{run.desc}: not all processes see checkpoint {checkpoint}: put it where all of them can read it")
     module.train()
@@ -201,7 +212,7 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
             bar.update()
             due = time.monotonic() - saved > SAVE_EVERY or epoch + 1 == epochs
             if checkpoint is not None and due and distributed.is_rank_zero():
-                _save(checkpoint, module, optimizer, scheduler, losses)
+                _save(checkpoint, run.inputs, module, optimizer, scheduler, losses)
                 saved = time.monotonic()
     distributed.barrier()  # all ranks find the last checkpoint
     module.eval()
@@ -270,21 +281,24 @@ def _averaged(module: nn.Module, loss_of: Callable[..., Tensor], device: torch.d
     return DistributedDataParallel(_Loss(module, loss_of), static_graph=True)
 
 
-def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Scheduler | None,
+def _save(path: Path, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Scheduler | None,
           losses: list[float]) -> None:
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(),
-             "scheduler": None if scheduler is None else scheduler.state_dict(), "losses": losses}
+             "scheduler": None if scheduler is None else scheduler.state_dict(), "losses": losses,
+             "inputs": inputs}
     with atomic(path) as temporary:
         torch.save(state, temporary)
 
 
-def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Scheduler | None,
+def _restore(path: Path, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Scheduler | None,
              device: torch.device) -> list[float]:
     try:
         with zipfile.ZipFile(path) as parts:  # torch.load does not compare checksums
             if damaged := parts.testzip():
                 raise ValueError(f"the checksum of {damaged} does not fit")
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        if state.get("inputs", "") != inputs:
+            raise ValueError("its training started from other images or weights")
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         if scheduler is not None:

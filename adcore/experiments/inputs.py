@@ -13,6 +13,7 @@ from adcore.data import Dataset, Sample
 from adcore.digests import file_digests
 from adcore.errors import DataError
 from adcore.experiments.experiment import Experiment
+from adcore.experiments.profiles import method_named
 from adcore.features import find_backbone, images_digest
 from adcore.features.weights import resolve_weights, weights_digest
 from adcore.files import digest_text
@@ -48,6 +49,9 @@ class Inputs:
         pretraining = experiment.pretraining_images()
         if pretraining:
             found["pretraining images"] = images_digest(pretraining)
+        others = method_named(experiment.method).other_files(experiment.config())
+        if others:
+            found["other files"] = digest_text(" ".join(file_digests(others)))
         return {**found, "weights": weights_of(experiment)}
 
     def data(self, experiment: Experiment) -> Dataset:

@@ -60,7 +60,9 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
     again = bool(os.environ.get("ADCORE_AGAIN")) if again is None else again
     experiments = list(dict.fromkeys(experiments))
     known = run_on_rank_zero(partial(_known, experiments, store, inputs, again))
-    results, failures, unchecked = [], [], []
+    results: list[Result] = []
+    failures: list[tuple[Experiment, DataError | ParameterError]] = []
+    unchecked: list[str] = []
     with progress_bar(total=len(experiments), desc="experiments", enabled=progress) as bar:
         for experiment, stored in zip(experiments, known, strict=True):
             bar.set_postfix_str(experiment.title)
@@ -72,10 +74,10 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
                 failures.append((experiment, error))
             bar.update()
     if failures:
-        (first, error), others = failures[0], ""
+        (first, reason), others = failures[0], ""
         if len(experiments) > 1:
             others = f" ({first.title}; {len(results)} of {len(experiments)} experiments are stored)"
-        raise type(error)(f"{error}{others}") from error
+        raise type(reason)(f"{reason}{others}") from reason
     return ResultTable(results, store, unchecked)
 
 

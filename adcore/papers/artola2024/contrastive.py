@@ -37,13 +37,13 @@ from adcore.data import Sample, View, load_uint8, read_images
 from adcore.data.transforms import Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import AdcoreError, DataError, ParameterError
-from adcore.features import FeatureExtractor, Tap, concatenate, train_only
+from adcore.features import FeatureExtractor, Tap, concatenate, images_digest, train_only
 from adcore.papers.artola2024.color import TRANSPORTS, ColorMoments, color_moments, pool, transport
 from adcore.papers.artola2024.losses import Outliers, misclassified, negative_loss, outlier_filter, positive_loss
 from adcore.papers.artola2024.mixture import Mixture
-from adcore.papers.artola2024.negatives import Negatives, find_negatives, photograph_crops
+from adcore.papers.artola2024.negatives import Negatives, find_negatives, negative_files, photograph_crops
 from adcore.settings import Range
-from adcore.training import Run, train
+from adcore.training import Run, float64_device, train
 
 HISTORY = ("positive", "negative", "gradient", "passing", "outside")  # columns of `Contrastive.history`
 DIAGNOSED = 32  # normal test images that `diagnose` looks at, at most
@@ -201,6 +201,9 @@ class Contrastive(Detector):
 
     def __init__(self, config: ContrastiveConfig | None = None, *, device: Any = "cpu", seed: int = 0) -> None:
         super().__init__(config, device=device, seed=seed)
+        if float64_device(self.device) != self.device:
+            raise ParameterError(f"contrastive keeps its mixture in float64, which device {self.device} does not have: use "
+                                 f"device=cpu")
         self.network = TunedNetwork(self.config, seed).to(self.device)
         self.network.extractor.shapes(self.view.shape)  # refuses images that are too small
         self.photographs: Negatives | None = None
@@ -208,6 +211,11 @@ class Contrastive(Detector):
         self.losses: list[float] = []
         self._positive = torch.empty(0)                 # u+ of the step in progress
         self._measured: dict[str, float] = {}           # row of `history` of the step in progress
+
+    @classmethod
+    def other_files(cls, config: ContrastiveConfig) -> list[Path]:
+        """The photographs that negatives are cut from."""
+        return negative_files(config.negatives)
 
     @property
     def view(self) -> View:
@@ -250,7 +258,8 @@ class Contrastive(Detector):
         optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], c.lr)
         optimizer.register_step_pre_hook(self._before_step)
         self.losses = train(self.network, self.loss, images, optimizer, epochs=c.epochs, batch_size=c.batch_size,
-                            seed=self.seed, run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
+                            seed=self.seed,
+                            run=Run(checkpoint, progress, self.name, f"{images_digest(samples)} {self.weights_digest}"))
         return self
 
     @torch.no_grad()

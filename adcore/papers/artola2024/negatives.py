@@ -55,6 +55,11 @@ def find_negatives(name: str, held_out: float = 0.2) -> Negatives:
     return Negatives(tuple(kept), tuple(out))
 
 
+def negative_files(name: str) -> list[Path]:
+    """The image files of `find_negatives`, sorted; none for those that come with packages. Raises DataError as it does."""
+    return [] if name == PACKAGED else _images(name)
+
+
 def _images(name: str) -> list[Path]:
     path = Path(name)
     dataset = None if path.is_absolute() or not path.parts else find_dataset(path.parts[0])

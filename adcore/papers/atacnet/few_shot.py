@@ -23,7 +23,8 @@ from adcore.data import Dataset, Sample, View, load_uint8
 from adcore.data.transforms import CONTRAST, RESAMPLE, Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import AdcoreError, DataError, ParameterError
-from adcore.features import FeatureExtractor, Tap, train_only
+from adcore.features import FeatureExtractor, Tap, images_digest, train_only
+from adcore.files import digest_text
 from adcore.papers.atacnet.few_shot_split import DRAW_SEED, with_anomalies
 from adcore.settings import Range
 from adcore.training import Run, train
@@ -177,12 +178,13 @@ class FewShot(Detector):
         self.normal, self.anomalous = images[~labels], images[labels]
         if c.normalize == "weights":
             self.extractor.keep_statistics()
+        inputs = digest_text(f"{images_digest(samples)} {labels.tolist()} {self.weights_digest}")
         learned = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learned, c.lr, weight_decay=c.weight_decay)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, c.lr_every, 0.1)
         self.losses = train(self.network, self.loss, self.batches, optimizer, scheduler, epochs=c.epochs, seed=self.seed,
                             clip_norm=c.clip_norm, amp=c.amp,
-                            run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
+                            run=Run(checkpoint, progress, self.name, inputs))
         return self
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from adcore.data import Sample
 from adcore.data.transforms import Size
 from adcore.detector import Config, Prediction
-from adcore.features import Tap, cached_features, concatenate
+from adcore.features import Tap, cached_features, concatenate, images_digest
 from adcore.papers.heckler2023.flows import Shape, channel_moments, check_shape, check_spread, nll, seeded_permutations
 from adcore.papers.heckler2023.frozen import FrozenTaps
 from adcore.settings import Range
@@ -202,16 +202,17 @@ class AsymST(FrozenTaps):
         if self.config.standardize:
             self.mean, self.std = (m.view(-1, 1, 1).to(self.device) for m in channel_moments(data))
         first = checkpoint.with_name(f"{checkpoint.name}-teacher") if checkpoint is not None else None
-        self.teacher_losses = self._train(self.teacher, self.teacher_loss, data, first, progress)
-        self.losses = self._train(self.student, self.student_loss, data, checkpoint, progress)
+        inputs = f"{images_digest(samples)} {self.weights_digest}"
+        run = Run(first, progress, f"{self.name} teacher", inputs)
+        self.teacher_losses = self._train(self.teacher, self.teacher_loss, data, run)
+        run = Run(checkpoint, progress, f"{self.name} student", inputs)
+        self.losses = self._train(self.student, self.student_loss, data, run)
         return self
 
-    def _train(self, module: nn.Module, loss_of: Any, data: Tensor, checkpoint: Path | None,
-               progress: bool | None) -> list[float]:
+    def _train(self, module: nn.Module, loss_of: Any, data: Tensor, run: Run) -> list[float]:
         c = self.config
         optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], c.lr,
                                      weight_decay=c.weight_decay, fused=True)
-        run = Run(checkpoint=checkpoint, progress=progress, desc=f"{self.name} {type(module).__name__.lower()}")
         return train(module, loss_of, data, optimizer, epochs=c.epochs, batch_size=c.batch_size, seed=self.seed, amp=c.amp,
                      run=run)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from adcore.data import Sample
 from adcore.data.transforms import Size
 from adcore.detector import Config, Prediction
-from adcore.features import Tap
+from adcore.features import Tap, images_digest
 from adcore.papers.heckler2023.flows import Shape, check_shape, check_spread, nll, seeded_permutations
 from adcore.papers.heckler2023.frozen import FrozenTaps
 from adcore.settings import Range
@@ -123,7 +123,8 @@ class FastFlow(FrozenTaps):
         optimizer = torch.optim.Adam([p for p in self.flows.parameters() if p.requires_grad], c.lr,
                                      weight_decay=c.weight_decay, fused=True)
         self.losses = train(self.flows, self.loss, tuple(maps), optimizer, epochs=c.epochs, batch_size=c.batch_size,
-                            seed=self.seed, amp=c.amp, run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
+                            seed=self.seed, amp=c.amp,
+                            run=Run(checkpoint, progress, self.name, f"{images_digest(samples)} {self.weights_digest}"))
         return self
 
     def loss(self, *maps: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from adcore.data import Sample, View, load_uint8, read_images
 from adcore.data.transforms import Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import ParameterError
-from adcore.features import FeatureExtractor, Tap, cached_features, concatenate
+from adcore.features import FeatureExtractor, Tap, cached_features, concatenate, images_digest
 from adcore.papers.uniad2022.losses import LOSSES
 from adcore.settings import Range
 from adcore.training import Run, seeded, train
@@ -140,7 +140,7 @@ class Reconstruction(Detector):
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, c.lr_drop)
         self.losses = train(module, loss_of, data, optimizer, scheduler, epochs=c.epochs, batch_size=c.batch_size,
                             seed=self.seed, clip_norm=c.clip_norm, amp=c.amp, data_parallel=True,
-                            run=Run(checkpoint=checkpoint, progress=progress, desc=self.name))
+                            run=Run(checkpoint, progress, self.name, f"{images_digest(samples)} {self.weights_digest}"))
         return self
 
     def loss_of_images(self, images: Tensor) -> Tensor:
