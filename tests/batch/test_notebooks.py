@@ -91,6 +91,28 @@ def test_a_notebook_has_all_required_parts(path):
     assert len(claims) >= 3, "claims, shapes and the block rebuilt by hand need assertions"
 
 
+def made_for(path: Path, **given) -> list[bool]:
+    """The values of `as_made`, with which a notebook's claims are made, at the defaults and the given parameters."""
+    names, found = {**read_parameters(path), **given}, []
+    for cell in code_cells(path):
+        for node in ast.parse(cell.source).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "as_made":
+                exec(ast.unparse(node), names)
+        if "claim(" in cell.source and "import claim" not in cell.source:
+            found.append(names["as_made"])
+    return found
+
+
+@each
+def test_claims_about_a_run_are_raised_at_the_defaults_and_only_reported_for_other_data(path):
+    assert all(made_for(path))
+    defaults = read_parameters(path)
+    for name, other in (("profile", "paper"), ("dataset", "mtd"), ("categories", ["x"]), ("seeds", [3]), ("seed", 3)):
+        # The equations and photographs of two notebooks are the same in both profiles.
+        if name in defaults and (name != "profile" or "dataset" in defaults):
+            assert not any(made_for(path, **{name: other})), name
+
+
 @each
 def test_a_notebook_has_a_cell_whose_output_nbval_compares(path):
     tagged = [cell for cell in code_cells(path) if "nbval-check-output" in cell.metadata.get("tags", ())]
