@@ -136,7 +136,7 @@ def list_dataset(name: str | Path, categories: Sequence[str] | str | None = None
         for other, more in others:
             whole, findings = whole + other, [*findings, *more]
         return whole.only(categories), findings
-    short, place = _located(parts[0]) if root is None else (parts[0], root)
+    short, place = _located(parts[0]) if root is None else (parts[0], Path(root))
     source = DATASETS.get(short)
     surplus = [option for option in options if source is None or option not in source.options]
     if surplus:
@@ -173,7 +173,7 @@ def _located(name: str) -> tuple[str, Path | None]:
     place = _place(name)
     if place is None:
         if _is_path(name):
-            raise DataError(f"{name} is not there: name an existing folder or csv file")
+            raise DataError(f"{name} is not there, or is no folder or csv file: name one that is")
         return name, None
     short = place.stem if place.is_file() else place.name
     owner = next((source for source in DATASETS.values() if short in (source.name, *source.folders)), None)

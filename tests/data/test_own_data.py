@@ -282,7 +282,7 @@ def test_a_folder_called_like_a_known_data_set_is_that_one(here, mine):
 
 
 def test_a_folder_that_is_not_there_or_not_in_the_layout_is_refused_with_what_was_found(here, mine):
-    with pytest.raises(DataError, match=r"^no/such is not there: name an existing folder or csv file$"):
+    with pytest.raises(DataError, match=r"^no/such is not there, or is no folder or csv file: name one that is$"):
         load_dataset("no/such")
     picture(here / "flat/0.png")
     (here / "flat/raw").mkdir()

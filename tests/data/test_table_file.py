@@ -145,7 +145,7 @@ def test_a_table_is_named_like_its_file_and_no_other_data_set(here, monkeypatch,
     with pytest.raises(ParameterError, match="unknown category 'x' in data set 'parts'; it has parts"):
         load_dataset(path, ["x"])
     assert main(["data", "path", str(path)]) == 0 and capsys.readouterr().out == f"{path}\n"
-    with pytest.raises(DataError, match=r"^absent\.csv is not there: name an existing folder or csv file$"):
+    with pytest.raises(DataError, match=r"^absent\.csv is not there, or is no folder or csv file: name one that is$"):
         load_dataset("absent.csv")
     with pytest.raises(DataError, match=r"mtd\.csv has the name of a data set that adcore knows: rename it$"):
         load_dataset(path.rename(here / "mtd.csv"))
