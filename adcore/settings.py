@@ -48,7 +48,10 @@ class Range:
         return f"{'' if fewest == most else 'at least '}{fewest} item{'s' if fewest > 1 else ''}"
 
 
-IMAGE_SIDE = Range(least=1, most=16384)  # in pixels
+# The upper limits are far above anything useful: a typing error gets a sentence before it fills the memory.
+IMAGE_SIDE = Range(least=1, most=2**14)  # in pixels
+WIDTH = Range(least=1, most=2**16)       # channels, dimensions, or images at a time
+DEPTH = Range(least=1, most=2**10)       # layers, blocks or steps of a network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +71,9 @@ class Config:
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     ranges: ClassVar[Mapping[str, Range]] = {
         "image_size": IMAGE_SIDE, "crop": IMAGE_SIDE, "taps": Range(least=1, items=(1, math.inf)), "tuned": Range(least=1),
-        "epochs": Range(least=0), "batch_size": Range(least=1), "lr": Range(above=0), "lr_drop": Range(least=1),
+        "epochs": Range(least=0), "batch_size": WIDTH, "lr": Range(above=0), "lr_drop": Range(least=1),
         "weight_decay": Range(least=0), "momentum": Range(least=0, below=1), "clip_norm": Range(above=0),
-        "dropout": Range(least=0, below=1), "hidden": Range(least=1)}
+        "dropout": Range(least=0, below=1), "hidden": WIDTH}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

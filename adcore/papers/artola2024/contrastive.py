@@ -42,7 +42,7 @@ from adcore.papers.artola2024.color import TRANSPORTS, ColorMoments, color_momen
 from adcore.papers.artola2024.losses import Outliers, misclassified, negative_loss, outlier_filter, positive_loss
 from adcore.papers.artola2024.mixture import Mixture
 from adcore.papers.artola2024.negatives import Negatives, find_negatives, negative_files, photograph_crops
-from adcore.settings import Range
+from adcore.settings import WIDTH, Range
 from adcore.training import Run, float64_device, train
 
 HISTORY = ("positive", "negative", "gradient", "passing", "outside")  # columns of `Contrastive.history`
@@ -106,7 +106,7 @@ class ContrastiveConfig(Config):
         "reduction": ("random", "pca"), "volume": ("box", "given"), "transport": (*TRANSPORTS, "none"),
         "target": ("image", "category")}
     ranges: ClassVar[dict[str, Range]] = {
-        "dim": Range(least=1), "components": Range(least=1), "alpha": Range(above=0, below=1), "log_volume": Range(),
+        "dim": WIDTH, "components": WIDTH, "alpha": Range(above=0, below=1), "log_volume": Range(),
         "gamma": Range(least=0, most=1), "start_cells": Range(least=1), "cells": Range(least=0), "clip_norm": Range(least=0),
         "filter_share": Range(above=0, most=1), "held_out": Range(above=0, below=1), "smallest_crop": Range(above=0, most=1),
         "rho": Range(least=0, most=1)}

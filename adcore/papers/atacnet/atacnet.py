@@ -42,7 +42,7 @@ from adcore.papers.atacnet.cutmix import MIXES
 from adcore.papers.atacnet.deviation import AnomalyMapping, deviation_loss, deviation_loss_printed, he_initialized, top_mean
 from adcore.papers.atacnet.few_shot import QUICK, FewShot, FewShotConfig, rotated
 from adcore.papers.atacnet.self_attention import KINDS, AttentionBlock
-from adcore.settings import Range
+from adcore.settings import WIDTH, Range
 
 DEVIATIONS = {"clamped": deviation_loss, "as_printed": deviation_loss_printed}
 
@@ -104,7 +104,7 @@ class ATACNetConfig(FewShotConfig):
         "step": tuple(STEPS), "loss": tuple(DEVIATIONS), "cutmix": (*MIXES, "none"), "attention": KINDS, "reading": READINGS}
     ranges: ClassVar[dict[str, Range]] = {
         "anomaly_weight": Range(above=0), "genuine_weight": Range(above=0), "made_share": Range(least=0, most=1),
-        "window": Range(least=1), "share": Range(least=1), "threshold": Range(above=0, most=1), "smallest": Range(least=1)}
+        "window": Range(least=1, most=255), "share": WIDTH, "threshold": Range(above=0, most=1), "smallest": Range(least=1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

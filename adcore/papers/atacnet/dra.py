@@ -68,7 +68,7 @@ class DRAConfig(DevNetConfig):
     hidden: int = 256
     heads: tuple[str, ...] = tuple(HEADS)
 
-    ranges: ClassVar[dict[str, Range]] = {"references": Range(least=1)}
+    ranges: ClassVar[dict[str, Range]] = {"references": Range(least=1, most=2**10)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

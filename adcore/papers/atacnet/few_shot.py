@@ -91,8 +91,8 @@ class FewShotConfig(Config):
 
     ranges: ClassVar[dict[str, Range]] = {
         "taps": Range(least=1, items=(1, 1)), "anomalies": Range(least=0), "rotation": Range(least=0, most=180),
-        "steps": Range(least=1), "batch_size": Range(least=4), "lr_every": Range(least=1), "top_share": Range(above=0, most=1),
-        "margin": Range(above=0)}
+        "steps": Range(least=1), "batch_size": Range(least=4, most=2**16), "lr_every": Range(least=1),
+        "top_share": Range(above=0, most=1), "margin": Range(above=0)}
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:

@@ -212,8 +212,8 @@ class CutPastePretrainingConfig(Config):
     amp: bool = False
 
     ranges: ClassVar[dict[str, Range]] = {
-        "side": IMAGE_SIDE, "head": Range(least=1, items=(1, math.inf)), "epochs": Range(least=1), "steps": Range(least=1),
-        "lr_end": Range(least=0), "jitter": Range(least=0, most=1)}
+        "side": IMAGE_SIDE, "head": Range(least=1, most=2**16, items=(1, math.inf)), "epochs": Range(least=1),
+        "steps": Range(least=1), "lr_end": Range(least=0), "jitter": Range(least=0, most=1)}
 
 
 class CutPasteNetwork(nn.Module):

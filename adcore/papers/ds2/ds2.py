@@ -55,7 +55,7 @@ from adcore.papers.ds2.pixel_propagation import Projector, Propagation, scale_lo
 from adcore.papers.ds2.positive_pairs import PAIRS, positive_pairs
 from adcore.papers.ds2.resnet_encoder import CHANNELS, ResNetEncoder, check_scales
 from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, augmented
-from adcore.settings import IMAGE_SIDE, Range
+from adcore.settings import IMAGE_SIDE, WIDTH, Range
 from adcore.training import Run, resolve_device, seeded, train
 
 DIRECTIONS = ((0, 1), (1, 0))  # (view of the query, view of the key)
@@ -109,7 +109,7 @@ class DS2PretrainingConfig(Config):
                                                   "pairs": PAIRS}
     ranges: ClassVar[dict[str, Range]] = {
         "instance_weight": Range(least=0), "delta": Range(least=0), "top_k": Range(least=1), "view_size": IMAGE_SIDE,
-        "dim": Range(least=1), "ema": Range(least=0, most=1), "stop_after": Range(least=0), "batch_size": Range(least=2),
+        "dim": WIDTH, "ema": Range(least=0, most=1), "stop_after": Range(least=0), "batch_size": Range(least=2, most=2**16),
         "trust": Range(above=0), "warmup_epochs": Range(least=0), "decay_epochs": Range(least=0)}
 
     def __post_init__(self) -> None:

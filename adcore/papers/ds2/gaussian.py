@@ -180,7 +180,7 @@ class GaussianDensity(nn.Module):
             first = wrong.nonzero()[0].tolist()
             raise AdcoreError(f"features for the Gaussian density hold NaN or infinity, first in image {image + first[0]} at "
                               f"position {position + first[1]}: look for a diverging network or a division by zero")
-        return features.to(self.mean.device, dtype)
+        return features.to(self.mean.device).to(dtype)  # in this order: not every device has float64
 
     def _dims(self, patches: int, dim: int) -> int:
         most = min(patches - 1, dim)

@@ -42,6 +42,7 @@ from adcore.papers.ds2.upsampling import receptive_upsample
 from adcore.papers.ds2.views import standardized
 from adcore.progress import progress_bar
 from adcore.settings import IMAGE_SIDE, Range
+from adcore.training import float64_device
 
 # Rules for categories hold in the data set that they are published for, and in resized copies of it, not wherever a category
 # has the same name.
@@ -176,7 +177,7 @@ class PatchDensity(Detector):
         dataset, category = samples[0].dataset, samples[0].category
         chosen = draw(samples, self.config.density_images or published_images(dataset))[0]
         aligned = self.is_aligned(dataset, category)
-        self.density = GaussianDensity(self.config.dims or None, aligned=aligned).to(self.device)
+        self.density = GaussianDensity(self.config.dims or None, aligned=aligned).to(float64_device(self.device))
         one_image = next(self._encoded(chosen[:1], False))
         too_many = len(chosen) * one_image.nbytes > IN_MEMORY
         self.density.fit((lambda: self._encoded(chosen, progress)) if too_many and not aligned else

@@ -48,7 +48,7 @@ def receptive_upsample(scores: Tensor, patch: int = 32, stride: int = 4, *, norm
     if scores.ndim != 3 or not 1 <= stride <= patch:
         raise ParameterError(f"scores {tuple(scores.shape)} of patches of {patch} pixels, one every {stride}: expected "
                              f"(B, h, w) and a stride of 1 to {patch}")
-    kernel = receptive_kernel(patch).to(scores)[None, None]
+    kernel = receptive_kernel(patch).to(scores.dtype).to(scores.device)[None, None]
     spread = F.conv_transpose2d(scores[:, None], kernel, stride=stride)[:, 0]
     if not normalized:
         return spread

@@ -39,7 +39,7 @@ from adcore.detector import Config, Prediction
 from adcore.features import Tap, cached_features, concatenate, images_digest
 from adcore.papers.heckler2023.flows import Shape, channel_moments, check_shape, check_spread, nll, seeded_permutations
 from adcore.papers.heckler2023.frozen import FrozenTaps
-from adcore.settings import Range
+from adcore.settings import WIDTH, Range
 from adcore.training import Run, seeded, train
 
 
@@ -79,8 +79,8 @@ class AsymSTConfig(Config):
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"score": ("max", "mean")}
     ranges: ClassVar[dict[str, Range]] = {
-        "kernels": Range(least=1, items=(1, math.inf)), "teacher_hidden": Range(least=1), "clamp": Range(above=0),
-        "student_hidden": Range(least=1), "student_blocks": Range(least=0), "positions": Range(least=4)}
+        "kernels": Range(least=1, most=255, items=(1, math.inf)), "teacher_hidden": WIDTH, "clamp": Range(above=0),
+        "student_hidden": WIDTH, "student_blocks": Range(least=0, most=2**10), "positions": Range(least=4, most=2**16)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,7 +32,7 @@ from adcore.detector import Config, Prediction
 from adcore.features import Tap, images_digest
 from adcore.papers.heckler2023.flows import Shape, check_shape, check_spread, nll, seeded_permutations
 from adcore.papers.heckler2023.frozen import FrozenTaps
-from adcore.settings import Range
+from adcore.settings import DEPTH, Range
 from adcore.training import Run, seeded, train
 
 
@@ -61,7 +61,7 @@ class FastFlowConfig(Config):
     amp: bool = False
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"kernels": ("alternating", "3x3")}
-    ranges: ClassVar[dict[str, Range]] = {"steps": Range(least=1), "hidden_ratio": Range(above=0), "clamp": Range(above=0)}
+    ranges: ClassVar[dict[str, Range]] = {"steps": DEPTH, "hidden_ratio": Range(above=0, most=64), "clamp": Range(above=0)}
 
 
 def subnet(kernel: int, hidden_ratio: float, channels: int, out: int) -> nn.Sequential:

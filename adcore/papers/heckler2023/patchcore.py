@@ -30,7 +30,7 @@ from adcore.errors import AdcoreError, ParameterError
 from adcore.features import Tap, cached_features, concatenate
 from adcore.kernels import kcenter, nearest
 from adcore.papers.heckler2023.frozen import FrozenTaps
-from adcore.settings import Range
+from adcore.settings import WIDTH, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class PatchCoreConfig(Config):
     max_bank_bytes: int = 8 * 2**30
 
     ranges: ClassVar[dict[str, Range]] = {
-        "embed_dim": Range(least=0), "coreset": Range(above=0), "projection": Range(least=1), "starts": Range(least=1),
+        "embed_dim": Range(least=0, most=2**16), "coreset": Range(above=0), "projection": WIDTH, "starts": Range(least=1),
         "neighbors": Range(least=1), "sigma": Range(least=0), "max_bank_bytes": Range(least=1)}
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from adcore.kernels import Dropout
 from adcore.papers.uniad2022.reconstruction import ReconstructionConfig
 from adcore.papers.uniad2022.transformer import FeedForward, initialize
 from adcore.papers.uniad2022.uniad import UniAD, UniADConfig
-from adcore.settings import Range
+from adcore.settings import DEPTH, WIDTH, Range
 
 _QUICK = {name: UniAD.quick[name] for name in ("backbone", "taps", "image_size", "hidden", "jitter_scale", "epochs",
                                                "batch_size", "lr", "lr_drop")}
@@ -53,8 +53,7 @@ class MLPConfig(ReconstructionConfig):
     decoder_layers: int = 4
     dropout: float = 0.1
 
-    ranges: ClassVar[dict[str, Range]] = {
-        "ffn": Range(least=1), "encoder_layers": Range(least=1), "decoder_layers": Range(least=1)}
+    ranges: ClassVar[dict[str, Range]] = {"ffn": WIDTH, "encoder_layers": DEPTH, "decoder_layers": DEPTH}
 
 
 class Projection(nn.Sequential):
@@ -130,7 +129,8 @@ class CNNConfig(ReconstructionConfig):
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
 
-    ranges: ClassVar[dict[str, Range]] = {"hidden": Range(least=2), "blocks": Range(least=1, items=(4, 4))}
+    ranges: ClassVar[dict[str, Range]] = {
+        "hidden": Range(least=2, most=2**16), "blocks": Range(least=1, most=2**10, items=(4, 4))}
 
 
 class BasicBlock(nn.Module):

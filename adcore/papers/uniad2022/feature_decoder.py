@@ -59,7 +59,8 @@ class FeatureDecoderConfig(Config):
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"upsample": ("bilinear", "transposed")}
     ranges: ClassVar[dict[str, Range]] = {
-        "widths": Range(least=1, items=(len(FACTORS),) * 2), "blocks": Range(least=1, items=(len(FACTORS),) * 2)}
+        "widths": Range(least=1, most=2**16, items=(len(FACTORS),) * 2),
+        "blocks": Range(least=1, most=2**10, items=(len(FACTORS),) * 2)}
 
 
 def _double(channels: int, upsample: str) -> nn.Module:

@@ -50,7 +50,7 @@ from adcore.papers.uniad2022.transformer import (
     VanillaDecoderLayer,
     initialize,
 )
-from adcore.settings import Range
+from adcore.settings import DEPTH, WIDTH, Range
 
 # Fig. S1: the two attentions of a decoder layer, each as (source of its query, source of its key and value). Sources are the
 # learned query Q, the encoder's output E and the previous layer's output P; the second attention also takes R, the result of
@@ -84,7 +84,7 @@ class UniADConfig(ReconstructionConfig):
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "query": ("none", "one", "layerwise"), "wiring": tuple(WIRINGS)}
     ranges: ClassVar[dict[str, Range]] = {
-        "heads": Range(least=1), "ffn": Range(least=1), "encoder_layers": Range(least=1), "decoder_layers": Range(least=1),
+        "heads": Range(least=1), "ffn": WIDTH, "encoder_layers": DEPTH, "decoder_layers": DEPTH,
         "neighbors": Range(least=1)}
 
     def __post_init__(self) -> None:

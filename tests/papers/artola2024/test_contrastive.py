@@ -363,3 +363,10 @@ def test_quick_and_default_settings_are_accepted_as_plain_values():
     assert config.taps == (3,) and ContrastiveConfig.make(config.values()) == config
     assert ContrastiveConfig().negatives == "imagenet" and (ContrastiveConfig().taps, ContrastiveConfig().lr) == ((2, 3), 1e-5)
     assert METHODS["contrastive"] is Contrastive and not Contrastive.pooled
+
+
+def test_a_device_without_float64_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    message = "^contrastive keeps its mixture in float64, which device mps does not have: use device=cpu$"
+    with pytest.raises(ParameterError, match=message):
+        Contrastive(device="mps")
