@@ -79,6 +79,12 @@ def test_two_masks_of_one_image_are_refused(mine):
         load_dataset("mine")
 
 
+def test_a_mask_whose_stem_differs_by_case_alone_is_found(mine):
+    (mine / "nut/test/blob/000.png").rename(mine / "nut/test/blob/IMG_0.JPG")
+    mask = (mine / "nut/ground_truth/blob/000_mask.png").rename(mine / "nut/ground_truth/blob/img_0_mask.png")
+    assert [s.mask_path for s in load_dataset("mine", "nut").test if s.path.stem == "IMG_0"] == [mask]
+
+
 def test_stems_that_differ_by_case_have_their_own_masks(mine):
     for name in ("a", "A"):
         picture(mine / f"nut/test/dent/{name}.png")
@@ -334,6 +340,7 @@ def test_categories_that_two_joined_sets_have_are_told_apart(here, mine):
     assert both.categories == ("bolt", "mine/nut", "s1/nut") and len(both.only("s1/nut").test) == 4
     assert load_dataset("mine+s1", ["s1/nut"]).only(None).categories == ("s1/nut",)
     assert len({map_name(sample) for sample in both.test}) == len(both.test) == 12
+    assert load_dataset("mine+s1+s2").categories == ("bolt", "mine/nut", "s1/nut", "s2/nut")
     assert load_dataset("mine+s1+s2+s3").categories == ("bolt", "mine/nut", "s1/nut", "s2/nut", "s3/nut")
     with pytest.raises(ParameterError, match="unknown category 'nut' in data set 'mine\\+s1'; it has bolt, mine/nut, s1/nut"):
         load_dataset("mine+s1", ["nut"])
