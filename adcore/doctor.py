@@ -93,7 +93,7 @@ def _weights() -> Iterator[Check]:
     try:
         manifest = load_manifest()
     except AdcoreError as error:
-        yield Check("data_manifest.csv", False, str(error), "run from a checkout")
+        yield Check("data_manifest.csv", False, str(error), "restore the file, or install adcore again")
         return
     for entry in manifest.values():
         if entry.kind != "weights":
