@@ -108,7 +108,7 @@ class Config:
 
     def _checked(self, name: str, default: Any, value: Any) -> Any:
         """The value as a plain one of the default's type, if it is among the choices and in the range."""
-        value = _plain(value, isinstance(default, float))
+        value = plain(value, isinstance(default, float))
         items = value if type(value) is tuple else (value,)
         kinds, kinds_of_items = _kinds(name, default)
         if type(value) not in kinds or (type(value) is tuple and not {type(item) for item in items} <= kinds_of_items):
@@ -137,11 +137,16 @@ def _kinds(name: str, default: Any) -> tuple[set[type], set[type]]:
     return {type(default)}, set()
 
 
-def _plain(value: Any, to_float: bool = False) -> Any:
+def plain(value: Any, to_float: bool = False) -> Any:
+    """A number of numpy as Python's, a list as a tuple, a path as text; other values as they are.
+
+    >>> plain(np.float64(0.5)), plain([2, np.int64(3)]), plain(20, to_float=True)
+    (0.5, (2, 3), 20.0)
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
+        return tuple(plain(item) for item in value)
     if isinstance(value, Path):
         return str(value)
     return float(value) if to_float and type(value) is int and abs(value) < TOO_LARGE else value

@@ -15,6 +15,7 @@ from adcore.detector import Detector
 from adcore.errors import DataError, ParameterError
 from adcore.experiments.profiles import data_options, method_named, profile_settings
 from adcore.files import digest_text
+from adcore.settings import plain
 from adcore.training import checked_seed
 
 
@@ -122,7 +123,7 @@ def grid(method: type[Detector] | str, *, dataset: str = "mini", categories: Seq
     if wanted == ["all"]:
         wanted = []
     numbers = [checked_seed(seed) for seed in _listed("seeds", seeds)]
-    swept = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
+    swept = {key: [plain(one) for one in (value if isinstance(value, list) else [value])] for key, value in settings.items()}
     for key, values in {"seeds": numbers, **swept}.items():
         if not values:
             raise ParameterError(f"{key}=[] asks for no experiment: name at least one value")

@@ -103,8 +103,9 @@ def test_numbers_of_numpy_become_plain_ones_and_experiments_with_them_have_the_s
     assert type(made.taps[0]) is int and type(made.coreset) is float
     assert type(PatchCoreConfig(coreset=5).coreset) is float and type(PatchCoreConfig(sigma=np.int64(2)).sigma) is float
     assert UniADConfig(nma=np.bool_(False)).nma is False and UniADConfig(weights=Path("a") / "b.pth").weights == "a/b.pth"
-    first, second = (grid("patchcore", categories="brick", coreset=value)[0].key for value in (0.25, np.float64(0.25)))
-    assert first == second
+    first, second = (grid("patchcore", categories="brick", coreset=coreset, starts=starts)[0]
+                     for coreset, starts in ((0.25, 3), (np.float64(0.25), [np.int64(3)])))
+    assert first == second and first.key == second.key and {type(value) for _, value in second.settings} == {float, int}
 
 
 def test_true_is_no_number_and_one_is_not_true():
