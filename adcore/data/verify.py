@@ -14,6 +14,7 @@ from adcore.data.mvtec import category_folders
 from adcore.data.pixels import decode, explain_mask, image_size, to_rgb
 from adcore.data.registry import DATASETS, find_dataset, list_dataset, load_dataset
 from adcore.data.sample import Dataset, Sample
+from adcore.data.table_file import read_table
 from adcore.errors import DataError
 from adcore.files import digest_file
 from adcore.paths import cache_folder
@@ -152,9 +153,12 @@ def _own_folder(dataset: Dataset, place: Path) -> bool:
 
 def _marked_normal(place: Path, root: Path, dataset: Dataset) -> list[Finding]:
     """Normal images of a data set of one's own whose mask, which is not used, marks a pixel."""
-    if not _own_folder(dataset, place):
+    if place.is_file() and dataset.name not in DATASETS:
+        pairs = [(row.path, row.mask) for row in read_table(place, dataset.name)[0] if row.label == 0 and row.mask is not None]
+    elif _own_folder(dataset, place):
+        pairs = [pair for folder in category_folders(place).values() for pair in normal_masks(folder)]
+    else:
         return []
-    pairs = [pair for folder in category_folders(place).values() for pair in normal_masks(folder)]
     marked = tuple(shown(mask, root) for image, mask in pairs if explain_mask(mask, image_size(image))[0].any())
     return [Finding(f"{count(len(marked), 'normal image')} with a mask that marks pixels", marked)] if marked else []
 

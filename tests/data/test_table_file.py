@@ -61,6 +61,12 @@ def test_splits_masks_and_categories_are_read_from_their_columns(here, delimiter
     assert verify_dataset(str(here / "parts.csv")) == "parts: 1 categories, 7 training and 6 test images, 3 masks, all readable"
 
 
+def test_a_normal_image_whose_mask_marks_pixels_is_named(here):
+    rows = [[path, label, "masks/0.png" if path == "ok/3.png" else ""] for path, label in GOOD]
+    path = table(here, ["image", "label", "mask"], *rows, *[[*row, f"masks/{i}.png"] for i, row in enumerate(BAD)])
+    assert verify_dataset(path).splitlines()[1:] == ["- 1 normal image with a mask that marks pixels: masks/0.png"]
+
+
 def test_tables_of_anomalib_and_visa_are_read(here, capsys):
     anomalib = [[i, path, "normal", 0, "", "train"] for i, (path, _) in enumerate(GOOD)]
     anomalib += [[i, path, "abnormal", 1, f"masks/{i}.png", "test"] for i, (path, _) in enumerate(BAD)]
