@@ -8,6 +8,7 @@ from adcore.experiments.comparison import Comparison, compare_results, compare_v
 from adcore.experiments.evaluation import evaluate, predict_all
 from adcore.experiments.experiment import Experiment, as_tuples, grid
 from adcore.experiments.ordering import Claim, check_claims, rank_correlation
+from adcore.experiments.predictions import save_predictions
 from adcore.experiments.record import on_record, recorded
 from adcore.experiments.runner import fitted, run
 from adcore.experiments.store import Result, Store
@@ -16,4 +17,4 @@ from adcore.experiments.tidy import load_results
 
 __all__ = ["Claim", "Comparison", "Experiment", "Result", "ResultTable", "Store", "as_tuples", "check_claims",
            "compare_results", "compare_values", "evaluate", "fitted", "grid", "load_results", "on_record", "predict_all",
-           "rank_correlation", "recorded", "run"]
+           "rank_correlation", "recorded", "run", "save_predictions"]

@@ -47,7 +47,7 @@ def marks(folder: Path, *, whole: bool = False, pixel: bool = False) -> None:
 @pytest.mark.parametrize(("gone", "without", "reason"), [
     ("test/blob", IMAGE | PIXEL, "no anomalous test image"), ("test/good", IMAGE, "no normal test image"),
     ("test", IMAGE | PIXEL, "no test image"), ("train/good", IMAGE | PIXEL, "no training image")])
-def test_a_category_without_a_part_of_its_images_is_empty_with_a_reason_and_the_others_go_on(own, capsys, gone, without, reason):
+def test_a_category_that_lacks_images_is_empty_with_a_reason_and_the_others_go_on(own, capsys, gone, without, reason):
     for path in (own / "cloth" / gone).rglob("*.png"):
         path.unlink()
     table = measure()

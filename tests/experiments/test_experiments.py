@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from support.tiny import result, shared_extractor, write_tiny
 import adcore
 from adcore.data import View
 from adcore.detector import Config, Detector, Prediction
-from adcore.errors import DataError, ParameterError, StoreError
+from adcore.errors import ParameterError, StoreError
 from adcore.experiments import (
     Experiment,
     Store,

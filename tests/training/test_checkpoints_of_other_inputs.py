@@ -31,7 +31,7 @@ def test_a_checkpoint_of_other_inputs_is_refused_and_one_of_the_same_is_resumed_
 
     first = losses("a", 2)
     assert losses("a", 3)[:2] == first
-    with pytest.raises(AdcoreError, match=r"state cannot be resumed from \(its training started from other images or weights\)"):
+    with pytest.raises(AdcoreError, match=r"cannot be resumed from \(its training started from other images or weights\)"):
         losses("b", 3)
 
 
