@@ -22,26 +22,6 @@ IMAGE_METRICS = ("image_auroc", "image_ap")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "aupro")
 
 
-def gaps(dataset: Dataset) -> dict[str, str]:
-    """Category -> why some of its metrics cannot be measured, or not on all images; known before training.
-
-    >>> from adcore.data import load_dataset
-    >>> brick = load_dataset("mini", ["brick"])
-    >>> gaps(Dataset("half", brick.train, tuple(sample for sample in brick.test if not sample.label)))
-    {'brick': 'no anomalous test image'}
-    """
-    found = {}
-    trained = {sample.category for sample in dataset.train}
-    for category in dataset.categories:
-        samples = [sample for sample in dataset.test if sample.category == category]
-        why = "no training image" if category not in trained else _image_gap(samples)
-        if not why and dataset.has_masks:
-            why = _mask_gap(samples)
-        if why:
-            found[category] = why
-    return found
-
-
 def _image_gap(samples: Sequence[Sample]) -> str:
     """Why image metrics are undefined, '' if they are defined."""
     labels = {sample.label for sample in samples}

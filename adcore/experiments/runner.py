@@ -23,7 +23,7 @@ from adcore.data import Dataset
 from adcore.detector import Detector
 from adcore.distributed import barrier, is_rank_zero, run_on_rank_zero, world_size
 from adcore.errors import AdcoreError, DataError, ParameterError, StoreError
-from adcore.experiments.evaluation import evaluate, gaps, scores_table, unmeasured
+from adcore.experiments.evaluation import evaluate, scores_table, unmeasured
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.inputs import Inputs, changed
 from adcore.experiments.provenance import Meter, fingerprint, origin
@@ -156,10 +156,6 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     dataset = experiment.data()
     inputs = run_on_rank_zero(partial(Inputs().of, experiment, dataset))  # before the work: files may change while it lasts
     start = {**origin(device, experiment.method), "inputs": inputs}
-    if is_rank_zero():
-        for category, why in gaps(dataset).items():
-            print(f"adcore: '{category}' of data set {experiment.dataset} has {why}: its metrics stay empty or leave them out",
-                  file=sys.stderr)
     if not dataset.train:
         result = Result(experiment, tuple(unmeasured(dataset, "no training image")), start)
         run_on_rank_zero(partial(store.save, result, scores_table([]), {}))

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adcore.data import DATASETS, Dataset, Sample, View, find_dataset, load_dataset, read_images, read_masks
+from adcore.data.ksdd2 import load_ksdd2
 from adcore.data.manifest import load_manifest
 from adcore.data.mini import make
 from adcore.data.mtd import DEFECTS, load_mtd
 from adcore.data.mvtec import load_mvtec
+from adcore.data.mvtec_loco import load_mvtec_loco
 from adcore.data.split import hold_out
 from adcore.data.verify import PUBLISHED, dataset_folder, verify_dataset
 from adcore.errors import DataError, ParameterError
@@ -118,6 +120,24 @@ def test_mtd_pairs_photographs_with_masks_of_the_same_name_and_sizes_may_vary(tm
     batch = torch.cat(list(read_images(data.test, View((16, 24)), batch_size=3)))
     assert batch.shape == (7, 3, 16, 24)
     assert [mask.float().mean() for mask in read_masks(data.test, View((16, 24)))] == [0, 0, 1, 1, 1, 1, 1]
+
+
+def test_published_sets_with_soft_or_numbered_masks_mark_every_pixel_above_zero(tmp_path):
+    soft = np.uint8([[0, 1, 9, 100, 255]])  # two pixels more than above half of the highest
+    image = noise(1, 5)
+    for kind in ("Free", *DEFECTS):
+        for i in range(2):
+            save(tmp_path / f"mtd/MT_{kind}/Imgs/{i}.jpg", image)
+            save(tmp_path / f"mtd/MT_{kind}/Imgs/{i}.png", soft)
+    for part in ("train", "test"):
+        for number, mask in (("00000", soft * 0), ("00001", soft)):
+            save(tmp_path / f"ksdd2/{part}/{number}.png", image)
+            save(tmp_path / f"ksdd2/{part}/{number}_GT.png", mask)
+    for name in ("train/good/0", "test/good/0", "test/structural_anomalies/0", "ground_truth/structural_anomalies/0/0"):
+        save(tmp_path / f"loco/x/{name}.png", soft if "ground_truth" in name else image)
+    save(tmp_path / "loco/x/ground_truth/structural_anomalies/0/1.png", soft)
+    for data in (load_mtd(tmp_path / "mtd"), load_ksdd2(tmp_path / "ksdd2"), load_mvtec_loco(tmp_path / "loco")):
+        assert {tuple(s.mask[0].tolist()) for s in data.test if s.label} == {(False, True, True, True, True)}, data.name
 
 
 def test_the_same_761_of_mtd_s_952_normal_images_are_always_for_training():

@@ -63,8 +63,9 @@ def logged(log: Path) -> Iterator[None]:
         write("done", experiment.key)
         return made
 
-    def save_logged(path: Path, module: Any, optimizer: Any, scheduler: Any, losses: list[float]) -> None:
-        save(path, module, optimizer, scheduler, losses)
+    def save_logged(path: Path, *state: Any) -> None:
+        save(path, *state)
+        losses = state[-1]
         write(f"epoch {len(losses)}", f"{path.parent.name}/{path.name}")
 
     runner.run_one, runner._tested, training._save = run_one_logged, tested_logged, save_logged
