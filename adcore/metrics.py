@@ -271,6 +271,11 @@ def _comparable(scores: Array) -> Array:
     """Scores as float32 if that represents them exactly, else as float64; the precision is never reduced."""
     if scores.dtype in (np.float32, np.float64):
         return scores
+    if scores.dtype.kind not in "biuf":
+        try:
+            return scores.astype(np.float64)  # None becomes NaN, which is refused where it is named by its position
+        except (TypeError, ValueError):
+            raise ParameterError("scores must be numbers, and some are not") from None
     return scores.astype(np.float32 if scores.dtype.itemsize <= 2 else np.float64)
 
 
@@ -288,8 +293,8 @@ def _as_bool(values: Array, what: str) -> Array:
         return values
     positive = values == 1
     if not (positive | (values == 0)).all():
-        odd = values[~positive & (values != 0)].flat[0]
-        raise ParameterError(f"{what}: found {odd.item()!r}, expected only 0 (normal) and 1 (anomalous)")
+        odd = values[~positive & (values != 0)].tolist()[0]
+        raise ParameterError(f"{what}: found {odd!r}, expected only 0 (normal) and 1 (anomalous)")
     return positive
 
 

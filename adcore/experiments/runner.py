@@ -36,7 +36,7 @@ from adcore.progress import progress_bar
 from adcore.training import resolve_device
 
 
-def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, device: str = "auto",
+def run(experiments: Iterable[Experiment] | Experiment, *, out: str | Path | None = None, device: str = "auto",
         progress: bool | None = None, again: bool | None = None) -> ResultTable:
     """Run the experiments whose results are missing, and return the table of all of them.
 
@@ -58,7 +58,7 @@ def run(experiments: Iterable[Experiment], *, out: str | Path | None = None, dev
     """
     store, on, inputs = Store(out), resolve_device(device), Inputs()
     again = bool(os.environ.get("ADCORE_AGAIN")) if again is None else again
-    experiments = list(dict.fromkeys(experiments))
+    experiments = list(dict.fromkeys([experiments] if isinstance(experiments, Experiment) else experiments))
     known = run_on_rank_zero(partial(_known, experiments, store, inputs, again))
     results: list[Result] = []
     failures: list[tuple[Experiment, DataError | ParameterError]] = []
