@@ -20,6 +20,7 @@ from adcore.progress import progress_bar
 KEPT_MAPS = 12  # anomaly maps stored per category, for figures
 IMAGE_METRICS = ("image_auroc", "image_ap")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "aupro")
+NO_MASKS = "no masks"
 
 
 def _image_gap(samples: Sequence[Sample]) -> str:
@@ -30,15 +31,12 @@ def _image_gap(samples: Sequence[Sample]) -> str:
     return f"no {'normal' if 1 in labels else 'anomalous'} test image" if labels else "no test image"
 
 
-def _pixels_count(dataset: Dataset) -> bool:
-    """False for a data set of image labels only: it has anomalous images, and none of them has a mask."""
-    return dataset.has_masks or not any(sample.label for sample in dataset.test)
-
-
 def _mask_gap(samples: Sequence[Sample]) -> str:
-    """How many anomalous images have no mask, '' if all have one."""
+    """How many anomalous images have no mask, '' if all have one or there are none."""
     anomalous = [sample for sample in samples if sample.label]
     without = sum(not sample.mask_files for sample in anomalous)
+    if anomalous and without == len(anomalous):
+        return NO_MASKS
     return f"{without} of {len(anomalous)} anomalous test images without a mask" if without else ""
 
 
@@ -62,7 +60,7 @@ def evaluate(detector: Detector, dataset: Dataset, progress: bool | None = None,
                   "image": sample.name}
                  for sample, score in zip(samples, scores, strict=True)]
         measured = _image_measures(samples, scores)
-        if _pixels_count(dataset) and (maps is not None or not samples):
+        if maps is not None or not samples:
             measured |= _pixel_measures(detector, samples, maps)
         measured |= {name: (value, "") for name, value in (detector.diagnose(samples) if samples else {}).items()}
         measures += [{"category": category, "metric": metric, "value": value, "why": why}
@@ -80,9 +78,8 @@ def scores_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def unmeasured(dataset: Dataset, why: str) -> list[dict[str, Any]]:
     """The measures of a data set on which nothing could be fitted: all metrics empty, for one reason."""
-    metrics = (*IMAGE_METRICS, *(PIXEL_METRICS if _pixels_count(dataset) else ()))
     return [{"category": category, "metric": metric, "value": None, "why": why}
-            for category in dataset.categories for metric in metrics]
+            for category in dataset.categories for metric in (*IMAGE_METRICS, *PIXEL_METRICS)]
 
 
 Measured = dict[str, tuple[float | None, str]]  # metric -> value and reason
@@ -98,16 +95,16 @@ def _image_measures(samples: Sequence[Sample], scores: np.ndarray) -> Measured:
 def _pixel_measures(detector: Detector, samples: Sequence[Sample], maps: np.ndarray | None) -> Measured:
     masks = read_masks(samples, detector.view)
     known = [i for i, mask in enumerate(masks) if mask is not None]
-    marked = [mask.numpy() for mask in masks if mask is not None]
-    why = _image_gap(samples) if not samples else _mask_gap(samples)
-    if not any(mask.any() for mask in marked):
-        at = "x".join(map(str, detector.view.shape))
-        drawn = any(sample.label and sample.mask_files for sample in samples)
-        why = f"no mask marks a pixel at {at}" if drawn else why or _image_gap(samples)
-    elif all(mask.all() for mask in marked):
+    marked = [masks[i].numpy() for i in known]  # type: ignore[union-attr]
+    why = _mask_gap(samples)
+    if not any(sample.label for sample in samples):
+        why = _image_gap(samples)
+    elif why != NO_MASKS and not any(mask.any() for mask in marked):
+        why = f"no mask marks a pixel at {'x'.join(map(str, detector.view.shape))}"
+    elif why != NO_MASKS and all(mask.all() for mask in marked):
         why = "the masks mark every pixel"
-    else:
-        pixel = pixel_scores(marked, maps if len(known) == len(samples) else maps[known])  # type: ignore[index, arg-type]
+    elif why != NO_MASKS and maps is not None:
+        pixel = pixel_scores(marked, maps if len(known) == len(samples) else maps[known])
         return {"pixel_auroc": (pixel.auroc, why), "pixel_ap": (pixel.ap, why), "aupro": (pixel.aupro, why)}
     return dict.fromkeys(PIXEL_METRICS, (None, why))
 

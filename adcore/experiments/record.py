@@ -33,12 +33,13 @@ METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": 
 
 def export_results(dataset: str | None = None, profile: str | None = None, to: Path | None = None,
                    out: str | Path | None = None) -> str:
-    """Write the store's numbers, some or all, to a csv file; without `to`, return the csv text.
+    """Write the store's numbers, some or all, to a csv file; without `to`, return the csv text. Empty metrics are left out.
 
     Raises:
         StoreError: nothing to export, or the file cannot be written.
     """
     frame = load_results(out)
+    frame = frame if frame.empty else frame[frame["value"].notna()]
     for column, wanted in (("dataset", dataset), ("profile", profile)):
         if wanted is not None and not frame.empty:
             frame = frame[frame[column] == wanted]

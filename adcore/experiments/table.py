@@ -80,10 +80,10 @@ class ResultTable:
         return self.frame.groupby(groups, sort=False, dropna=False)["value"].mean().reset_index()
 
     def mean_std(self, metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
-        """Mean and standard deviation over seeds in percent, and the number of seeds."""
+        """Mean and standard deviation over seeds in percent, and the number of seeds; without metrics that have no value."""
         groups = self.swept() or ["method"]
         frame = self.by_seed()
-        frame = frame[frame.metric.isin(metrics)]
+        frame = frame[frame.metric.isin(metrics) & frame["value"].notna()]
         table = frame.groupby([*groups, "metric"], sort=False, dropna=False)["value"].agg(["mean", "std", "count"])
         return table.assign(mean=table["mean"] * 100, std=table["std"] * 100).rename(columns={"count": "seeds"})
 
@@ -152,12 +152,17 @@ class ResultTable:
         return " · ".join(part for part in parts if part)
 
     def gaps(self) -> list[str]:
-        """Which metrics are empty, or leave something out, and why: 'part: no anomalous test image (image_auroc, image_ap)'."""
+        """Which metrics are empty, or leave something out, and why: 'no test image in part: image_auroc, image_ap'."""
         partial = self.frame[self.frame["why"] != ""]
-        found: dict[tuple[str, str], list[str]] = {}
-        for category, why, metric in zip(partial["category"], partial["why"], partial["metric"], strict=True):
-            found.setdefault((category, why), []).append(metric)
-        return [f"{category}: {why} ({', '.join(dict.fromkeys(metrics))})" for (category, why), metrics in found.items()]
+        metrics: dict[tuple[str, str], dict[str, None]] = {}
+        for why, category, metric in zip(partial["why"], partial["category"], partial["metric"], strict=True):
+            metrics.setdefault((why, category), {})[metric] = None
+        categories: dict[tuple[str, str], list[str]] = {}
+        for (why, category), found in metrics.items():
+            categories.setdefault((why, ", ".join(found)), []).append(category)
+        every = set(self.frame["category"])
+        return [f"{why}{'' if set(where) == every else ' in ' + ', '.join(where)}: {names}"
+                for (why, names), where in categories.items()]
 
     def doubts(self) -> str:
         """How many results may come from other code than today's, in words; '' when none."""
@@ -165,15 +170,15 @@ class ResultTable:
         return ", ".join(f"{count} result{'s' * (count > 1)} {words}" for count, words in counts if count)
 
     def _repr_html_(self) -> str:
-        if self.frame.empty:
-            return "<p><small>no result</small></p>"
-        table = self.mean_std().reset_index()
-        table["value"] = ["–" if pd.isna(mean) else f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+        table = self.mean_std().reset_index() if len(self.frame) else self.frame
+        if table.empty:
+            return f"<p><small>no number · {self.settings_line()}</small></p>"
+        table["value"] = [f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
                           for mean, std in zip(table["mean"], table["std"], strict=True)]
         groups = self.swept() or ["method"]
         wide = table.pivot_table(index=groups, columns="metric", values="value", aggfunc="first", sort=False)
         wide.columns.name = None
-        return (f"<div class='adcore-measured'>{wide.to_html(border=0)}<p><small>measured, percent · "
+        return (f"<div class='adcore-measured'>{wide.to_html(border=0, na_rep='–')}<p><small>measured, percent · "
                 f"{self.settings_line()}</small></p></div>")
 
     def __repr__(self) -> str:

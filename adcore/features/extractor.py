@@ -129,8 +129,12 @@ class FeatureExtractor(nn.Module):
 
     def _measure(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         side = 64
-        with torch.no_grad():
-            found = self.network(torch.zeros(1, 3, side, side))
+        try:
+            with torch.no_grad():
+                found = self.network(torch.zeros(1, 3, side, side))
+        except (AssertionError, RuntimeError) as error:  # a vision transformer takes one size only
+            raise ParameterError(f"backbone '{self.backbone.name}' does not take images of {side}x{side} pixels: use a "
+                                 f"convolutional network, which takes any size") from error
         maps = [found[node] for node in self.nodes]
         return tuple(m.shape[1] for m in maps), tuple(round(side / m.shape[-1]) for m in maps)
 

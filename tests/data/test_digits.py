@@ -102,4 +102,6 @@ def test_many_against_many_is_measured_per_image_and_each_image_has_its_own_name
     rows, maps, measures = evaluate(Brightness(object()), part)
     assert rows.image.tolist() == [f"digits.csv.gz/{s.index:05}" for s in part.test] and rows.image.is_unique
     assert len(maps) == 12 and all(re.fullmatch(r"02468/digits\.csv\.gz/\d{5}", name) for name in maps)
-    assert {(one["category"], one["metric"]) for one in measures} == {("02468", "image_auroc"), ("02468", "image_ap")}
+    assert {one["metric"] for one in measures if one["value"] is not None} == {"image_auroc", "image_ap"}
+    assert {one["category"] for one in measures} == {"02468"}
+    assert {one["why"] for one in measures if one["value"] is None} == {"no masks"}

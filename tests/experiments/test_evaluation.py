@@ -15,6 +15,7 @@ from support.tiny import write_tiny
 from adcore.data import load_dataset, read_masks
 from adcore.errors import ParameterError
 from adcore.experiments import ResultTable, compare_results, fitted, grid, load_results, predict_all, run
+from adcore.experiments.record import export_results
 
 SMALL = {"backbone": "resnet18", "taps": (1,), "weights": "random", "image_size": 64, "crop": None, "coreset": 40.0}
 IMAGE, PIXEL = {"image_auroc", "image_ap"}, {"pixel_auroc", "pixel_ap", "aupro"}
@@ -54,7 +55,7 @@ def test_a_category_that_lacks_images_is_empty_with_a_reason_and_the_others_go_o
     table = measure()
     assert empty(table, "cloth") == dict.fromkeys(without, reason) and empty(table, "felt") == {}
     assert re.search(r"^adcore: data set 'own': .*no .* in 1 category: cloth", capsys.readouterr().err, re.MULTILINE)
-    assert reason in table.settings_line() and f"cloth: {reason}" in table._repr_html_()
+    assert f"{reason} in cloth: image_auroc, image_ap" in table.settings_line() and f"{reason} in cloth" in table._repr_html_()
     stored = load_results()
     assert set(stored.loc[stored.value.isna(), "why"]) == {reason}
     felt = table.frame[(table.frame.category == "felt") & (table.frame.metric == "image_auroc")].value.item()
@@ -91,11 +92,14 @@ def test_masks_that_mark_everything_leave_the_image_metrics(own):
                                          **dict.fromkeys(PIXEL, "the masks mark every pixel")}
 
 
-def test_without_masks_there_are_image_metrics_and_no_pixel_metrics(own):
+def test_without_masks_there_are_image_metrics_and_the_pixel_metrics_are_empty(own):
     for category in ("cloth", "felt"):
         shutil.rmtree(own / category / "ground_truth")
     table = measure()
-    assert set(table.frame.metric) == IMAGE and empty(table, "cloth") == {} and table.frame.value.notna().all()
+    assert empty(table, "cloth") == empty(table, "felt") == dict.fromkeys(PIXEL, "no masks")
+    assert table.settings_line().endswith("no masks: pixel_auroc, pixel_ap, aupro")      # in every category
+    assert set(table.mean_std().reset_index().metric) == {"image_auroc"} and "pixel_auroc</th>" not in table._repr_html_()
+    assert set(export_results().splitlines()[0].split(",")) >= {"metric", "value"} and "pixel_auroc" not in export_results()
 
 
 def test_an_anomalous_image_without_a_mask_counts_for_images_and_not_for_pixels(own):

@@ -367,3 +367,8 @@ def test_a_download_is_kept_only_if_it_is_complete_and_correct(tmp_path, monkeyp
 def test_for_weights_without_a_direct_link_the_message_says_how_to_get_them(name, answer):
     with pytest.raises(WeightsError, match=rf"^weights '{name}' {answer}"):
         fetch_weights(name)
+
+
+def test_a_network_that_takes_one_image_size_only_is_refused():
+    with pytest.raises(ParameterError, match="'timm:vit_tiny_patch16_224' does not take images of 64x64 pixels"):
+        FeatureExtractor("timm:vit_tiny_patch16_224", ("blocks.1",), "random")

@@ -262,7 +262,7 @@ class ATACNet(FewShot):
 
     @torch.no_grad()
     def diagnose(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Measures of the crop on test images; none for a step without a crop.
+        """Measures of the crop on test images, as far as there are normal and anomalous ones; none for a step without a crop.
 
         first_look_auroc           image AUROC of the first look's scores
         box_normal, box_anomalous  mean fraction of the image inside the box
@@ -278,8 +278,10 @@ class ATACNet(FewShot):
         t, left, b, r = torch.cat(boxes).unbind(1)
         (height, width), labels = self.view.shape, torch.tensor([sample.label for sample in samples], dtype=torch.bool)
         area = ((b - t) * (r - left)).double() / (height * width)
-        found = {"box_normal": float(area[~labels].mean()), "box_anomalous": float(area[labels].mean()),
-                 "first_look_auroc": image_scores(labels, torch.cat(scores)).auroc}
+        found = {name: float(area[chosen].mean()) for name, chosen in (("box_normal", ~labels), ("box_anomalous", labels))
+                 if chosen.any()}
+        if len(found) == 2:
+            found["first_look_auroc"] = image_scores(labels, torch.cat(scores)).auroc
         inside = [float(mask[t[i]:b[i], left[i]:r[i]].sum() / mask.sum())
                   for i, mask in enumerate(read_masks(samples, self.view)) if mask is not None and mask.any()]
         return found | ({"defect_inside": sum(inside) / len(inside)} if inside else {})

@@ -5,10 +5,13 @@ The parameters are those of the notebook that shows the exhibit. `settings` repl
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from adcore.data import load_dataset
+from adcore.errors import DataError, ParameterError, did_you_mean
 from adcore.experiments import Experiment, as_tuples, grid
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
@@ -51,7 +54,16 @@ def figure_1_models(*, profile: str = "quick", dataset: str = "mini", examples: 
     """Figure 1: the networks whose Grad-CAM (step four) and attention (step five) are compared, one of each per category.
 
     examples  category -> defect type of the image to show
+
+    Raises:
+        ParameterError: a defect type that the category does not have.
     """
+    for category, defect in examples.items():
+        with contextlib.suppress(DataError):  # a data set that is not on this machine
+            kinds = {sample.defect for sample in load_dataset(dataset, [category]).test if sample.label}
+            if defect not in kinds:
+                raise ParameterError(f"category '{category}' of data set '{dataset}' has no defect type "
+                                     f"'{defect}'{did_you_mean(defect, kinds)}; it has {', '.join(sorted(kinds)) or 'none'}")
     return [experiment for step in FIGURE_1_STEPS for category in examples
             for experiment in grid("atacnet", dataset=dataset, categories=category, seeds=[seed], profile=profile, step=step,
                                    **as_tuples(settings))]

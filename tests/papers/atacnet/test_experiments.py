@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from adcore.data.verify import PUBLISHED
+from adcore.errors import ParameterError
 from adcore.experiments import Experiment
 from adcore.grids import load_grid
 from adcore.papers import published
@@ -74,3 +75,9 @@ def test_settings_replace_those_of_the_profile_and_a_list_is_one_value(listing):
 def test_all_categories_of_a_data_set_that_is_not_here_are_listed():
     assert sorted({one.category for one in table_1(dataset="mvtec_ad", categories=[], profile="paper")}) == \
         sorted(PUBLISHED["mvtec_ad"])
+
+
+def test_a_defect_type_that_a_category_does_not_have_is_refused_with_a_suggestion():
+    with pytest.raises(ParameterError, match=r"^category 'brick' of data set 'mini' has no defect type 'pant' \(did you mean "
+                                             r"'paint'\?\); it has crack, hole, paint, stain$"):
+        figure_1_models(examples={"brick": "pant"})

@@ -230,4 +230,4 @@ def test_the_papers_settings_are_the_defaults():
 def test_the_checkpoint_file_loads_with_weights_only(tiny, tmp_path):
     path: Path = tmp_path / "checkpoint"
     detector().fit(tiny.train, checkpoint=path)
-    assert set(torch.load(path, weights_only=True)) == {"module", "optimizer", "scheduler", "losses"}
+    assert set(torch.load(path, weights_only=True)) == {"module", "optimizer", "scheduler", "losses", "inputs"}
