@@ -34,8 +34,8 @@ from bench_uniad import plainly
 from side_by_side import DiffersError, machine, status_of
 
 from adcore.experiments import Experiment, grid
-from adcore.experiments.provenance import Meter, commit
 from adcore.experiments.evaluation import evaluate
+from adcore.experiments.provenance import Meter, commit
 from adcore.features import engine
 from adcore.files import write_text
 from adcore.kernels import kernels

@@ -67,7 +67,7 @@ def verify_dataset(name: str | Path, progress: bool | None = None) -> str:
     name  see `adcore.data.registry`
 
     >>> verify_dataset("digits")
-    'digits: 1 categories, 628 training and 544 test images, 0 masks, all readable'
+    'digits: 1 category, 628 training and 544 test images, 0 masks, all readable'
 
     Raises:
         DataError: the first file that is missing, unreadable or of the wrong size, or a wrong count.
@@ -89,8 +89,8 @@ def verify_dataset(name: str | Path, progress: bool | None = None) -> str:
                  for key, texts in REMARKS.items() if remarks[key]]
     findings += [*_marked_normal(place, root, dataset), *_twins(dataset, root)]
     masks = sum(sample.mask_path is not None for sample in samples)
-    summary = (f"{dataset.name}: {len(dataset.categories)} categories, {len(dataset.train)} training and {len(dataset.test)} "
-               f"test images, {masks} masks, all readable")
+    summary = (f"{dataset.name}: {count(len(dataset.categories), 'category', 'categories')}, {len(dataset.train)} training and "
+               f"{len(dataset.test)} test images, {count(masks, 'mask')}, all readable")
     return "\n".join([summary, *(f"- {finding.line(3)}" for finding in findings)])
 
 

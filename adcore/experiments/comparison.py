@@ -138,7 +138,8 @@ def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[st
         row: dict[str, Any] = {
             "row": cell["row"], "column": cell["column"], "metric": cell["metric"], "unit": cell["unit"],
             "published": cell["value"], "measured": None, "std": None, "seeds": None, "verdict": "not run", "why": ""}
-        frame = matching(table.frame, cell["match"], cell["metric"])
+        found = matching(table.frame, cell["match"], cell["metric"])
+        frame = found[found["value"].notna()]
         if (cell["row"], cell["column"]) in (computed or {}):
             row["measured"] = (computed or {})[cell["row"], cell["column"]]
             row["verdict"] = verdict(row["measured"], cell["value"], tolerance(cell["std"], cell["unit"], cell["text"]))
@@ -149,7 +150,9 @@ def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[st
             per_seed = frame.groupby("seed")["value"].mean() * scale
             row |= {"measured": round(float(per_seed.mean()), 4), "seeds": len(per_seed),
                     "std": round(float(per_seed.std()), 4) if len(per_seed) > 1 else None}
-            lacking = _categories(exhibit) - set(frame.category) if cell["match"].get("category") == "all" else set()
+            lacking = set(found.category) - set(frame.category)
+            if cell["match"].get("category") == "all":
+                lacking |= _categories(exhibit) - set(frame.category)
             if why_not or lacking:
                 row["why"] = why_not or f"the printed mean is also over {', '.join(sorted(lacking))}"
             else:
@@ -161,8 +164,8 @@ def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[st
 
 
 def matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.DataFrame:
-    """The rows of a tidy frame that a printed cell's `match` selects, without those that have no value."""
-    frame = frame[(frame.metric == metric) & frame["value"].notna()]
+    """The rows of a tidy frame that a printed cell's `match` selects."""
+    frame = frame[frame.metric == metric]
     for name, wanted in match.items():
         if wanted == "all":
             continue  # the caller averages over this field

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adcore.data import Dataset, Sample, load_dataset
+from adcore.data import Dataset, Sample, find_dataset, load_dataset
 from adcore.data.registry import dataset_name, split_names
 from adcore.data.verify import PUBLISHED
 from adcore.detector import Detector
@@ -87,8 +87,12 @@ class Experiment:
         chosen = self.config().pretraining
         if chosen == "category":
             return self.data().train
-        name, _, some = (self.dataset if chosen == "dataset" else chosen).partition(":")
-        return load_dataset(name, some.split("+") if some else None, **data_options(name, self.profile)).train
+        name, some = (self.dataset, "") if chosen == "dataset" else (chosen, "")
+        if ":" in name and find_dataset(name) is None:  # a folder's name may have a colon
+            name, _, some = name.rpartition(":")
+        options = data_options(name, self.profile)
+        categories = split_names(some, load_dataset(name, **options).categories) if some else None
+        return load_dataset(name, categories, **options).train
 
     def detector(self, device: Any = "cpu") -> Detector:
         """The method, ready to fit."""

@@ -108,7 +108,7 @@ def test_data_sets_are_listed_found_and_verified(capsys, tmp_path, monkeypatch):
     assert listed["mvtec_ad"].startswith("not here: https://")
     assert run(capsys, "data", "path", "toy") == [str(tmp_path / "toy")]
     assert run(capsys, "data", "verify", "toy") == [
-        "toy: 1 categories, 1 training and 2 test images, 1 masks, all readable"]
+        "toy: 1 category, 1 training and 2 test images, 1 mask, all readable"]
 
 
 def test_weights_are_listed_found_and_verified(capsys):

@@ -311,7 +311,7 @@ def test_verifying_compares_each_batch_with_torchvision_s_checksum(cifar, capsys
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", own[:5])
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", own[5:])
     assert cli.main(["data", "verify", "cifar10"]) == 0
-    assert capsys.readouterr().out == "cifar10: 1 categories, 50 training and 20 test images, 0 masks, all readable\n"
+    assert capsys.readouterr().out == "cifar10: 1 category, 50 training and 20 test images, 0 masks, all readable\n"
     write(folder / "test_batch", batch(7))
     with pytest.raises(DataError, match=f"^{folder}/test_batch is not CIFAR-10's"):
         verify_dataset("cifar10")

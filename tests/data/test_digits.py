@@ -57,7 +57,7 @@ def test_an_image_is_for_training_or_for_testing_in_every_split():
 def test_digits_are_verified_and_found_in_scikit_learn(capsys):
     assert cli.main(["data", "verify", "digits"]) == cli.main(["data", "path", "digits"]) == 0
     summary, folder = capsys.readouterr().out.splitlines()
-    assert summary == "digits: 1 categories, 628 training and 544 test images, 0 masks, all readable"
+    assert summary == "digits: 1 category, 628 training and 544 test images, 0 masks, all readable"
     assert folder == str(Path(sklearn.datasets.__file__).parent / "data") and (Path(folder) / "digits.csv.gz").is_file()
 
 

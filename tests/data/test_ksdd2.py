@@ -64,7 +64,7 @@ def test_it_is_verified_from_the_command_line_with_its_counts(kolektor, capsys, 
     assert "ksdd2/ksdd2 has 2 training and 3 test images, expected 2085 and 1004" in capsys.readouterr().err
     monkeypatch.delitem(verify.PUBLISHED, "ksdd2")
     assert cli.main(["data", "verify", "ksdd2"]) == 0
-    assert capsys.readouterr().out == "ksdd2: 1 categories, 2 training and 3 test images, 2 masks, all readable\n"
+    assert capsys.readouterr().out == "ksdd2: 1 category, 2 training and 3 test images, 2 masks, all readable\n"
     assert load_dataset("ksdd2", "ksdd2") == load_dataset("ksdd2", root=kolektor) == load_dataset("ksdd2")
     with pytest.raises(ParameterError, match=r"^unknown category 'tile' in data set 'ksdd2'; it has ksdd2$"):
         load_dataset("ksdd2", "tile")

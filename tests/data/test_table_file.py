@@ -58,7 +58,7 @@ def test_splits_masks_and_categories_are_read_from_their_columns(here, delimiter
     assert [(s.path.name, s.defect, s.mask_path and s.mask_path.relative_to(here).as_posix()) for s in data.test] == [
         ("7.png", "good", None), ("8.png", "good", None), ("9.png", "good", None), ("0.png", "defective", "masks/0.png"),
         ("1.png", "defective", "masks/1.png"), ("2.png", "defective", "masks/2.png")]
-    assert verify_dataset(str(here / "parts.csv")) == "parts: 1 categories, 7 training and 6 test images, 3 masks, all readable"
+    assert verify_dataset(str(here / "parts.csv")) == "parts: 1 category, 7 training and 6 test images, 3 masks, all readable"
 
 
 def test_a_normal_image_whose_mask_marks_pixels_is_named(here):

@@ -67,6 +67,13 @@ def test_a_verdict_equals_the_comparison_in_exact_decimals(measured, value, allo
     assert verdict(measured / 10, value / 10, allowed / 10) == word
 
 
+def test_an_empty_metric_is_no_number_and_a_mean_that_lacks_one_gets_no_verdict():
+    none = result({("bottle", "image_auroc"): None})
+    assert verdict_on_b4(none) == ("not run", "no result with these settings", None)
+    some = result({("bottle", "image_auroc"): None, ("cable", "image_auroc"): 0.965})
+    assert verdict_on_b4(some) == ("not run", "the printed mean is also over bottle", approx(96.5))
+
+
 # --- measured results ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("measured", "word"), [

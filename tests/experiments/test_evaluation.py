@@ -14,7 +14,7 @@ from support.tiny import write_tiny
 
 from adcore.data import load_dataset, read_masks
 from adcore.errors import ParameterError
-from adcore.experiments import ResultTable, compare_results, fitted, grid, load_results, predict_all, run
+from adcore.experiments import Experiment, ResultTable, fitted, grid, load_results, predict_all, run
 from adcore.experiments.record import export_results
 
 SMALL = {"backbone": "resnet18", "taps": (1,), "weights": "random", "image_size": 64, "crop": None, "coreset": 40.0}
@@ -138,8 +138,12 @@ def test_categories_and_defects_called_na_or_by_a_number_stay_text(own):
     assert set(load_results().category) == {"NA", "01"} and list(table.by_category().index) == ["01", "NA"]
 
 
-def test_a_cell_without_a_value_is_not_run_in_a_comparison(own):
-    shutil.rmtree(own / "cloth/test/blob")
-    shutil.rmtree(own / "felt/test/blob")
-    comparison = compare_results("heckler2023.table_2", measure())
-    assert set(comparison.frame.verdict) == {"not run"} and comparison.frame.measured.isna().all()
+def test_plus_and_colon_in_the_names_of_folders_are_part_of_the_names(own):
+    (own / "cloth").rename(own / "a+b")
+    own.rename(own.with_name("x:y"))
+    names = {text: {(sample.dataset, sample.category) for sample in Experiment(
+        "ds2", "mini", "brick", settings=(("pretraining", text),)).pretraining_images()}
+        for text in ("x:y", "x:y:felt", "x:y:a+b", "x:y:a+b+felt", "mini:gear+chip")}
+    cloth, felt = ("x:y", "a+b"), ("x:y", "felt")
+    assert names == {"x:y": {cloth, felt}, "x:y:felt": {felt}, "x:y:a+b": {cloth}, "x:y:a+b+felt": {cloth, felt},
+                     "mini:gear+chip": {("mini", "gear"), ("mini", "chip")}}
