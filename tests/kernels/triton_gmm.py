@@ -25,7 +25,8 @@ def random(*shape: int, seed: int = 1) -> Tensor:
 
 
 def agree(points: Tensor, *parts: Tensor, error: float = 1e-5) -> None:
-    """Log-density, responsibilities and gradient against torch's in float64 of the same numbers."""
+    """Log-density, responsibilities and gradient against torch's in float64 of the same numbers. The error allowed grows with
+    the largest value: the gradient is a sum of products, and processors round its parts differently."""
     weight = torch.linspace(-1, 2, len(points), dtype=torch.float64)
     runs = []
     for choice, dtype in (("triton", points.dtype), ("torch", torch.float64)):
@@ -36,7 +37,8 @@ def agree(points: Tensor, *parts: Tensor, error: float = 1e-5) -> None:
         runs.append((density, responsibilities, gradient))
     assert runs[0][0].dtype == torch.float32 and not runs[0][1].requires_grad
     for found, expected in zip(*runs, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=error, atol=error)
+        largest = max(1.0, float(expected.detach().abs().max()))
+        torch.testing.assert_close(found.double(), expected, rtol=error, atol=error * largest)
 
 
 @pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (7, 3, 2), (65, 4, 33), (33, 5, 64), (33, 2, 65), (5, 2, 128)])
