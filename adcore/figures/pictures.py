@@ -50,7 +50,7 @@ def _mixed(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]], view: View) -> Figure:
-    """The image, its mask and the anomaly map of each method, one column per sample.
+    """The image, its mask if there is one, and the anomaly map of each method, one column per sample.
 
     maps  method -> one (h, w) map per sample, of any size
 
@@ -63,14 +63,18 @@ def heat_maps(samples: Sequence[Sample], maps: Mapping[str, Sequence[np.ndarray]
         bare(axes)
     for column, sample in enumerate(samples):
         image = view.image(sample.image).permute(1, 2, 0).numpy()
-        mask = view.mask(sample.mask).numpy() if sample.mask is not None else np.zeros(view.shape, bool)
+        mask = None if sample.mask is None else view.mask(sample.mask).numpy()
         grid[0, column].imshow(image)
         title = f"{sample.category}\n{sample.defect}".replace("_", " ")
         grid[0, column].set_title(title, fontsize=7.5, pad=2)
-        grid[1, column].imshow(mask, cmap="gray", vmin=0, vmax=1)
+        if mask is None:
+            grid[1, column].annotate("no mask", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=7.5)
+        else:
+            grid[1, column].imshow(mask, cmap="gray", vmin=0, vmax=1)
         for axes, stack in zip(grid[2:, column], maps.values(), strict=True):
             _draw_map(axes, stack[column], _category_limits(stack, samples, sample.category), view.shape)
-            outline(axes, mask, "#66E0FF")
+            if mask is not None:
+                outline(axes, mask, "#66E0FF")
     for axes, label in zip(grid[:, 0], ["image", "mask", *maps], strict=True):
         axes.set_ylabel(label, fontsize=9, fontweight="bold")
     return figure

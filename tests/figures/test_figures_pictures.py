@@ -133,3 +133,12 @@ def test_an_overlay_is_the_mean_of_the_image_and_the_heat_colors_scaled_to_the_m
         assert drawn[:, y, x] == approx([(channel + color) / 2 for channel, color in zip(image[:, y, x], heat, strict=False)])
     constant = figures.overlay(image, np.full((2, 3), 7.0))
     assert constant == approx(figures.overlay(image, errors)[:, 0, 0, None, None] + (image - image[:, :1, :1]) / 2)
+
+
+def test_a_defective_image_without_a_mask_has_no_black_picture_as_its_mask(samples):
+    bare = [samples[0], replace(samples[1], mask_path=None)]
+    figure = figures.heat_maps(bare, {"map": columns_of(bare)["map"]}, VIEW)
+    grid = np.array(figure.axes).reshape(3, 2)
+    assert len(grid[1, 0].images) == 1 and not grid[1, 0].texts
+    assert not grid[1, 1].images and [text.get_text() for text in grid[1, 1].texts] == ["no mask"]
+    assert contours(grid[2, 1]) == 0
