@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from adcore.detector import Detector
-from adcore.errors import ParameterError
+from adcore.errors import ParameterError, did_you_mean
 from adcore.models import METHODS
 
 PROFILES = ("quick", "paper")
@@ -21,7 +21,7 @@ QUICK_MINI = {"train": 40, "good": 12, "defective": 18}
 def method_named(name: str) -> type[Detector]:
     """A method's class. Raises ParameterError for an unknown name."""
     if name not in METHODS:
-        raise ParameterError(f"unknown method '{name}'; there are {', '.join(METHODS)}")
+        raise ParameterError(f"unknown method '{name}'{did_you_mean(str(name), METHODS)}; there are {', '.join(METHODS)}")
     return METHODS[name]
 
 

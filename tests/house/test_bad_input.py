@@ -305,7 +305,7 @@ def test_a_wrong_parameter_is_refused_with_the_known_names(notebook, tmp_path, r
 def test_a_wrong_setting_or_method_is_refused_with_the_known_names():
     with pytest.raises(ParameterError, match=r"has no setting 'tops'; it has .*taps"):
         Experiment("patchcore", settings=(("tops", 1),)).config()
-    with pytest.raises(ParameterError, match=r"unknown method 'patchcor'; there are .*patchcore"):
+    with pytest.raises(ParameterError, match=r"unknown method 'patchcor' \(did you mean 'patchcore'\?\); there are"):
         Experiment("patchcor").config()
 
 
