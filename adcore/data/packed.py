@@ -47,11 +47,11 @@ def open_pack(path: Path, reader: Reader) -> Pack:
     except OSError:
         raise DataError(f"{path} is not there: restore the file") from None
     with _READING:
-        return _read(path, reader, stat.st_size, stat.st_mtime_ns)
+        return _read(path, reader, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
 
 
 @functools.lru_cache(maxsize=8)  # CIFAR-10 has six files of 30 MB
-def _read(path: Path, reader: Reader, size: int, modified: int) -> Pack:
+def _read(path: Path, reader: Reader, state: tuple[int, int, int]) -> Pack:
     return reader(path)
 
 

@@ -84,7 +84,7 @@ def verify_dataset(name: str | Path, progress: bool | None = None) -> str:
             for remark, path in found:
                 remarks[remark].append(shown(path, root))
             bar.update()
-    # Published data sets have empty masks too (MTD has one): the image counts as anomalous, and none of its pixels does.
+    # Published data sets have empty masks too (MTD has four): the image counts as anomalous, and none of its pixels does.
     findings += [Finding(count(len(remarks[key]), *texts), tuple(remarks[key]))
                  for key, texts in REMARKS.items() if remarks[key]]
     findings += [*_marked_normal(place, root, dataset), *_twins(dataset, root)]

@@ -91,7 +91,8 @@ def records(folder: Path | None = None) -> list[Record]:
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path, dtype={"category": str})  # '01234' is a name, not a number
+        # '01234' and 'NA' are names, not a number and not a missing value.
+        frame = pd.read_csv(path, dtype={"category": str, "dataset": str}, keep_default_na=False, na_values=[""])
     except ValueError as error:  # of pandas or of the decoder
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(f"{path} is no csv in UTF-8 ({reason}): export it again") from error

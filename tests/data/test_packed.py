@@ -60,6 +60,14 @@ def test_no_more_than_eight_files_are_kept(tmp_path):
     assert len(READ) == 1 and READ[0] == samples[0].path
 
 
+def test_another_file_of_the_same_size_and_time_is_read_again(tmp_path):
+    packed(tmp_path / "a.npy", noise(2, 4, 5))
+    before, stat = open_pack(tmp_path / "a.npy", read_array).images, (tmp_path / "a.npy").stat()
+    packed(tmp_path / "a.npy", 255 - noise(2, 4, 5))
+    os.utime(tmp_path / "a.npy", ns=(stat.st_atime_ns, stat.st_mtime_ns))              # as `cp -p` does
+    assert np.array_equal(open_pack(tmp_path / "a.npy", read_array).images, 255 - before)
+
+
 def test_a_gray_packed_image_has_three_equal_channels(tmp_path):
     gray = noise(3, 4, 5)
     image = packed(tmp_path / "g.npy", gray)[1].image

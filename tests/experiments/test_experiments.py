@@ -276,14 +276,15 @@ def test_a_damaged_result_is_left_out_of_the_table_with_a_message(fits, capsys):
     assert "is damaged" in capsys.readouterr().err
 
 
-def test_a_category_of_digits_stays_text(tmp_path):
-    made = result({("01234", "image_auroc"): 0.5}, dataset="digits", category="01234", score="mean")
-    row = {"category": "01234", "defect": "good", "label": 0, "score": 1.0, "image": "a/0"}
+@pytest.mark.parametrize("name", ["01234", "NA", "null", "1e5"])
+def test_a_category_that_looks_like_a_number_or_a_missing_value_stays_text(tmp_path, name):
+    made = result({(name, "image_auroc"): 0.5}, dataset="digits", category=name, score="mean")
+    row = {"category": name, "defect": "good", "label": 0, "score": 1.0, "image": "a/0"}
     Store(tmp_path).save(made, pd.DataFrame([row]), {})
-    assert Store(tmp_path).scores(made.experiment).category.tolist() == ["01234"]
+    assert Store(tmp_path).scores(made.experiment).category.tolist() == [name]
     (tmp_path / "results").mkdir()
     export_results(to=tmp_path / "results" / "digits.csv", out=tmp_path)
-    assert [record.frame.category.tolist() for record in records(tmp_path / "results")] == [["01234"]]
+    assert [record.frame.category.tolist() for record in records(tmp_path / "results")] == [[name]]
 
 
 @pytest.mark.parametrize("dies_in", ["write_text", "atomic", "sealed"])
