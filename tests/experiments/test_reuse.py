@@ -17,7 +17,7 @@ from support.tiny import write_tiny
 
 from adcore import training
 from adcore.errors import StoreError
-from adcore.experiments import Experiment, ResultTable, fitted, grid, run, runner
+from adcore.experiments import Experiment, Result, ResultTable, fitted, grid, run, runner
 
 SMALL = {"backbone": "resnet18", "taps": (1,), "weights": "random", "image_size": 64, "crop": None, "coreset": 40.0}
 
@@ -183,3 +183,14 @@ def test_an_interrupted_training_does_not_go_on_with_other_images(own, monkeypat
     assert len(epochs) == 3 + 3                                    # all three epochs again
     assert values(after) == values(run(experiments, device="cpu", out=own.parent / "other_runs"))
     assert not list(after.store.folder(experiments[0]).glob("checkpoint*"))
+
+
+def test_a_result_of_an_older_version_is_compared_by_the_digest_of_its_images(own, measured):
+    made = patchcore("paper")
+    (result,) = made.results
+    older = Result(result.experiment, result.measures, {k: v for k, v in result.provenance.items() if k != "inputs"})
+    made.store.save(older, made.scores()[["category", "defect", "label", "score", "image"]], made.maps())
+    assert values(patchcore("paper")) == values(made) and len(measured) == 1
+    paint(own / "cloth/test/good/000.png", 99)
+    with pytest.raises(StoreError, match="was measured with other images: put them back"):
+        patchcore("paper")
