@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adcore.models import METHODS
+from adcore.papers.ds2 import cutpaste, ds2
 from adcore.papers.ds2.lars import LARS
 from adcore.papers.uniad2022 import feature_decoder
 
@@ -33,13 +34,15 @@ class Received(Exception):  # noqa: N818, it is no error
     """Carries what the training loop was called with."""
 
 
+def received(*given: Any, **named: Any) -> None:
+    """Stands in for `train`."""
+    module, _, data, optimizer, scheduler = (*given, None)[:5]
+    raise Received(SimpleNamespace(module=module, data=data, optimizer=optimizer, scheduler=scheduler, **named))
+
+
 @pytest.fixture
 def receive(monkeypatch, tiny):
     """Calls `fit` of a method and returns what its training loop receives."""
-    def received(*given: Any, **named: Any) -> None:
-        module, _, data, optimizer, scheduler = (*given, None)[:5]
-        raise Received(SimpleNamespace(module=module, data=data, optimizer=optimizer, scheduler=scheduler, **named))
-
     def fit(name: str, **more: Any) -> SimpleNamespace:
         method = METHODS[name]
         for base in method.__mro__:                  # the module that calls `train` may be that of a base class
@@ -121,37 +124,24 @@ def test_asymst_trains_its_teacher_and_then_its_student_in_the_same_way(monkeypa
 
 
 def test_the_feature_decoder_is_trained_as_its_config_says(monkeypatch):
-    found: list[SimpleNamespace] = []
-
-    def received(module: Any, _: Any, data: Any, optimizer: Any, scheduler: Any, **named: Any) -> None:
-        found.append(SimpleNamespace(optimizer=optimizer, scheduler=scheduler, **named))
-        raise Received
-
     monkeypatch.setattr(feature_decoder, "train", received)
     config = feature_decoder.FeatureDecoderConfig(widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1), lr=0.0123, weight_decay=0.045,
                                                   epochs=7, batch_size=3, lr_drop=5, clip_norm=0.67)
-    with pytest.raises(Received):
+    with pytest.raises(Received) as found:
         feature_decoder.train_decoder(torch.zeros(3, 4, 8, 8), torch.zeros(3, 3, 128, 128), config, seed=11)
-    (one,) = found
+    one = found.value.args[0]
     assert type(one.optimizer).__name__ == "AdamW" and one.optimizer.param_groups[0]["weight_decay"] == 0.045
     assert (one.epochs, one.batch_size, one.seed, one.clip_norm) == (7, 3, 11, 0.67)
     assert rates(one.scheduler, one.optimizer, 6) == pytest.approx([0.0123] * 5 + [0.00123])
 
 
 def test_ds2_is_trained_by_lars_with_a_rate_for_256_images(monkeypatch):
-    from adcore.papers.ds2 import ds2
-    found: list[SimpleNamespace] = []
-
-    def received(module: Any, _: Any, data: Any, optimizer: Any, scheduler: Any, **named: Any) -> None:
-        found.append(SimpleNamespace(optimizer=optimizer, scheduler=scheduler, **named))
-        raise Received
-
     monkeypatch.setattr(ds2, "train", received)
     config = ds2.DS2Config.make({**ds2.DS2.quick, "lr": 0.8, "batch_size": 4, "momentum": 0.77, "weight_decay": 0.045,
                                  "trust": 0.002, "warmup_epochs": 2, "decay_epochs": (4, 6), "epochs": 9})
-    with pytest.raises(Received):
+    with pytest.raises(Received) as found:
         ds2.pretrain(config, torch.zeros(8, 3, 80, 80, dtype=torch.uint8), seed=11)
-    (one,) = found
+    one = found.value.args[0]
     group = one.optimizer.param_groups[0]
     assert type(one.optimizer) is LARS and (group["momentum"], group["weight_decay"]) == (0.77, 0.045)
     assert (one.epochs, one.seed) == (9, 11) and group["trust"] == 0.002
@@ -159,19 +149,12 @@ def test_ds2_is_trained_by_lars_with_a_rate_for_256_images(monkeypatch):
 
 
 def test_cutpaste_is_trained_by_sgd_with_a_cosine_over_all_steps(monkeypatch):
-    from adcore.papers.ds2 import cutpaste
-    found: list[SimpleNamespace] = []
-
-    def received(module: Any, _: Any, data: Any, optimizer: Any, scheduler: Any, **named: Any) -> None:
-        found.append(SimpleNamespace(optimizer=optimizer, scheduler=scheduler, **named))
-        raise Received
-
     monkeypatch.setattr(cutpaste, "train", received)
     config = cutpaste.CutPasteConfig.make({**cutpaste.CutPaste.quick, "lr": 0.5, "lr_end": 0.1, "momentum": 0.77,
                                            "weight_decay": 0.045, "epochs": 2, "steps": 4, "batch_size": 4})
-    with pytest.raises(Received):
+    with pytest.raises(Received) as found:
         cutpaste.pretrain_cutpaste(config, torch.zeros(8, 3, 80, 80, dtype=torch.uint8), seed=11)
-    (one,) = found
+    one = found.value.args[0]
     group = one.optimizer.param_groups[0]
     assert type(one.optimizer) is torch.optim.SGD and (group["momentum"], group["weight_decay"]) == (0.77, 0.045)
     assert (one.epochs, one.seed, one.each_step) == (2, 11, True)
