@@ -15,8 +15,8 @@ from adcore.data.pixels import decode, explain_mask, image_size, to_rgb
 from adcore.data.registry import DATASETS, find_dataset, list_dataset, load_dataset
 from adcore.data.sample import Dataset, Sample
 from adcore.data.table_file import read_table
+from adcore.digests import file_digests
 from adcore.errors import DataError
-from adcore.files import digest_file
 from adcore.paths import cache_folder
 from adcore.progress import progress_bar
 
@@ -186,4 +186,5 @@ def _digests(paths: Iterable[Path]) -> dict[Path, str]:
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in dict.fromkeys(paths):
         by_size[path.stat().st_size].append(path)
-    return {path: digest_file(path) for same in by_size.values() if len(same) > 1 for path in same}
+    alike = [path for same in by_size.values() if len(same) > 1 for path in same]
+    return dict(zip(alike, file_digests(alike), strict=True))

@@ -161,6 +161,10 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
         run_on_rank_zero(partial(store.save, result, scores_table([]), {}))
         return result
     checkpoint = store.folder(experiment) / f"checkpoint-{_training_key(experiment, dataset)}"
+    others = [path for path in checkpoint.parent.glob("checkpoint*") if not path.name.startswith(checkpoint.name)]
+    if others and is_rank_zero():
+        print(f"adcore: '{experiment.title}' was interrupted with other code, images or weights: its training starts again",
+              file=sys.stderr)
     with Meter(device) as fitting:
         detector = _fit(experiment, dataset, device, checkpoint, progress)
     return run_on_rank_zero(partial(_tested, detector, experiment, dataset, store, start, fitting, world_size(), progress))

@@ -162,7 +162,7 @@ def test_a_fitted_model_is_kept_for_other_test_images_and_fitted_again_for_other
     assert len(epochs) == 4 and not torch.equal(next(first.network.parameters()), next(third.network.parameters()))
 
 
-def test_an_interrupted_training_does_not_go_on_with_other_images(own, monkeypatch):
+def test_an_interrupted_training_does_not_go_on_with_other_images_and_says_so(own, monkeypatch, capsys):
     settings = {"image_size": 64, "epochs": 3, "hidden": 16, "heads": 2, "ffn": 16, "neighbors": 1, "encoder_layers": 1,
                 "decoder_layers": 1, "backbone": "resnet18", "weights": "random", "taps": (1,)}
     experiments = grid("uniad", dataset="own", categories="cloth", **settings)
@@ -179,8 +179,10 @@ def test_an_interrupted_training_does_not_go_on_with_other_images(own, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run(experiments, device="cpu")
     paint(own / "cloth/train/good/000.png", 150)
+    assert "starts again" not in capsys.readouterr().err
     after = run(experiments, device="cpu")
     assert len(epochs) == 3 + 3                                    # all three epochs again
+    assert "was interrupted with other code, images or weights: its training starts again" in capsys.readouterr().err
     assert values(after) == values(run(experiments, device="cpu", out=own.parent / "other_runs"))
     assert not list(after.store.folder(experiments[0]).glob("checkpoint*"))
 
