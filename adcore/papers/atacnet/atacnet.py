@@ -168,6 +168,7 @@ class ATACNet(FewShot):
     """
 
     name: ClassVar[str] = "atacnet"
+    version: ClassVar[int] = 2  # 2: rotations take the nearest pixel, 1: bilinear
     Config: ClassVar[type[Any]] = ATACNetConfig
     quick: ClassVar[dict[str, Any]] = {**QUICK, "smallest": 12, "statistics": "weights", "batch_size": 16}
     network: Network

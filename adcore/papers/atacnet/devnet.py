@@ -39,10 +39,13 @@ def pyramid_sizes(size: tuple[int, int], scales: int) -> list[tuple[int, int]]:
 
 
 def pyramid(images: Tensor, scales: int) -> list[Tensor]:
-    """The images at all scales: (B, C, H, W) -> [(B, C, H / 2^s, W / 2^s)]."""
+    """The images at all scales: (B, C, H, W) -> [(B, C, H // 2^s, W // 2^s)].
+
+    Each pixel of a smaller image is the nearest one of the image, as in the published code of DevNet and DRA, whose
+    `F.interpolate` names no mode. At half the size these are the pixels of even rows and columns; nothing is averaged.
+    """
     own = (images.shape[-2], images.shape[-1])
-    return [images if size == own else F.interpolate(images, size, mode="bilinear", align_corners=False)
-            for size in pyramid_sizes(own, scales)]
+    return [images if size == own else F.interpolate(images, size, mode="nearest") for size in pyramid_sizes(own, scales)]
 
 
 def mean_map(maps: list[Tensor], size: tuple[int, int]) -> Tensor:
@@ -54,6 +57,7 @@ class DevNet(FewShot):
     """DevNet as a detector; one network per category."""
 
     name: ClassVar[str] = "devnet"
+    version: ClassVar[int] = 2  # 2: the smaller images and the rotations take the nearest pixel, 1: bilinear
     Config: ClassVar[type[Any]] = DevNetConfig
     quick: ClassVar[dict[str, Any]] = {**QUICK, "batch_size": 16}
 

@@ -28,6 +28,7 @@ from adcore.papers.atacnet.deviation import AnomalyMapping, deviation_loss, top_
 from adcore.papers.atacnet.devnet import DevNetConfig, mean_map, pyramid, pyramid_sizes
 from adcore.papers.atacnet.few_shot import QUICK, FewShot, rotated
 from adcore.settings import Range
+from adcore.training import Scheduler, epoch_seed, seeded
 
 # Labels in a training batch: normal images, labeled anomalies, and pseudo anomalies, which CutMix makes from normal images.
 NORMAL, SEEN, PSEUDO = 0, 1, 2
@@ -59,15 +60,20 @@ class DRAConfig(DevNetConfig):
     """Settings of DRA; the defaults are those of the published code.
 
     references  number of normal training images; the composite head compares an image with their mean features
+    at_test     references of a test image: 'fixed' takes the same images, without rotation, for all test images; 'drawn' draws
+                and rotates others for every batch, as in training and in the published code, so that an image's score depends
+                on the batch and on the number of batches before it
     hidden      width of the holistic head
     heads       heads that are trained and whose scores are added
     """
 
     epochs: int = 30
     references: int = 5
+    at_test: str = "fixed"
     hidden: int = 256
     heads: tuple[str, ...] = tuple(HEADS)
 
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"at_test": ("fixed", "drawn")}
     ranges: ClassVar[dict[str, Range]] = {"references": Range(least=1, most=2**10)}
 
     def __post_init__(self) -> None:
@@ -100,9 +106,14 @@ class Composite(nn.Module):
 
 
 class DRA(FewShot):
-    """DRA as a detector; one network per category."""
+    """DRA as a detector; one network per category.
+
+    predicted  number of batches that were predicted since the training
+    """
 
     name: ClassVar[str] = "dra"
+    version: ClassVar[int] = 2  # 2: as DevNet's, and the learning rate falls an epoch earlier
+    predicted: int = 0
     Config: ClassVar[type[Any]] = DRAConfig
     quick: ClassVar[dict[str, Any]] = {**QUICK, "batch_size": 18}
 
@@ -128,16 +139,24 @@ class DRA(FewShot):
     def fit(self, samples: Any, *, checkpoint: Any = None, progress: Any = None) -> DRA:
         """As `FewShot.fit`; then draw the reference images for testing from the normal training images, with the same seed."""
         super().fit(samples, checkpoint=checkpoint, progress=progress)
+        self.predicted = 0
         order = torch.randperm(len(self.normal), generator=torch.Generator().manual_seed(self.seed))
         chosen = order[torch.arange(self.config.references) % len(order)]
         self.network.references.copy_(self.normal[chosen].float() / 255)                       # type: ignore[operator]
         return self
 
+    def schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
+        """As `FewShot.schedule`, but each fall comes one epoch earlier: the published code steps before an epoch, not after."""
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.1 ** ((epoch + 1) // self.config.lr_every))
+
+    def drawn_references(self) -> Tensor:
+        """Reference images drawn with replacement from the normal training images and rotated: (R, 3, H, W)."""
+        return rotated(self.pick(self.normal, self.config.references), self.config.rotation)
+
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Sum of the heads' deviation losses. Each call draws new reference images."""
-        references = rotated(self.pick(self.normal, self.config.references), self.config.rotation)
         total = images.new_zeros(())
-        for name, (scores, _) in self.heads(images, references).items():
+        for name, (scores, _) in self.heads(images, self.drawn_references()).items():
             head = HEADS[name]
             sees = torch.isin(labels, labels.new_tensor(head.sees))                            # (B,)
             deviates = torch.isin(labels, labels.new_tensor(head.deviates))                    # (B,)
@@ -165,7 +184,12 @@ class DRA(FewShot):
 
     def score(self, images: Tensor) -> Prediction:
         """Signed sum of the heads' scores, mean of all heads' maps."""
-        heads = self.heads(images, self.network.references)                                    # type: ignore[arg-type]
+        references: Any = self.network.references
+        if self.config.at_test == "drawn":
+            with seeded(epoch_seed(self.seed, self.predicted)):
+                references = self.drawn_references()
+            self.predicted += 1
+        heads = self.heads(images, references)
         total = torch.stack([HEADS[name].sign * scores for name, (scores, _) in heads.items()]).sum(0)
         maps = [m for _, maps in heads.values() for m in maps]
         return Prediction(total, mean_map(maps, (images.shape[-2], images.shape[-1])) if maps else None)

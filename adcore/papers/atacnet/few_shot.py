@@ -27,7 +27,7 @@ from adcore.features import FeatureExtractor, Tap, images_digest, train_only
 from adcore.files import digest_text
 from adcore.papers.atacnet.few_shot_split import DRAW_SEED, with_anomalies
 from adcore.settings import Range
-from adcore.training import Run, train
+from adcore.training import Run, Scheduler, train
 
 # Mean and standard deviation of the colors. The supplement (Sec. 2) calls them ImageNet's, but they are CLIP's.
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -56,7 +56,7 @@ class FewShotConfig(Config):
                 those that come with the 'weights', which suits small batches and short trainings
     rotation    training images are rotated by a random angle of at most so many degrees, in either direction
     steps       batches per epoch
-    lr_every    the learning rate is divided by ten after so many epochs
+    lr_every    the learning rate is divided by ten after so many epochs; DRA does it one epoch earlier
     top_share   fraction of the cells with the largest values; their mean is the score
     margin      k of the deviation loss
     """
@@ -96,7 +96,10 @@ class FewShotConfig(Config):
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:
-    """Each image rotated by its own angle, uniform in [-degrees, degrees]; the corners become black.
+    """Each image rotated around its center by its own angle, uniform in [-degrees, degrees]; the corners become black.
+
+    A pixel takes the color of the nearest one, as in the published code of DevNet and DRA (torchvision's `RandomRotation`
+    without a mode). ATAC-Net, which has no code, is trained with the same rotation. With `degrees` 0 the images are returned.
 
     (B, 3, H, W) -> (B, 3, H, W)
     """
@@ -107,7 +110,8 @@ def rotated(images: Tensor, degrees: float) -> Tensor:
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # grid_sample scales both axes to [-1, 1], so a rotation of a non-square image needs the factors h / w and w / h.
     matrix = torch.stack([torch.stack([cos, -sin * h / w, zero], 1), torch.stack([sin * w / h, cos, zero], 1)], 1)  # (B, 2, 3)
-    return F.grid_sample(images, F.affine_grid(matrix, list(images.shape), align_corners=False), align_corners=False)
+    return F.grid_sample(images, F.affine_grid(matrix, list(images.shape), align_corners=False), mode="nearest",
+                         align_corners=False)
 
 
 class FewShot(Detector):
@@ -181,11 +185,14 @@ class FewShot(Detector):
         inputs = digest_text(f"{images_digest(samples)} {labels.tolist()} {self.weights_digest}")
         learned = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learned, c.lr, weight_decay=c.weight_decay)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, c.lr_every, 0.1)
-        self.losses = train(self.network, self.loss, self.batches, optimizer, scheduler, epochs=c.epochs, seed=self.seed,
-                            clip_norm=c.clip_norm, amp=c.amp,
+        self.losses = train(self.network, self.loss, self.batches, optimizer, self.schedule(optimizer), epochs=c.epochs,
+                            seed=self.seed, clip_norm=c.clip_norm, amp=c.amp,
                             run=Run(checkpoint, progress, self.name, inputs))
         return self
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
+        """The learning rate, stepped after every epoch: a tenth after each `lr_every` epochs."""
+        return torch.optim.lr_scheduler.StepLR(optimizer, self.config.lr_every, 0.1)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch."""
