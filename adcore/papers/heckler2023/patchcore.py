@@ -8,7 +8,9 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022; 
     phi_j     maps        (B, C, h, w)   backbone maps at the taps j
     P         features    (B, D, h, w)   patch features, averaged over 3x3 neighborhoods
     M         bank        (m, D)         patch features of normal images, subsampled by greedy k-center
-    d         distances   (B, h, w)      distance of each patch to the bank; the image score s* is their maximum
+    d         distances   (B, h, w)      squared distance of each patch to the bank; the image score s* is their maximum
+
+The paper's formulas have the distance itself (Eq. 6). The published code has its square, and so does this one by default.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from adcore.data import Sample, View
 from adcore.data.transforms import Size, as_size
@@ -39,11 +40,14 @@ class PatchCoreConfig(Config):
 
     embed_dim       adaptive average pooling of each tap's C x 3 x 3 neighborhood, and of the concatenated taps, to this many
                     numbers; 0 takes the mean of each channel over the neighborhood, which suits narrow backbones
-    coreset         fraction of the patches that is kept, or their number if above 1
+    coreset         fraction of the patches that is kept, rounded down to a whole number, or their number if above 1
     projection      dimensions of the random projection before the coreset selection
     starts          random starting points of the coreset selection
-    neighbors       nearest neighbors whose distances are averaged
-    sigma           standard deviation in pixels of the Gaussian that smooths the map
+    neighbors       nearest neighbors whose distances are averaged; with `squared`, the mean is one of squared distances
+    squared         distances are squared, as in the published code (its search is faiss' IndexFlatL2), before the map is
+                    interpolated and smoothed; False takes the distance itself, as in the paper's Eq. (6). The order of the
+                    images by their scores is the same if neighbors is 1, the order of pixels is not
+    sigma           standard deviation in pixels of the Gaussian that smooths the map (`smoothed`); 0 leaves it as it is
     max_bank_bytes  `fit` refuses to need more memory than this (see `PatchCore.memory`)
     """
 
@@ -57,6 +61,7 @@ class PatchCoreConfig(Config):
     projection: int = 128
     starts: int = 10
     neighbors: int = 1
+    squared: bool = True
     sigma: float = 4.0
     max_bank_bytes: int = 8 * 2**30
 
@@ -90,10 +95,28 @@ def neighborhood_features(maps: Sequence[Tensor], embed_dim: int) -> Tensor:
     return F.adaptive_avg_pool1d(joined, embed_dim).transpose(1, 2).unflatten(2, grid)
 
 
+def smoothed(maps: Tensor, sigma: float) -> Tensor:
+    """Maps (B, 1, H, W) smoothed by a Gaussian, same shape: equal to scipy.ndimage.gaussian_filter with its default settings.
+
+    The kernel ends at int(4 sigma + 0.5) pixels. Beyond the border the map is mirrored with its last pixel repeated,
+    (d c b a | a b c d | d c b a), as often as the kernel needs.
+    """
+    radius = int(4 * sigma + 0.5)
+    steps = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+    kernel = torch.exp(-0.5 * (steps / sigma).square())
+    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
+    for _ in range(2):                          # down the rows, then, transposed, along them
+        n = maps.shape[2]
+        index = torch.arange(-radius, n + radius, device=maps.device) % (2 * n)
+        maps = F.conv2d(maps[:, :, torch.minimum(index, 2 * n - 1 - index)], kernel).transpose(2, 3)
+    return maps
+
+
 class PatchCore(FrozenTaps):
     """PatchCore as a detector; one bank per category."""
 
     name: ClassVar[str] = "patchcore"
+    version: ClassVar[int] = 2
     Config: ClassVar[type[Any]] = PatchCoreConfig
     quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (2, 3), "image_size": 160, "crop": None,
                                        "embed_dim": 0, "coreset": 2000}
@@ -126,7 +149,7 @@ class PatchCore(FrozenTaps):
     def kept(self, patches: int) -> int:
         """Number of patches that the bank keeps out of `patches`."""
         coreset = self.config.coreset
-        return min(patches, max(1, round(coreset if coreset > 1 else coreset * patches)))
+        return min(patches, max(1, int(coreset if coreset > 1 else coreset * patches)))
 
     def fit(self, samples: Sequence[Sample], *, checkpoint: Path | None = None, progress: bool | None = None) -> PatchCore:
         """Fill the bank (Sec. 3.2). Nothing is trained; `checkpoint` is not used.
@@ -161,7 +184,7 @@ class PatchCore(FrozenTaps):
         return kcenter(points, keep, initial=torch.cdist(points, starts).mean(1), progress=progress)
 
     def _predict(self, images: Tensor) -> Prediction:
-        """Distance to the nearest normal patch (Sec. 3.3), upsampled and smoothed; the score is the largest distance.
+        """Distance to the nearest normal patch (Sec. 3.3), upsampled and smoothed; the score is the largest one of a patch.
 
         Raises:
             AdcoreError: called before `fit`.
@@ -172,9 +195,9 @@ class PatchCore(FrozenTaps):
         features = self.features(self.extractor(images))                                        # (B, D, h, w)
         b, _, h, w = features.shape
         queries = features.permute(0, 2, 3, 1).flatten(0, 2)                                    # (B * N, D)
-        distances = nearest(queries, self.bank, self.config.neighbors)[0].mean(1).view(b, h, w)
+        distances = nearest(queries, self.bank, self.config.neighbors)[0]                       # (B * N, neighbors)
+        distances = (distances.square() if self.config.squared else distances).mean(1).view(b, h, w)
         maps = F.interpolate(distances[:, None], size, mode="bilinear", align_corners=False)    # (B, 1, H, W)
         if self.config.sigma > 0:
-            kernel = 2 * min(round(4 * self.config.sigma), min(size) - 1) + 1
-            maps = gaussian_blur(maps, [kernel, kernel], [self.config.sigma, self.config.sigma])
+            maps = smoothed(maps, self.config.sigma)
         return Prediction(distances.amax(dim=(1, 2)), maps[:, 0])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from adcore import kernels
@@ -14,7 +15,7 @@ from adcore.data import read_images
 from adcore.errors import AdcoreError, ParameterError
 from adcore.models import PatchCore, PatchCoreConfig
 from adcore.papers.heckler2023 import patchcore
-from adcore.papers.heckler2023.patchcore import neighborhood_features
+from adcore.papers.heckler2023.patchcore import neighborhood_features, smoothed
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (2, 3), "image_size": 64, "crop": None, "embed_dim": 0, "coreset": 0.25}
 
@@ -76,7 +77,7 @@ def test_with_embedding_a_patch_is_its_unfolded_neighborhoods_averaged_down_tap_
     np.testing.assert_allclose(found, wanted.transpose(2, 0, 1), atol=1e-12)
 
 
-@pytest.mark.parametrize(("coreset", "kept"), [(0.25, 384), (0.1, 154), (50, 50), (10**6, 1536), (1.0, 1536), (0.0001, 1)])
+@pytest.mark.parametrize(("coreset", "kept"), [(0.25, 384), (0.1, 153), (50, 50), (10**6, 1536), (1.0, 1536), (0.0001, 1)])
 def test_the_bank_keeps_a_fraction_of_the_patches_or_a_number_of_them(tiny, coreset, kept):
     # Six images of 64 pixels; stride 4 at stage 2; stages 2 and 3 have 24 and 40 channels.
     assert 6 * (64 // 4) ** 2 == 1536
@@ -118,9 +119,10 @@ def test_a_bank_over_the_memory_limit_is_refused_before_anything_is_computed(tin
     assert core.bank is None
 
 
+@pytest.mark.parametrize("squared", [True, False])
 @pytest.mark.parametrize("neighbors", [1, 3])
-def test_the_score_is_the_largest_patch_distance_and_the_map_has_all_distances(tiny, neighbors):
-    core = detector(neighbors=neighbors, sigma=0.0).fit(tiny.train)
+def test_the_score_is_the_largest_patch_distance_and_the_map_has_all_distances(tiny, neighbors, squared):
+    core = detector(neighbors=neighbors, squared=squared, sigma=0.0).fit(tiny.train)
     images = next(read_images(tiny.test[-2:], core.view))
     found = core.predict(images)
     bank = core.bank.double().numpy()
@@ -128,27 +130,37 @@ def test_the_score_is_the_largest_patch_distance_and_the_map_has_all_distances(t
     for features, score, plane in zip(queries, found.score, found.map, strict=True):
         distances = np.zeros(features.shape[1:])
         for y, x in np.ndindex(*distances.shape):
-            lengths = np.sqrt(((bank - features[:, y, x]) ** 2).sum(1))
+            lengths = ((bank - features[:, y, x]) ** 2).sum(1)
+            lengths = lengths if squared else np.sqrt(lengths)
             distances[y, x] = np.sort(lengths)[:neighbors].mean()
         assert float(score) == pytest.approx(distances.max(), rel=1e-4)
         np.testing.assert_allclose(plane.numpy(), resized(distances, 64, 64), rtol=1e-3, atol=1e-3)
 
 
-def test_the_map_is_smoothed_by_a_gaussian_with_the_given_deviation(tiny):
-    sharp, smooth = (detector(sigma=sigma).fit(tiny.train) for sigma in (0.0, 2.0))
+# A kernel of 4 sigma + 0.5 pixels: it ends inside the map, at its border, and far beyond it, several mirrors away.
+@pytest.mark.parametrize(("size", "sigma"), [((40, 64), 4.0), ((31, 33), 2.5), ((16, 17), 4.0), ((5, 3), 4.0), ((1, 9), 1.0),
+                                             ((12, 12), 0.3)])
+def test_the_smoothing_equals_scipy_s_gaussian_filter_up_to_the_border(size, sigma):
+    maps = normal(2, 1, *size)
+    expected = np.stack([ndimage.gaussian_filter(plane, sigma, mode="reflect", truncate=4) for plane in maps[:, 0].numpy()])
+    np.testing.assert_allclose(smoothed(maps, sigma)[:, 0].numpy(), expected, atol=1e-14)
+    np.testing.assert_allclose(smoothed(maps.float(), sigma)[:, 0].numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [2.0, 9.0])
+def test_the_map_is_smoothed_by_a_gaussian_with_the_given_deviation_and_the_score_is_not(tiny, sigma):
+    sharp, smooth = (detector(sigma=deviation).fit(tiny.train) for deviation in (0.0, sigma))
     images = next(read_images(tiny.test[-1:], sharp.view))
     plane, found = sharp.predict(images), smooth.predict(images)
-    weights = np.exp(-0.5 * (np.arange(-8, 9) / 2.0) ** 2)
-    weights = np.outer(weights, weights) / weights.sum() ** 2
-    middle = plane.map[0, 32 - 8:32 + 9, 30 - 8:30 + 9].double().numpy()
-    assert float(found.map[0, 32, 30]) == pytest.approx((weights * middle).sum(), rel=1e-4)
+    expected = ndimage.gaussian_filter(plane.map[0].double().numpy(), sigma)
+    np.testing.assert_allclose(found.map[0].numpy(), expected, rtol=1e-5)
     assert torch.equal(found.score, plane.score)
 
 
 def test_training_patches_are_at_distance_zero_when_the_bank_keeps_everything(tiny):
     core = detector(coreset=1.0).fit(tiny.train)
     found = core.predict(next(read_images(tiny.train, core.view)))
-    assert float(found.score.max()) < 1e-3
+    assert float(found.score.max()) < 1e-6
     assert float(core.predict(next(read_images(tiny.test[-3:], core.view))).score.min()) > 1
 
 
@@ -200,4 +212,4 @@ def test_the_coreset_covers_the_patches_better_than_a_random_choice(tiny):
 def test_the_defaults_are_the_settings_of_the_published_code():
     paper = PatchCoreConfig()
     assert (paper.image_size, paper.crop, paper.embed_dim, paper.coreset) == (256, 224, 1024, 0.1)
-    assert (paper.projection, paper.starts, paper.neighbors, paper.sigma) == (128, 10, 1, 4.0)
+    assert (paper.projection, paper.starts, paper.neighbors, paper.squared, paper.sigma) == (128, 10, 1, True, 4.0)
