@@ -153,7 +153,7 @@ DEFAULT_RUN = Run()
 def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tuple[Tensor, ...] | Batches,
           optimizer: torch.optim.Optimizer, scheduler: Scheduler | None = None, *, epochs: int, batch_size: int = 0, seed: int,
           clip_norm: float | None = None, amp: bool = False, each_step: bool = False, data_parallel: bool = False,
-          run: Run = DEFAULT_RUN) -> list[float]:
+          drop_last: bool = False, run: Run = DEFAULT_RUN) -> list[float]:
     """Train a module and return the mean loss of each epoch. The module is in eval mode afterwards.
 
     loss_of        batch (B, ...) on the module's device -> scalar; takes one batch for each tensor of `data`
@@ -164,6 +164,8 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
     clip_norm      largest norm of the gradient; None does not clip
     amp            bfloat16 autocast
     data_parallel  under torchrun, split each batch over the ranks; otherwise every rank trains on all of it
+    drop_last      leave out the last batch of an epoch if it is incomplete, unless it is the only one: fewer images than
+                   `batch_size` are one batch. Only for `data` as tensors
 
     Every epoch has its own random seed, so that an interrupted training resumes to the same weights.
 
@@ -184,7 +186,7 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
     """
     device, checkpoint = next(module.parameters()).device, run.checkpoint
     rank, size = (distributed.rank(), distributed.world_size()) if data_parallel else (0, 1)
-    batches, read = (data, lambda *batch: batch) if callable(data) else _shuffled(data, batch_size, device, run.desc)
+    batches, read = (data, lambda *batch: batch) if callable(data) else _shuffled(data, batch_size, drop_last, device, run.desc)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.is_file():
         losses = _restore(checkpoint, run.inputs, module, optimizer, scheduler, device)
@@ -236,7 +238,7 @@ def _epoch(module: nn.Module, loss_of: Callable[..., Tensor], batches: Iterator[
     return float(distributed.all_gather(total[None]).mean()) / seen
 
 
-def _shuffled(data: Tensor | tuple[Tensor, ...], batch_size: int, device: torch.device,
+def _shuffled(data: Tensor | tuple[Tensor, ...], batch_size: int, drop_last: bool, device: torch.device,
               desc: str) -> tuple[Batches, Callable[[Tensor], tuple[Tensor, ...]]]:
     """Batches of shuffled indices, and a function that reads the rows of a batch."""
     tensors = (data,) if isinstance(data, Tensor) else data
@@ -246,7 +248,8 @@ def _shuffled(data: Tensor | tuple[Tensor, ...], batch_size: int, device: torch.
         raise ParameterError(f"{desc}: batch_size={batch_size} must be at least 1 where data is cut into batches")
 
     def batches() -> Iterator[tuple[Tensor, ...]]:
-        for indices in torch.randperm(len(tensors[0])).split(batch_size):
+        parts = torch.randperm(len(tensors[0])).split(batch_size)
+        for indices in parts[:-1] if drop_last and len(parts) > 1 and len(parts[-1]) < batch_size else parts:
             # Ascending order reads a memory-mapped file front to back; within a batch the order does not matter.
             yield (indices.sort().values,)
 

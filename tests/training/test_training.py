@@ -85,6 +85,30 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others():
     assert run(network()) == run(network()) != run(network(), seed=2)
 
 
+@pytest.mark.parametrize(("images", "batch_size", "expected"), [(7, 3, [3, 3]), (6, 3, [3, 3]), (3, 3, [3]), (2, 3, [2]),
+                                                                (4, 3, [3]), (1, 1, [1])])
+def test_an_incomplete_last_batch_is_left_out_on_demand_unless_it_is_the_only_one(images, batch_size, expected):
+    batches: list[list[float]] = []
+    module = nn.Linear(1, 1)
+
+    def loss_of(batch: Tensor) -> Tensor:
+        batches.append(batch[:, 0].tolist())
+        return module(batch).sum()
+
+    def epochs(**more: bool) -> list[list[list[float]]]:
+        batches.clear()
+        optimizer = torch.optim.SGD(module.parameters(), 0.0)
+        train(module, loss_of, torch.arange(float(images))[:, None], optimizer, epochs=6, batch_size=batch_size, seed=0, **more)
+        size = len(batches) // 6
+        return [batches[i * size:(i + 1) * size] for i in range(6)]
+
+    dropped, whole = epochs(drop_last=True), epochs()
+    assert [len(batch) for batch in dropped[0]] == expected
+    assert all(a == b[:len(a)] for a, b in zip(dropped, whole, strict=True))         # the same images in the same order
+    seen = {value for epoch in dropped for batch in epoch for value in batch}
+    assert seen == set(range(images))                                                # others are left out in every epoch
+
+
 def test_training_restores_every_global_random_state():
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     run(network())

@@ -42,6 +42,8 @@ from adcore.papers.heckler2023.frozen import FrozenTaps
 from adcore.settings import WIDTH, Range
 from adcore.training import Run, seeded, train
 
+LIMIT = 1e6  # of a coupling's output, in the published code
+
 
 @dataclass(frozen=True, kw_only=True)
 class AsymSTConfig(Config):
@@ -56,7 +58,8 @@ class AsymSTConfig(Config):
     student_blocks  residual blocks of the student
     positions       channels of the position encoding, a multiple of 4
     epochs          epochs of the teacher, and again of the student
-    score           image score from the map: 'max', or 'mean' as in the paper's experiments with depth
+    score           image score: 'max' of the map of a quarter of the image's side, or 'mean' of the cells before they are
+                    upsampled, as in the paper's experiments with depth
     """
 
     backbone: str = "efficientnet_b5"
@@ -102,17 +105,28 @@ def position_encoding(channels: int, h: int, w: int) -> Tensor:
 
 
 class Subnet(nn.Module):
-    """Predicts scale and shift of a coupling: two convolutions times gains, which start at 0, so the untrained flow only
-    permutes."""
+    """Predicts scale and shift of a coupling: two convolutions times a learned gain.
+
+    The gain is a single number for all channels and starts at 0, so that the untrained flow only permutes.
+    """
 
     def __init__(self, channels: int, out: int, hidden: int, kernel: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, hidden, kernel, padding=kernel // 2, padding_mode="replicate")
         self.second = nn.Conv2d(hidden, out, kernel, padding=kernel // 2, padding_mode="replicate")
-        self.gain = nn.Parameter(torch.zeros(1, out, 1, 1))
+        self.gain = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gain * self.second(F.relu(self.first(x)))
+
+
+class Coupling(GLOWCouplingBlock):  # type: ignore[misc]  # FrEIA has no types
+    """An affine coupling whose output is kept within +-LIMIT, so that features far from the training's stay finite."""
+
+    def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> Any:
+        """[x (B, C, h, w)], [c (B, P, h, w)] -> (z (B, C, h, w),), log |det dz/dx| (B,) as without the limit."""
+        (z,), log_det = super().forward(x, c, rev, jac)
+        return (z.clamp(-LIMIT, LIMIT),), log_det
 
 
 class Teacher(nn.Module):
@@ -125,7 +139,7 @@ class Teacher(nn.Module):
         with seeded_permutations():
             for kernel in config.kernels:
                 self.flow.append(PermuteRandom)
-                self.flow.append(GLOWCouplingBlock, cond=0, cond_shape=(config.positions, *shape[1:]), clamp=clamp,
+                self.flow.append(Coupling, cond=0, cond_shape=(config.positions, *shape[1:]), clamp=clamp,
                                  subnet_constructor=functools.partial(Subnet, hidden=hidden, kernel=kernel),
                                  clamp_activation=lambda s: 0.636 * torch.atan(s / clamp))
 
@@ -165,6 +179,7 @@ class AsymST(FrozenTaps):
     """
 
     name: ClassVar[str] = "asymst"
+    version: ClassVar[int] = 2
     Config: ClassVar[type[Any]] = AsymSTConfig
     quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (4,), "image_size": 128,
                                        "teacher_hidden": 16, "student_hidden": 64, "student_blocks": 2, "standardize": True,
@@ -214,7 +229,7 @@ class AsymST(FrozenTaps):
         optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], c.lr,
                                      weight_decay=c.weight_decay, fused=True)
         return train(module, loss_of, data, optimizer, epochs=c.epochs, batch_size=c.batch_size, seed=self.seed, amp=c.amp,
-                     run=run)
+                     drop_last=True, run=run)
 
     def teacher_loss(self, features: Tensor) -> Tensor:
         """Negative log-likelihood per cell: (B, C, h, w) -> scalar."""
@@ -239,8 +254,14 @@ class AsymST(FrozenTaps):
         return self.positions.expand(len(features), -1, -1, -1)
 
     def _predict(self, images: Tensor) -> Prediction:
-        """Distances of student and teacher, upsampled bicubically; the score is their maximum or mean."""
+        """Distances of student and teacher, upsampled; the score is their maximum or mean.
+
+        The published code upsamples bicubically to a quarter of the image's side. It takes the maximum there, the mean
+        before. The second, bilinear step to the image's size is ours.
+        """
         distances = self.distances(self.features(self.extractor(images)))                       # (B, h, w)
-        maps = F.interpolate(distances[:, None], images.shape[-2:], mode="bicubic", align_corners=False)[:, 0]
-        score = maps.amax(dim=(1, 2)) if self.config.score == "max" else maps.mean(dim=(1, 2))
-        return Prediction(score, maps)
+        size = images.shape[-2:]
+        quarter = [max(cells, side // 4) for cells, side in zip(distances.shape[1:], size, strict=True)]
+        maps = F.interpolate(distances[:, None], quarter, mode="bicubic", align_corners=False)  # (B, 1, H / 4, W / 4)
+        score = maps.amax(dim=(1, 2, 3)) if self.config.score == "max" else distances.mean(dim=(1, 2))
+        return Prediction(score, F.interpolate(maps, size, mode="bilinear", align_corners=False)[:, 0])

@@ -98,6 +98,7 @@ class FastFlow(FrozenTaps):
     """
 
     name: ClassVar[str] = "fastflow"
+    version: ClassVar[int] = 2
     Config: ClassVar[type[Any]] = FastFlowConfig
     quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (4,), "image_size": 128, "epochs": 30,
                                        "batch_size": 8}
@@ -123,7 +124,7 @@ class FastFlow(FrozenTaps):
         optimizer = torch.optim.Adam([p for p in self.flows.parameters() if p.requires_grad], c.lr,
                                      weight_decay=c.weight_decay, fused=True)
         self.losses = train(self.flows, self.loss, tuple(maps), optimizer, epochs=c.epochs, batch_size=c.batch_size,
-                            seed=self.seed, amp=c.amp,
+                            seed=self.seed, amp=c.amp, drop_last=True,
                             run=Run(checkpoint, progress, self.name, f"{images_digest(samples)} {self.weights_digest}"))
         return self
 

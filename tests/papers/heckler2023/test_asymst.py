@@ -41,6 +41,22 @@ def test_position_channels_that_are_not_a_multiple_of_4_are_refused(positions):
         AsymSTConfig(positions=positions)
 
 
+def test_a_subnet_multiplies_both_its_outputs_by_one_number_for_all_channels():
+    subnet = Subnet(2, 6, 4, 3)
+    x = normal(1, 2, 5, 6).float()
+    assert subnet.gain.shape == (1,) and subnet.gain.tolist() == [0]
+    torch.nn.init.constant_(subnet.gain, -1.7)
+    assert torch.allclose(subnet(x), -1.7 * subnet.second(torch.relu(subnet.first(x))), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3e5, 9e8])
+def test_a_coupling_s_output_is_kept_within_a_million(size):
+    teacher = Teacher((6, 3, 4), AsymSTConfig(teacher_hidden=4, positions=4, kernels=(3,)))
+    x = size * torch.sign(normal(2, 6, 3, 4)).float()
+    z, log_det = teacher(x, torch.rand(2, 4, 3, 4))
+    assert sorted({abs(v) for v in z.flatten().tolist()}) == [min(size, 1e6)] and log_det.abs().max() == 0
+
+
 def test_an_untrained_teacher_only_permutes_the_channels():
     teacher = Teacher((6, 3, 4), AsymSTConfig(teacher_hidden=4, positions=4))
     x = normal(2, 6, 3, 4).float()
@@ -111,12 +127,39 @@ def test_the_student_s_loss_gives_the_teacher_no_gradient():
     assert all(p.grad is not None for p in one.student.parameters())
 
 
+def cubic(d: float) -> float:
+    """The weight of a cell at distance d in a cubic convolution (Keys 1981) with a = -0.75, as in torch and OpenCV."""
+    d, a = abs(d), -0.75
+    return (a + 2) * d**3 - (a + 3) * d**2 + 1 if d <= 1 else a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+
+
+def linear(d: float) -> float:
+    return max(0.0, 1 - abs(d))
+
+
+def enlarged(plane: np.ndarray, weight: object, h: int, w: int) -> np.ndarray:
+    """A map at another size, pixel centers aligned, values beyond the border equal to those at it."""
+    def along(line: np.ndarray, n: int) -> list[float]:
+        at = [(i + 0.5) * len(line) / n - 0.5 for i in range(n)]
+        return [sum(weight(p - j) * line[min(max(j, 0), len(line) - 1)] for j in range(math.floor(p) - 1, math.floor(p) + 3))
+                for p in at]
+    wide = np.array([along(row, w) for row in plane])
+    return np.array([along(column, h) for column in wide.T]).T
+
+
+# At tap 2 the cells are a quarter of the image's side already; 94 pixels have a quarter of 23.
+@pytest.mark.parametrize(("tap", "size"), [(3, (64, 64)), (3, (64, 94)), (1, (64, 64))])
 @pytest.mark.parametrize("score", ["max", "mean"])
-def test_the_score_is_the_largest_or_the_mean_distance_of_the_map(tiny, score):
-    one = detector(score=score)
-    prediction = one.predict(next(iter(read_images(tiny.test[:3], one.view))))
-    by_hand = [float(m.max() if score == "max" else m.mean()) for m in prediction.map]
-    assert prediction.score.tolist() == approx(by_hand, rel=1e-5)
+def test_the_map_grows_bicubically_to_a_quarter_and_the_score_is_its_maximum_or_the_mean_of_the_cells(tiny, score, tap, size):
+    one = detector(score=score, taps=(tap,), image_size=size)
+    images = next(iter(read_images(tiny.test[:3], one.view)))
+    cells = one.distances(one.features(one.extractor(images))).detach().double().numpy()
+    quarter = [max(side // 4, n) for side, n in zip(size, cells.shape[1:], strict=True)]
+    prediction = one.predict(images)
+    for plane, found, scored in zip(cells, prediction.map, prediction.score, strict=True):
+        maps = enlarged(plane, cubic, *quarter)
+        assert float(scored) == approx(maps.max() if score == "max" else plane.mean(), rel=1e-5)
+        np.testing.assert_allclose(found, enlarged(maps, linear, *size), rtol=1e-4, atol=1e-4)
 
 
 def test_taps_of_several_grids_are_concatenated_on_the_first_grid(tiny):
