@@ -14,6 +14,7 @@ from adcore.data.verify import PUBLISHED
 from adcore.detector import Detector
 from adcore.errors import DataError, ParameterError
 from adcore.experiments.profiles import data_options, method_named, profile_settings
+from adcore.features import find_backbone
 from adcore.files import digest_text
 from adcore.settings import plain
 from adcore.training import checked_seed
@@ -45,9 +46,12 @@ class Experiment:
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the numbers, as plain values."""
+        config = self.config()
+        backbone = getattr(config, "backbone", "")
+        padded = find_backbone(backbone).native if backbone else 0
         return {"method": self.method, "version": method_named(self.method).version, "dataset": self.dataset,
-                "category": self.category, "seed": self.seed, "profile": self.profile, "config": self.config().values(),
-                "data": data_options(self.dataset, self.profile)}
+                "category": self.category, "seed": self.seed, "profile": self.profile, "config": config.values(),
+                "data": data_options(self.dataset, self.profile), **({"padded": padded} if padded else {})}
 
     @property
     def key(self) -> str:

@@ -15,6 +15,7 @@ import torchvision
 from torch import nn
 
 from adcore.errors import ParameterError, did_you_mean
+from adcore.features.static_padding import pad_statically
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -34,6 +35,7 @@ class Backbone:
     weights    name in data_manifest.csv of the checkpoint that the papers use; '' if the manifest has none
     stages     stage number -> node where the stage ends
     mean, std  of each color, for the normalization of images
+    native     side of the images from which all padding is computed, see `static_padding`; 0 for the library's own padding
     """
 
     name: str
@@ -43,22 +45,24 @@ class Backbone:
     stages: dict[int, str] = field(default_factory=dict)
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
+    native: int = 0
 
     def build(self, seed: int = 0) -> nn.Module:
         """The network with random weights drawn from `seed`; torch's global random state does not change."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.library == "timm":
-                return timm.create_model(self.model, pretrained=False)
+                network = timm.create_model(self.model, pretrained=False)
+                return pad_statically(network, self.native) if self.native else network
             return torchvision.models.get_model(self.model, weights=None)
 
 
 def _known() -> dict[str, Backbone]:
     known = [Backbone(f"efficientnet_lite{n}", "timm", f"tf_efficientnet_lite{n}", f"efficientnet_lite{n}",
                       _EFFICIENTNET, *HALF) for n in (0, 1, 2)]
-    # UniAD uses the package EfficientNet-PyTorch, which has TensorFlow's padding and its own checkpoints.
+    # UniAD uses the package EfficientNet-PyTorch, which has its own checkpoints and pads for the native size.
     known += [Backbone(f"efficientnet_b{n}", "timm", f"tf_efficientnet_b{n}", f"efficientnet_b{n}_lukemelas",
-                       _EFFICIENTNET) for n in (0, 2, 4, 6)]
+                       _EFFICIENTNET, native=side) for n, side in ((0, 224), (2, 260), (4, 380), (6, 528))]
     known += [Backbone("efficientnet_b5", "torchvision", "efficientnet_b5", "efficientnet_b5", _EFFICIENTNET_TV)]
     known += [Backbone(name, "torchvision", name, weights, _RESNET) for name, weights in (
         ("resnet18", "resnet18"), ("resnet34", "resnet34"), ("resnet50", "resnet50_v1"), ("resnet101", "resnet101_v1"),

@@ -82,7 +82,8 @@ class FeatureExtractor(nn.Module):
         own = (self.backbone.mean, self.backbone.std)
         normalized = "" if self.statistics == own else f"-{self.statistics}"  # one file may be used with two normalizations
         engine = "" if self.engine == "torch" else f"-{self.engine}"
-        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalized}{engine}"
+        padded = f"-padded {self.backbone.native}" if self.backbone.native else ""
+        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalized}{padded}{engine}"
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """As in any module, but a frozen extractor stays in eval mode: its features must not depend on the rest of a batch."""

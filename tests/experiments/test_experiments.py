@@ -37,7 +37,7 @@ from adcore.experiments import (
 )
 from adcore.experiments.profiles import profile_settings
 from adcore.experiments.record import export_results, records
-from adcore.features import images_digest
+from adcore.features import BACKBONES, images_digest
 from adcore.models import METHODS, PatchCore, UniAD
 from adcore.papers.heckler2023 import frozen
 from adcore.papers.uniad2022 import reconstruction
@@ -108,7 +108,8 @@ def test_every_field_and_setting_of_an_experiment_changes_its_key():
     others = [dataclasses.replace(base, **change) for change in (
         {"method": "uniad"}, {"dataset": "mtd"}, {"category": "wood"}, {"seed": 1}, {"profile": "quick"})]
     changed = {"backbone": "resnet18", "taps": (3,), "weights": "random", "image_size": 320, "crop": None, "embed_dim": 5,
-               "coreset": 0.2, "projection": 64, "starts": 3, "neighbors": 2, "sigma": 1.5, "max_bank_bytes": 1}
+               "coreset": 0.2, "projection": 64, "starts": 3, "neighbors": 2, "squared": False, "sigma": 1.5,
+               "max_bank_bytes": 1}
     assert set(changed) == {field.name for field in dataclasses.fields(PatchCore.Config)}
     others += [dataclasses.replace(base, settings=((name, value),)) for name, value in changed.items()]
     assert len({experiment.key for experiment in [base, *others]}) == 1 + 5 + len(changed)
@@ -118,6 +119,14 @@ def test_the_version_of_a_method_changes_the_key(monkeypatch):
     before = Experiment("uniad").key
     monkeypatch.setattr(UniAD, "version", UniAD.version + 1)
     assert Experiment("uniad").key != before
+
+
+def test_a_backbone_with_another_padding_changes_the_key(monkeypatch):
+    experiment = Experiment("uniad", profile="paper")
+    assert experiment.identity()["padded"] == 380 and "padded" not in Experiment("uniad").identity()
+    before, b4 = experiment.key, BACKBONES["efficientnet_b4"]
+    monkeypatch.setitem(BACKBONES, "efficientnet_b4", dataclasses.replace(b4, native=0))
+    assert experiment.key != before
 
 
 @pytest.mark.parametrize("settings", [
