@@ -1,4 +1,5 @@
-"""The command line: `adcore doctor | data | weights | run | measure | refresh | reproduce | report | results | bench`."""
+"""The command line, `adcore COMMAND`: doctor, data, weights, run, measure, refresh, reproduce, report, results, remeasure and
+bench."""
 
 from __future__ import annotations
 
@@ -123,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--profile", help="only this profile")
     results.add_argument("--to", type=Path, help="csv file to write (default: print)")
     results.set_defaults(command=_results)
+
+    remeasure = commands.add_parser("remeasure", help="measure a csv of results/ again with today's code")
+    remeasure.add_argument("name", help="such as few_shot")
+    remeasure.add_argument("--only", action="append", default=[], metavar="column=value",
+                           help="only these rows, such as method=dra or category=screw; may be repeated")
+    remeasure.add_argument("--device", default="auto")
+    remeasure.set_defaults(command=_remeasure)
 
     bench = commands.add_parser("bench", help="time adcore against other libraries, into benchmarks/results.csv")
     bench.add_argument("names", nargs="*", help="which benchmarks (default: all)")
@@ -271,6 +279,13 @@ def _report(arguments: argparse.Namespace) -> None:
 def _results(arguments: argparse.Namespace) -> None:
     from adcore.experiments.record import export_results
     print(export_results(arguments.dataset, arguments.profile, arguments.to))
+
+
+def _remeasure(arguments: argparse.Namespace) -> None:
+    from adcore.experiments.remeasure import remeasure
+    from adcore.parameters import parse_assignments
+    only = {column: str(value) for column, value in parse_assignments(arguments.only).items()}
+    print(remeasure(arguments.name, only, device=arguments.device))
 
 
 def _bench(arguments: argparse.Namespace) -> int:

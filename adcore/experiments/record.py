@@ -22,11 +22,10 @@ from adcore.files import write_text
 from adcore.paths import repository
 
 COLUMNS = ["method", "dataset", "category", "profile", "settings", "seed", "metric", "value", "seconds", "peak_bytes", "device",
-           "machine", "commit", "data", "weights_digest", "finished",
-           "key"]
+           "machine", "commit", "data", "weights_digest", "finished", "version", "key"]
 
 KNOWN = ["method", "dataset", "category", "profile", "seed", "metric", "key"]  # in every row
-NUMBERS = ["seed", "value", "seconds", "peak_bytes"]
+NUMBERS = ["seed", "value", "seconds", "peak_bytes", "version"]
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
@@ -45,12 +44,20 @@ def export_results(dataset: str | None = None, profile: str | None = None, to: P
             frame = frame[frame[column] == wanted]
     if frame.empty:
         raise StoreError(f"the store has no result with dataset={dataset or 'any'} and profile={profile or 'any'}")
-    frame = frame[COLUMNS].sort_values(["method", "dataset", "category", "settings", "seed", "metric"], kind="stable")
-    text = frame.to_csv(index=False, float_format="%.6f")
+    text = exported(frame)
     if to is None:
         return text
     write_text(to, text)
     return f"{to}: {len(frame)} numbers of {frame['key'].nunique()} experiments"
+
+
+def exported(frame: pd.DataFrame) -> str:
+    """Rows of results as csv text. Those without a version come from the store, which holds none of an older version."""
+    today = frame["method"].map(lambda name: method_named(name).version)
+    known = frame["version"] if "version" in frame else today
+    frame = frame.assign(version=known.fillna(today).astype(int))[COLUMNS]
+    order = ["method", "dataset", "category", "settings", "seed", "metric"]
+    return str(frame.sort_values(order, kind="stable").to_csv(index=False, float_format="%.6f"))
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,10 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, data set, category and settings: metrics in percent over seeds, seconds, memory, commit."""
+    """One row per method, data set, category and settings: metrics in percent over seeds, seconds, memory, commit.
+
+    The commit is followed by '(older code)' where the method's `version` has risen since: its numbers would be others today.
+    """
     rows = []
     frame = frame.assign(settings=frame["settings"].astype(object).fillna(""))
     for (method, dataset, category, settings), part in frame.groupby(["method", "dataset", "category", "settings"], sort=False):
@@ -118,9 +128,10 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
             row[title] = "" if values.empty else (f"{values.mean():.1f}" if len(values) == 1 else
                                                   f"{values.mean():.1f} ± {values.std():.1f}")
         once = part.drop_duplicates("key")
+        older = " (older code)" if (once["version"] < method_named(method).version).any() else ""
         row |= {"seeds": ", ".join(str(seed) for seed in sorted(once["seed"])), "seconds": f"{once['seconds'].mean():.0f}",
                 "peak GB": f"{once['peak_bytes'].mean() / 1e9:.1f}", "machine": once["machine"].iloc[0],
-                "commit": ", ".join(dict.fromkeys(once["commit"].astype(str))), "settings": settings}
+                "commit": ", ".join(dict.fromkeys(once["commit"].astype(str))) + older, "settings": settings}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -131,7 +142,7 @@ def on_record(name: str, **only: str) -> pd.DataFrame:
     Raises:
         StoreError: there is no such record.
     """
-    return summarize(_frame(name, only))
+    return summarize(record_rows(name, only))
 
 
 def recorded(name: str, **only: str) -> ResultTable:
@@ -143,7 +154,7 @@ def recorded(name: str, **only: str) -> ResultTable:
     Raises:
         StoreError: there is no such record.
     """
-    frame = _frame(name, only).astype({"settings": object}).fillna({"settings": ""})
+    frame = record_rows(name, only).astype({"settings": object}).fillna({"settings": ""})
     results = []
     for _, part in frame.groupby(["method", "dataset", "settings", "seed", "profile", "key"], sort=False):
         first = part.iloc[0]
@@ -154,6 +165,7 @@ def recorded(name: str, **only: str) -> ResultTable:
         measures = tuple({"category": row["category"], "metric": row["metric"], "value": row["value"]}
                          for row in part.to_dict("records"))
         origin = {"weights" if column == "weights_digest" else column: first[column] for column in ORIGIN}
+        origin["version"] = int(first["version"])
         results.append(Result(experiment, measures, origin))
     return ResultTable(results, Store())
 
@@ -174,11 +186,16 @@ def parse_settings(text: str) -> tuple[tuple[str, Any], ...]:
     return tuple(settings)
 
 
-def _frame(name: str, only: Mapping[str, str]) -> pd.DataFrame:
+def record_rows(name: str, only: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of one csv of results/ with these values. Raises StoreError: there is no such record, column or row."""
     found = {record.name: record for record in records()}
     if name not in found:
         raise StoreError(f"results/ has no record '{name}'; it has {', '.join(found) or 'none'}")
     frame = found[name].frame
     for column, wanted in only.items():
-        frame = frame[frame[column] == wanted]
+        if column not in COLUMNS:
+            raise StoreError(f"a record has no column '{column}'; it has {', '.join(COLUMNS)}")
+        frame = frame[frame[column].astype(str) == wanted]
+    if frame.empty:
+        raise StoreError(f"results/{name}.csv has no row with {', '.join(f'{key}={value}' for key, value in only.items())}")
     return frame

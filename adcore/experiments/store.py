@@ -31,6 +31,7 @@ import yaml
 
 from adcore.errors import ParameterError, StoreError
 from adcore.experiments.experiment import Experiment, as_tuples, key_of
+from adcore.experiments.profiles import method_named
 from adcore.experiments.provenance import fingerprint
 from adcore.files import atomic, digest_file, digest_text, write_text
 from adcore.paths import runs_folder
@@ -59,9 +60,16 @@ class Result:
 
     @property
     def from_record(self) -> bool:
-        """True for a result of results/*.csv. It keeps its commit and no fingerprint, so that code changes since then cannot
-        be detected."""
+        """True for a result of results/*.csv. It keeps its commit and its method's `version`, but no fingerprint, so that
+        smaller changes of the code since then cannot be detected."""
         return self.provenance.get("code") is None
+
+    @property
+    def made_by_older_code(self) -> bool:
+        """True when today's code would give other numbers, or may give them."""
+        if self.from_record:
+            return bool(self.provenance.get("version", 1) < method_named(self.experiment.method).version)
+        return not self.made_by_this_code
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row per number: the experiment's fields and its whole config, then the number and its provenance.

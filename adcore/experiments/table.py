@@ -21,7 +21,7 @@ class ResultTable:
     """Results of some experiments.
 
     frame      one tidy row per number: method, dataset, category, seed, the whole config, metric, value, why, provenance
-    stale      titles of the experiments that were run by other code
+    stale      titles of the experiments that were run by other code; of those in `record`, by an older version of the method
     record     titles of those read from results/, whose code is known only by its commit
     unchecked  titles of those whose data or weights are not on this machine, so that a change since could not be seen
     """
@@ -33,7 +33,7 @@ class ResultTable:
                                                                            "metric", "value", "why", "commit"])
         self.frame["value"] = self.frame["value"].astype(float)  # None, where undefined, becomes NaN
         self.record = [result.experiment.title for result in results if result.from_record]
-        self.stale = [result.experiment.title for result in results if not (result.from_record or result.made_by_this_code)]
+        self.stale = [result.experiment.title for result in results if result.made_by_older_code]
 
     def where(self, **settings: Any) -> ResultTable:
         """The table of the results with these fields: `where(image_size=128, weights="default")`.

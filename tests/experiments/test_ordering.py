@@ -103,7 +103,7 @@ def test_a_record_is_read_back_as_the_results_from_which_it_was_written(tmp_path
     made = table({"1 query": [0.6, 0.7], "w/o query": [0.4, 0.5]}, tmp_path)
     columns = record_module.COLUMNS
     (tmp_path / "results").mkdir()
-    frame = made.frame.assign(weights="w", data="d").reindex(columns=columns)
+    frame = made.frame.assign(weights="w", data="d", version=1).reindex(columns=columns)
     frame.to_csv(tmp_path / "results" / "rows.csv", index=False)
     monkeypatch.setattr(record_module, "repository", lambda: tmp_path)
     back = recorded("rows")
@@ -125,7 +125,7 @@ def test_settings_are_read_back_with_their_types():
 def test_a_record_of_many_variants_lists_common_settings_once_and_has_no_chart():
     rows = [{"method": "uniad", "dataset": "mtd", "category": "tile", "profile": "paper", "metric": "image_auroc", "value": 0.5,
              "settings": f"epochs=40 taps=(1, 2) wiring={wiring}", "seed": 0, "seconds": 1.0, "peak_bytes": 1e9,
-             "machine": "m", "commit": "c", "key": wiring} for wiring in "abcdefghijklm"]
+             "machine": "m", "commit": "c", "version": 1, "key": wiring} for wiring in "abcdefghijklm"]
     frame = pd.DataFrame(rows)
     html = record_module.Record("rows", "about", frame).html
     assert html.count("epochs=40") == html.count("taps=(1, 2)") == 1 and "all with epochs=40 taps=(1, 2)" in html

@@ -148,7 +148,7 @@ MANIFEST = "".join((CHECKOUT / "data_manifest.csv").read_text(encoding="utf-8").
 TABLE = CHECKOUT / "adcore" / "papers" / "uniad2022" / "published" / "table_s2.csv"
 EXHIBIT = TABLE.read_bytes()[:900].rpartition(b"\n")[0] + b"\n"
 MADE = result({("01234", "image_auroc"): 0.75, ("screw", "aupro"): None}, seed=3, nma=False)
-RECORD = pd.DataFrame(MADE.rows())[COLUMNS].to_csv(index=False).encode()
+RECORD = pd.DataFrame(MADE.rows()).assign(version=1)[COLUMNS].to_csv(index=False).encode()
 GRID = b"""notebooks:
   - notebook: uniad2022/02_ablations
     parameters: {profile: quick, dataset: mini, seeds: [0, 1]}

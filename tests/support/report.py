@@ -12,6 +12,7 @@ import pandas as pd
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from adcore.experiments import record as recording
+from adcore.models import METHODS
 
 PIXEL = base64.b64encode(base64.b16decode(
     "89504E470D0A1A0A0000000D49484452000000010000000108060000001F15C4890000000D49444154789C63F8FFFF3F0005FE02FEA7356"
@@ -40,7 +41,7 @@ def write_records(folder: Path) -> None:
             rows.append({"method": method, "dataset": "mtd", "category": "tile", "profile": "quick", "settings": "",
                          "seed": seed, "metric": metric, "value": value, "seconds": 10.0 * (seed + 1), "peak_bytes": 2e9,
                          "device": "cpu", "machine": "a chip", "commit": "abc", "data": "d", "weights_digest": "w",
-                         "finished": "t", "key": f"{method}{seed}"})
+                         "finished": "t", "version": METHODS[method].version, "key": f"{method}{seed}"})
     (folder / "results").mkdir(parents=True)
     pd.DataFrame(rows)[recording.COLUMNS].to_csv(folder / "results" / "real_images.csv", index=False)
     (folder / "benchmarks").mkdir()
