@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from adcore.errors import ParameterError, did_you_mean
 
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
             "lanczos": Image.Resampling.LANCZOS}
+OPENCV = "opencv"  # the bilinear rule of `opencv_resized`, which has no antialiasing
 
 
 def _clahe(image: Image.Image) -> Image.Image:
@@ -49,15 +51,30 @@ def as_size(size: Size) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
+def opencv_resized(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Resize as OpenCV's `resize` does by default: (H, W) or (H, W, C), size (h, w) -> (h, w) or (h, w, C) float32.
+
+    A new pixel is the weighted mean of the two by two pixels around its center, however much smaller the image becomes.
+    Pillow's bilinear filter takes the mean over the new pixel's whole area instead (antialiasing).
+
+    >>> opencv_resized(np.array([[0, 0, 0, 0, 1, 1, 1, 1]] * 2), (1, 2)).tolist()  # of four columns, the middle two count
+    [[0.0, 1.0]]
+    """
+    channels = torch.from_numpy(pixels.astype(np.float32)).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+    resized = F.interpolate(channels[None], size, mode="bilinear", align_corners=False, antialias=False)[0]
+    return resized.permute(1, 2, 0).reshape(*size, *pixels.shape[2:])
+
+
 @dataclass(frozen=True)
 class View:
     """Resizes an image to `size` and crops its center. A mask takes the value of the nearest pixel.
 
     size         (H, W) or a side in pixels; the aspect ratio is not kept
     crop         (H, W) or a side in pixels; None keeps everything
-    resample     how images are resized: bilinear, bicubic or lanczos, each with antialiasing
+    resample     how images are resized: bilinear, bicubic or lanczos, each with antialiasing, or opencv (`opencv_resized`)
     contrast     how images are equalized before that: none, global or clahe
-    whole_masks  a mask is averaged instead, and only pixels whose whole area is masked count, as in DS2's evaluation
+    whole_masks  a mask is resized by `opencv_resized` instead, and a pixel counts only if its mean is a full 1, as in DS2's
+                 evaluation
 
     >>> from adcore.data import load_dataset
     >>> sample = load_dataset("mini", ["brick"]).test[-1]
@@ -73,7 +90,8 @@ class View:
     whole_masks: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (("resample", self.resample, RESAMPLE), ("contrast", self.contrast, CONTRAST)):
+        for name, value, known in (("resample", self.resample, (*RESAMPLE, OPENCV)),
+                                   ("contrast", self.contrast, tuple(CONTRAST))):
             if value not in known:
                 raise ParameterError(f"unknown {name} '{value}'{did_you_mean(value, known)}: use {', '.join(known)}")
 
@@ -92,16 +110,18 @@ class View:
     def image(self, image: Image.Image) -> Tensor:
         """An image as (3, H, W) float32 in [0, 1]."""
         h, w = as_size(self.size)
-        image = CONTRAST[self.contrast](image).resize((w, h), RESAMPLE[self.resample])
-        pixels = np.asarray(image, dtype=np.float32) / 255.0
-        return self._cut(torch.from_numpy(pixels).permute(2, 0, 1)).contiguous()
+        image = CONTRAST[self.contrast](image)
+        if self.resample == OPENCV:
+            pixels = (opencv_resized(np.asarray(image), (h, w)) + 0.5).floor() / 255  # OpenCV rounds to 8 bits, halves up
+        else:
+            pixels = torch.from_numpy(np.asarray(image.resize((w, h), RESAMPLE[self.resample]), dtype=np.float32) / 255.0)
+        return self._cut(pixels.permute(2, 0, 1)).contiguous()
 
     def mask(self, mask: np.ndarray) -> Tensor:
         """A mask as (H, W) bool."""
         h, w = as_size(self.size)
         if self.whole_masks:
-            fractions = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((w, h), Image.Resampling.BILINEAR))
-            return self._cut(torch.from_numpy(fractions > 1 - 1e-6)).contiguous()
+            return self._cut(opencv_resized(mask, (h, w)) > 1 - 1e-6).contiguous()  # weights may sum to 1 less a rounding error
         small = Image.fromarray(mask.astype(np.uint8)).resize((w, h), Image.Resampling.NEAREST)
         return self._cut(torch.from_numpy(np.array(small, dtype=bool))).contiguous()
 
