@@ -225,7 +225,7 @@ class CutPasteNetwork(nn.Module):
     def __init__(self, config: CutPastePretrainingConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = ResNetEncoder(("c5",))
+        self.encoder = ResNetEncoder(("c5",), zero_residual=False)
         widths = [CHANNELS["c5"], *config.head]
         hidden = [layer for a, b in itertools.pairwise(widths)
                   for layer in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(inplace=True))]
@@ -286,21 +286,25 @@ class CutPasteConfig(PretrainedConfig, CutPastePretrainingConfig):
 
 
 class CutPaste(PretrainedDetector):
-    """CutPaste (3-way) as a detector. Unlike with DS2, hazelnut and screw share one Gaussian between all positions.
+    """CutPaste (3-way) as a detector. Unlike with DS2, hazelnut and screw share one Gaussian between all positions, and the
+    images of the pretraining are resized bicubically; both as in DS2's code.
 
     Raises:
         ParameterError: settings that do not fit together, see the configs.
     """
 
     name: ClassVar[str] = "cutpaste"
+    version: ClassVar[int] = 2  # 2: plain initialization and bicubic images, 1: zero residual weights and bilinear images
     aligned_categories = ALIGNED_FOR_CUTPASTE
+    pretraining_resample: ClassVar[str] = "bicubic"
     Config: ClassVar[type[Any]] = CutPasteConfig
     Pretraining = CutPastePretrainingConfig
     quick: ClassVar[dict[str, Any]] = {
         "pretraining_size": 128, "epochs": 4, "steps": 10, "batch_size": 8, "image_size": 128, "stride": 16,
         "density_images": 24}
 
-    def _train(self, images: Tensor, checkpoint: Path, progress: bool | None) -> tuple[ResNetEncoder, list[float]]:
+    def _train(self, images: Tensor, categories: Tensor, checkpoint: Path,
+               progress: bool | None) -> tuple[ResNetEncoder, list[float]]:
         network = pretrain_cutpaste(self.config, images, checkpoint=checkpoint, progress=progress, seed=self.seed,
                                     device=self.device)
         return network.encoder, network.losses

@@ -14,14 +14,14 @@ Stage 2, localization: normal images of one category -> `localization.PatchDensi
 
 The loss, in the order in which `DS2Pretraining.loss_of_views` computes it:
 
-    two views and their boxes               `views.augmented`
+    two views and their boxes               `views.cropped`, `views.change_colors`
     positive pairs M_ij by delta and top-k  `positive_pairs.positive_pairs`
     similarity A_ij, prediction y           `pixel_propagation.Propagation`
     L_s = (l(1 -> 2) + l(2 -> 1)) / 2       `pixel_propagation.scale_loss`
     L = sum of L_s over c4 and c5           `DS2Pretraining.loss_of_views`
     instance branch of Table 1 (b)          `instance_ssl`
 
-The schedule: LARS, linear warm-up, decay by 0.1 at epochs 120, 160 and 200 (`lars.py`).
+The schedule: LARS, linear warm-up over five epochs, decay by 0.1 at epochs 120, 160 and 200 (`lars.py`).
 
     paper       code           shape           meaning
     delta       delta          scalar          largest distance of a geometric positive pair, 0.1 diagonals of a bin
@@ -47,17 +47,18 @@ from torch import Tensor, nn
 
 from adcore.detector import Config
 from adcore.errors import AdcoreError, ParameterError
-from adcore.papers.ds2.instance_ssl import BRANCHES, branch, rotate_quarters
+from adcore.papers.ds2.instance_ssl import BRANCHES, Batch, branch, rotate_quarters
 from adcore.papers.ds2.lars import LARS, step_schedule
 from adcore.papers.ds2.localization import PretrainedConfig, PretrainedDetector
 from adcore.papers.ds2.momentum import cosine_momentum, follow, target_of
 from adcore.papers.ds2.pixel_propagation import Projector, Propagation, scale_loss
 from adcore.papers.ds2.positive_pairs import PAIRS, positive_pairs
 from adcore.papers.ds2.resnet_encoder import CHANNELS, ResNetEncoder, check_scales
-from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, augmented
+from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, change_colors, cropped, standardized
 from adcore.settings import IMAGE_SIDE, WIDTH, Range
 from adcore.training import Run, resolve_device, seeded, train
 
+Pair = tuple[Tensor, Tensor]
 DIRECTIONS = ((0, 1), (1, 0))  # (view of the query, view of the key)
 
 
@@ -70,6 +71,8 @@ class DS2PretrainingConfig(Config):
                      branches other than rotnet bring their own
     instance         instance branch, Table 1 (b)
     instance_weight  weight of its loss beside the dense loss; not published
+    class_aware      mocov2: an image is not compared with keys of its own category, as in the published code. Without effect
+                     where all images have one category or their categories are not known
     pairs            rule for positive pairs: 'geometric', 'feature' or 'both'
     delta            largest distance of a geometric pair, in diagonals of a bin
     top_k            pairs per image that the feature rule adds
@@ -80,6 +83,8 @@ class DS2PretrainingConfig(Config):
                      0 trains all epochs. The published scripts evaluate MVTec AD after 300
     batch_size       Table 1 (d); the images of an epoch that do not fill a batch are dropped
     lr               learning rate for batches of 256; it is multiplied by batch_size / 256
+    released_warmup  take the learning rates of the released scheduler, whose warm-up counts every step twice; see
+                     `lars.step_schedule`
     amp              run the networks in bfloat16; the paper does not. Views, similarities and losses stay in float32
     """
 
@@ -87,6 +92,7 @@ class DS2PretrainingConfig(Config):
     augmentation: str = "cj+gb"
     instance: str = "none"
     instance_weight: float = 1.0
+    class_aware: bool = True
     pairs: str = "both"
     delta: float = 0.1
     top_k: int = 1
@@ -103,6 +109,7 @@ class DS2PretrainingConfig(Config):
     trust: float = 0.001
     warmup_epochs: int = 5
     decay_epochs: tuple[int, ...] = (120, 160, 200)
+    released_warmup: bool = False
     amp: bool = False
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"augmentation": tuple(AUGMENTATIONS), "instance": BRANCHES,
@@ -151,19 +158,28 @@ class DS2Pretraining(nn.Module):
         own = None if self.branch is None else self.branch.recipes
         return own or AUGMENTATIONS[self.config.augmentation]
 
-    def loss(self, images: Tensor) -> Tensor:
+    def loss(self, images: Tensor, categories: Tensor | None = None, quarters: Tensor | None = None) -> Tensor:
         """Draw two views of each image and compare them: (B, 3, H, W), uint8 or floats in [0, 1] -> scalar.
 
         In training mode the key networks are updated before they compute the targets.
-        """
-        with torch.no_grad():
-            drawn = [augmented(images, recipe, self.config.view_size) for recipe in self.recipes]
-        return self.loss_of_views(*zip(*drawn, strict=True))
 
-    def loss_of_views(self, views: tuple[Tensor, Tensor], boxes: tuple[Tensor, Tensor]) -> Tensor:
+        categories, quarters  see `instance_ssl.Batch`; quarter turns that are not given are drawn
+        """
+        if quarters is None:
+            quarters = torch.randint(4, (len(images), 2))
+        crops, boxes, views = [], [], []
+        with torch.no_grad():
+            for recipe in self.recipes:
+                crop, box = cropped(images, recipe, self.config.view_size)
+                crops.append(crop)
+                boxes.append(box)
+                views.append(standardized(change_colors(crop, recipe)))
+        return self.loss_of_views((views[0], views[1]), (boxes[0], boxes[1]), Batch((crops[0], crops[1]), categories, quarters))
+
+    def loss_of_views(self, views: Pair, boxes: Pair, batch: Batch | None = None) -> Tensor:
         """L = sum over scales of L_s, each between -2 and 2, plus the loss of the instance branch if there is one.
 
-        Two views (B, 3, S, S) each and their boxes (B, 4) each -> scalar.
+        Two views (B, 3, S, S) each, standardized, and their boxes (B, 4) each -> scalar. Only the branch uses `batch`.
         """
         # Each view passes the networks as a batch of its own, so batch norm uses the statistics of one view at a time.
         query = [self.encoder(view) for view in views]
@@ -174,11 +190,12 @@ class DS2Pretraining(nn.Module):
         loss = torch.stack([self._scale_loss(scale, query, key, boxes) for scale in self.config.scales]).sum()
         if self.branch is None:
             return loss
+        assert batch is not None, "an instance branch needs the batch"
         (q1, q2), (k1, k2) = ([maps["c5"] for maps in both] for both in (query, key))
-        return loss + self.config.instance_weight * self.branch(views, (q1, q2), (k1, k2), lambda x: self.encoder(x)["c5"])
+        return loss + self.config.instance_weight * self.branch(batch, (q1, q2), (k1, k2), lambda x: self.encoder(x)["c5"])
 
     def _scale_loss(self, scale: str, query: list[dict[str, Tensor]], key: list[dict[str, Tensor]],
-                    boxes: tuple[Tensor, Tensor]) -> Tensor:
+                    boxes: Pair) -> Tensor:
         """L_s of one scale, from the maps of both views."""
         c = self.config
         y1, y2 = (self.propagation(self.projectors[scale](maps[scale])) for maps in query)
@@ -198,13 +215,15 @@ class DS2Pretraining(nn.Module):
         self.step += 1
 
 
-def pretrain(config: DS2PretrainingConfig, images: Tensor, *, checkpoint: Path | None = None, progress: bool | None = None,
-             seed: int = 0, device: str | torch.device = "cpu") -> DS2Pretraining:
+def pretrain(config: DS2PretrainingConfig, images: Tensor, categories: Tensor | None = None, *,
+             checkpoint: Path | None = None, progress: bool | None = None, seed: int = 0,
+             device: str | torch.device = "cpu") -> DS2Pretraining:
     """Pretrain on normal images of all categories: (n, 3, H, W) uint8 -> the networks, in eval mode.
 
     Views are cut from the images at the given resolution. Images should be larger than a view, because small crops are
     enlarged and look blurred. Several processes (`adcore.distributed`) split each batch between them.
 
+    categories  (n,) int64, numbers of the images' categories, if they are known; for `class_aware`
     checkpoint  file from which an interrupted training resumes to the same weights; also one of a smaller `stop_after`
 
     Raises:
@@ -216,6 +235,9 @@ def pretrain(config: DS2PretrainingConfig, images: Tensor, *, checkpoint: Path |
         raise ParameterError(f"images must be (n, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}")
     with seeded(seed):
         networks = DS2Pretraining(c)
+        quarters = torch.randint(4, (len(images), 2))
+    if not c.class_aware or categories is None or len(categories.unique()) < 2:
+        categories = None  # with one category, no negative would be left
     # A branch may count each rotation as an image of its own: number i is then image i % n, rotated by i // n quarters.
     turns = 1 if networks.branch is None else networks.branch.turns
     if turns > 1 and images.shape[2] != images.shape[3]:
@@ -230,16 +252,19 @@ def pretrain(config: DS2PretrainingConfig, images: Tensor, *, checkpoint: Path |
             yield (numbers,)
 
     def loss_of(numbers: Tensor) -> Tensor:
-        batch = images[(numbers % len(images)).to(images.device)].to(device, non_blocking=True)
-        return networks.loss(rotate_quarters(batch, numbers // len(images)) if turns > 1 else batch)
+        image, turn = numbers % len(images), numbers // len(images)
+        batch = images[image.to(images.device)].to(device, non_blocking=True)
+        return networks.loss(rotate_quarters(batch, turn) if turns > 1 else batch,
+                             None if categories is None else categories[image], quarters[image])
 
     networks.to(device)
     learned = [p for p in networks.parameters() if p.requires_grad]
     optimizer = LARS(learned, c.lr * c.batch_size / 256, momentum=c.momentum, weight_decay=c.weight_decay, trust=c.trust)
-    scheduler = step_schedule(optimizer, warmup=c.warmup_epochs, decay_epochs=c.decay_epochs)
+    scheduler = step_schedule(optimizer, per_epoch, warmup=c.warmup_epochs, decay_epochs=c.decay_epochs,
+                              released=c.released_warmup)
     epochs = c.stop_after or c.epochs
-    networks.losses = train(networks, loss_of, batches, optimizer, scheduler, epochs=epochs, seed=seed, amp=c.amp,
-                            data_parallel=True, run=Run(checkpoint=checkpoint, progress=progress, desc="ds2"))
+    networks.losses = train(networks, loss_of, batches, optimizer, scheduler, epochs=epochs, each_step=True, seed=seed,
+                            amp=c.amp, data_parallel=True, run=Run(checkpoint=checkpoint, progress=progress, desc="ds2"))
     if len(networks.losses) > epochs:
         raise AdcoreError(f"checkpoint {checkpoint} holds {len(networks.losses)} epochs, more than the {epochs} asked for: "
                           f"use another file")
@@ -259,12 +284,15 @@ class DS2(PretrainedDetector):
     """
 
     name: ClassVar[str] = "ds2"
+    version: ClassVar[int] = 2  # 2: warm-up by the step, MoCo's and RotNet's branch as in the code, 1: warm-up by the epoch
     Config: ClassVar[type[Any]] = DS2Config
     Pretraining = DS2PretrainingConfig
     quick: ClassVar[dict[str, Any]] = {
         "pretraining_size": 128, "view_size": 64, "hidden": 256, "dim": 128, "epochs": 4, "batch_size": 16, "lr": 16.0,
         "warmup_epochs": 1, "decay_epochs": (3,), "image_size": 128, "stride": 16, "density_images": 24}
 
-    def _train(self, images: Tensor, checkpoint: Path, progress: bool | None) -> tuple[ResNetEncoder, list[float]]:
-        networks = pretrain(self.config, images, checkpoint=checkpoint, progress=progress, seed=self.seed, device=self.device)
+    def _train(self, images: Tensor, categories: Tensor, checkpoint: Path,
+               progress: bool | None) -> tuple[ResNetEncoder, list[float]]:
+        networks = pretrain(self.config, images, categories, checkpoint=checkpoint, progress=progress, seed=self.seed,
+                            device=self.device)
         return networks.encoder, networks.losses

@@ -5,8 +5,8 @@
                      KEY.training   checkpoint of an unfinished training, or of one that ended early at `stop_after`
                      KEY.lock       held by the process that trains
 
-KEY is a digest of everything that decides the weights: the method, the settings of its pretraining, the seed, the images and
-the code. Processes that want the same encoder train it once; the others wait for the lock.
+KEY is a digest of everything that decides the weights: the method, the settings of its pretraining, the seed, the images with
+their categories, and the code. Processes that want the same encoder train it once; the others wait for the lock.
 """
 
 from __future__ import annotations
@@ -44,17 +44,21 @@ class EncoderTraining:
     settings    settings of its pretraining, by name
     image_size  side in pixels at which the images are held in memory
     seed        of initialization, shuffling and augmentation
+    resample    how the images are resized, see `View`
     """
 
     method: str
     settings: Mapping[str, Any]
     image_size: int
     seed: int
+    resample: str = "bilinear"
 
     def key(self, samples: Sequence[Sample], *ignored: str) -> str:
         """24 hexadecimal digits that name the encoder trained on these images; without the settings in `ignored`."""
         settings = {name: value for name, value in self.settings.items() if name not in ignored}
-        parts = [self.method, settings, self.image_size, self.seed, images_digest(samples), paper_digest("ds2")]
+        categories = [sample.category for sample in samples]
+        parts = [self.method, settings, self.image_size, self.seed, self.resample, images_digest(samples), categories,
+                 paper_digest("ds2")]
         return digest_text("|".join(map(str, parts)), 24)
 
 
@@ -87,7 +91,7 @@ def read_encoder(path: Path) -> tuple[ResNetEncoder, list[float]]:
 def _train_and_save(path: Path, training: EncoderTraining, samples: Sequence[Sample], train: Train) -> None:
     if training.image_size < 1:
         raise ParameterError(f"pretraining_size={training.image_size} is not a side of at least one pixel")
-    images = load_uint8(samples, View(training.image_size))
+    images = load_uint8(samples, View(training.image_size, resample=training.resample))
     # A training that stops early leaves its checkpoint to a longer one with otherwise equal settings, which resumes from it.
     stop_after = training.settings.get("stop_after", 0)
     checkpoint = path.with_name(f"{training.key(samples, 'stop_after')}.training")

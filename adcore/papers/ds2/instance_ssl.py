@@ -10,8 +10,8 @@ so we attach them to c5, the coarsest map.
     distaug   Chen et al. (SimCLR), ICML 2020,    find the image among those of the batch   mean over positions, eight layers
               each rotation an image of its own
 
-Every loss here describes a whole image by one vector, while the dense loss has a vector at each position. Weights and
-temperatures are those of the published code of DS2.
+Every loss here describes a whole image by one vector, while the dense loss has a vector at each position. Heads, augmentations
+and temperatures are those of the published code of DS2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,11 @@ from adcore.distributed import all_gather
 from adcore.papers.ds2.momentum import follow, target_of
 from adcore.papers.ds2.pixel_propagation import Projector
 from adcore.papers.ds2.resnet_encoder import CHANNELS
-from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, change_colors, standardized, unstandardized
+from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, change_colors, standardized
 from adcore.training import full_precision
 
 TEMPERATURE = 0.2
+UNKNOWN = -1  # category of a key whose category is not known, and of the random keys with which the queue begins
 C5 = CHANNELS["c5"]
 Pair = tuple[Tensor, Tensor]
 
@@ -47,10 +48,16 @@ def byol_loss(predicted: Pair, keys: Pair) -> Tensor:
 
 
 @full_precision
-def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Cross-entropy of choosing a query's own key among the negatives: (B, d), (B, d), negatives (K, d) -> scalar."""
-    own = (query * key).sum(1, keepdim=True)                                               # (B, 1)
-    logits = torch.cat([own, query @ negatives.mT], 1) / temperature                       # (B, 1 + K)
+def info_nce(query: Tensor, key: Tensor, negatives: Tensor, removed: Tensor | None = None,
+             temperature: float = TEMPERATURE) -> Tensor:
+    """Cross-entropy of choosing a query's own key among the negatives: (B, d), (B, d), negatives (K, d) -> scalar.
+
+    removed  (B, K) bool, True for the negatives that a query is not compared with
+    """
+    own, others = (query * key).sum(1, keepdim=True), query @ negatives.mT                 # (B, 1), (B, K)
+    if removed is not None:
+        others = others.masked_fill(removed, float("-inf"))
+    logits = torch.cat([own, others], 1) / temperature                                     # (B, 1 + K)
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
@@ -73,6 +80,20 @@ def rotation_loss(outputs: Tensor, quarters: Tensor, temperature: float = TEMPER
 
 # Branches.
 
+class Batch(NamedTuple):
+    """What a branch may need to know of a batch, beside its maps.
+
+    crops       both views (B, 3, S, S) in [0, 1], before their colors were changed
+    categories  (B,) int64, numbers of the images' categories; None if they are not known
+    quarters    (B, 2) int64 on the CPU, quarter turns of the rotated copy of each view. An image keeps them for the whole
+                training
+    """
+
+    crops: Pair
+    categories: Tensor | None
+    quarters: Tensor
+
+
 class Branch(nn.Module, ABC):
     """A loss that is added to the dense one.
 
@@ -87,11 +108,10 @@ class Branch(nn.Module, ABC):
         """Move the branch's key networks, if it has any, one step towards the trained ones."""
 
     @abstractmethod
-    def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, batch: Batch, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Scalar loss.
 
-        views       both views (B, 3, S, S), standardized
-        query, key  their c5 maps (B, 512, h, w), from the trained encoder and the key encoder
+        query, key  c5 maps of both views (B, 512, h, w), from the trained encoder and the key encoder
         encode      images -> c5 of the trained encoder
         """
 
@@ -107,7 +127,7 @@ class BYOL(Branch):
     def follow(self, momentum: float) -> None:
         follow(self.key_projector, self.projector, momentum)
 
-    def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, batch: Batch, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
         p1, p2 = (pooled(self.predictor(self.projector(x))) for x in query)
         with torch.no_grad():
             z1, z2 = (pooled(self.key_projector(x)) for x in key)
@@ -115,51 +135,64 @@ class BYOL(Branch):
 
 
 class MoCoV2(Branch):
-    """All keys in the queue are negatives. The published code can leave out those of the same category, by their labels."""
+    """The keys in the queue are the negatives. They are those of the first view only, as in the published code.
+
+    Keys of an image's own category are left out if the categories are known (class-aware negatives), as that code does on
+    MVTec AD.
+    """
 
     recipes = (Recipe(jitter_range=(0.4, 0.4, 0.4, 0.1), grayscale=0.2, blur=0.5),) * 2
     queue: Tensor
+    queue_categories: Tensor
 
     def __init__(self, hidden: int = 4096, dim: int = 256, length: int = 4096) -> None:
         super().__init__()
         self.projector = Projector(C5, hidden, dim)
         self.key_projector = target_of(self.projector)
         self.register_buffer("queue", F.normalize(torch.randn(length, dim), dim=1))
+        self.register_buffer("queue_categories", torch.full((length,), UNKNOWN))
 
     def follow(self, momentum: float) -> None:
         follow(self.key_projector, self.projector, momentum)
 
-    def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, batch: Batch, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
         q1, q2 = (pooled(self.projector(x)) for x in query)
         with torch.no_grad():
             k1, k2 = (pooled(self.key_projector(x)) for x in key)
-        loss = info_nce(q1, k2, self.queue) + info_nce(q2, k1, self.queue)
+        own = torch.full((len(q1),), UNKNOWN) if batch.categories is None else batch.categories
+        own = own.to(q1.device)
+        removed = (own[:, None] == self.queue_categories) & (own[:, None] != UNKNOWN)
+        loss = info_nce(q1, k2, self.queue, removed) + info_nce(q2, k1, self.queue, removed)
         if self.training:
             # New keys go to the front and the oldest drop off the end. A new tensor, because the loss still needs the old one.
-            self.queue = torch.cat([all_gather(k1), all_gather(k2), self.queue])[:len(self.queue)]
+            self.queue = torch.cat([all_gather(k1), self.queue])[:len(self.queue)]
+            self.queue_categories = torch.cat([all_gather(own), self.queue_categories])[:len(self.queue)]
         return loss
 
 
 class RotNet(Branch):
-    """Rotation prediction with the MLP head, which receives a view and its rotated copy together."""
+    """Rotation prediction with the MLP head, which receives a view and its rotated copy together.
 
-    extra: ClassVar[Recipe] = Recipe(jitter=0.0, grayscale=0.2, blur=0.5, solarize=0.3)  # of the copy, after the view's own
+    The copy is made of the view's crop before its colors are changed, and gets changes of its own.
+    """
+
+    copy: ClassVar[Recipe] = Recipe(grayscale=0.2, blur=0.5, solarize=0.3)
 
     def __init__(self, view_size: int = 224) -> None:
         super().__init__()
         self.reduce = Projector(C5, 256, 64)
-        self.head = nn.Sequential(nn.Linear(2 * 64 * math.ceil(view_size / 32) ** 2, 1024), nn.BatchNorm1d(1024), nn.ReLU(),
-                                  nn.Linear(1024, 512), nn.BatchNorm1d(512), nn.ReLU(),
+        self.head = nn.Sequential(*_block(2 * 64 * math.ceil(view_size / 32) ** 2, 1024), *_block(1024, 512),
                                   nn.Linear(512, 512), nn.Linear(512, 4))
 
-    def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        return self._of(views[0], query[0], encode) + self._of(views[1], query[1], encode)
+    def forward(self, batch: Batch, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.stack([self._of(crops, quarters, maps, encode) for crops, quarters, maps in zip(
+            batch.crops, batch.quarters.T, query, strict=True)]).sum()
 
-    def _of(self, view: Tensor, c5: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        quarters = torch.randint(4, (len(view),))
-        rotated = standardized(change_colors(rotate_quarters(unstandardized(view), quarters), self.extra))
+    def _of(self, crops: Tensor, quarters: Tensor, c5: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """The loss of one view."""
+        rotated = standardized(change_colors(rotate_quarters(crops, quarters), self.copy))
         both = torch.cat([self.reduce(c5).flatten(1), self.reduce(encode(rotated)).flatten(1)], 1)
-        return rotation_loss(self.head(both), quarters.to(view.device))
+        return rotation_loss(self.head(both), quarters.to(crops.device))
 
 
 class DistAug(Branch):
@@ -168,10 +201,9 @@ class DistAug(Branch):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = [layer for _ in range(7) for layer in (nn.Linear(C5, 512), nn.BatchNorm1d(512), nn.ReLU())]
-        self.head = nn.Sequential(*layers, nn.Linear(512, 128))
+        self.head = nn.Sequential(*(layer for _ in range(7) for layer in _block(512, 512)), nn.Linear(512, 128, bias=False))
 
-    def forward(self, views: Pair, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, batch: Batch, query: Pair, key: Pair, encode: Callable[[Tensor], Tensor]) -> Tensor:
         z1, z2 = (F.normalize(self.head(x.mean((2, 3))).float(), dim=1) for x in query)
         return simclr_loss(all_gather(z1), all_gather(z2))
 
@@ -187,6 +219,11 @@ def branch(name: str, *, hidden: int = 4096, dim: int = 256, view_size: int = 22
     build: dict[str, Callable[[], Branch]] = {"byol": lambda: BYOL(hidden, dim), "mocov2": lambda: MoCoV2(hidden, dim),
                                               "rotnet": lambda: RotNet(view_size), "distaug": DistAug}
     return None if name == "none" else build[name]()
+
+
+def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    """A layer of a head. The batch norm has a bias, so the linear layer needs none."""
+    return nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()
 
 
 @full_precision

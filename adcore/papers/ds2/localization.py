@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from adcore.data import Sample, View, read_images
 from adcore.data.registry import DATASETS
 from adcore.data.split import draw
-from adcore.data.transforms import Size, as_size
+from adcore.data.transforms import OPENCV, Size, as_size
 from adcore.detector import Config, Detector, Prediction
 from adcore.errors import AdcoreError, DataError
 from adcore.features import FeatureExtractor
@@ -98,8 +98,8 @@ class PatchDensityConfig(Config):
     layout           'aligned' fits a Gaussian at each position, 'pooled' one for all positions. 'published' decides by data set
                      and category (`ALIGNED`); in a data set without published rules, such as your own, it is 'pooled'
     dims             PCA dimensions kept per patch; 0 means `gaussian.published_dims`, or fewer if the patches span fewer
-    official_masks   resize masks as the published evaluation does: a pixel counts only if it lies wholly inside the mask. The
-                     default takes the nearest pixel
+    official_masks   resize masks as the published evaluation does, by OpenCV's bilinear rule: a pixel counts only if the two by
+                     two pixels that it is a mean of are all masked. The default takes the nearest pixel
     """
 
     image_size: Size = 256
@@ -244,8 +244,8 @@ class PretrainedConfig(PatchDensityConfig):
     pretraining              images that the encoder learns from: 'dataset' (training images of all categories), 'category'
                              (those of the tested category only), or another data set, 'NAME' or 'NAME:CATEGORY+CATEGORY'
     pretraining_size         side in pixels at which these images are held in memory
-    official_preprocessing   evaluate on BGR images that are not standardized, as the published code does although it
-                             pretrains on standardized RGB images
+    official_preprocessing   evaluate on BGR images, resized by OpenCV's bilinear rule and not standardized, as the published
+                             code does although it pretrains on standardized RGB images
     """
 
     pretraining: str = "dataset"
@@ -261,12 +261,14 @@ class PretrainedDetector(PatchDensity):
         pretrain(images of all categories) -> encoder    once, kept in the cache (`encoder_cache`)
         fit(images of one category)        -> density    for each category
 
-    Pretraining  config class of the settings that decide the encoder's weights
-    losses       mean loss of each epoch of the pretraining
+    Pretraining            config class of the settings that decide the encoder's weights
+    pretraining_resample   how the images of the pretraining are resized, see `View`
+    losses                 mean loss of each epoch of the pretraining
     """
 
     pretrains: ClassVar[bool] = True
     Pretraining: ClassVar[type[Config]]
+    pretraining_resample: ClassVar[str] = "bilinear"
 
     def __init__(self, config: Any = None, *, device: Any = "cpu", seed: int = 0) -> None:
         super().__init__(config, device=device, seed=seed)
@@ -275,8 +277,9 @@ class PretrainedDetector(PatchDensity):
         self.losses: list[float] = []
 
     @abstractmethod
-    def _train(self, images: Tensor, checkpoint: Path, progress: bool | None) -> tuple[ResNetEncoder, list[float]]:
-        """Pretrain: (n, 3, H, W) uint8 -> encoder and the mean loss of each epoch."""
+    def _train(self, images: Tensor, categories: Tensor, checkpoint: Path,
+               progress: bool | None) -> tuple[ResNetEncoder, list[float]]:
+        """Pretrain: (n, 3, H, W) uint8 and the numbers of their categories (n,) -> encoder and the mean loss of each epoch."""
 
     @property
     def encoder(self) -> nn.Module:
@@ -287,6 +290,10 @@ class PretrainedDetector(PatchDensity):
     @property
     def weights_digest(self) -> str:
         return weights_digest(self._path) if self._path else ""
+
+    @property
+    def view(self) -> View:
+        return replace(super().view, resample=OPENCV) if self.config.official_preprocessing else super().view
 
     def prepared(self, images: Tensor) -> Tensor:
         return images.flip(1) if self.config.official_preprocessing else standardized(images)
@@ -303,10 +310,13 @@ class PretrainedDetector(PatchDensity):
         if not samples or anomalous is not None:
             raise DataError(f"{type(self).__name__} is pretrained on normal images" + (
                 f", and {anomalous.name} is anomalous" if anomalous else ", and there is none"))
-        names = {field.name for field in fields(self.Pretraining)}
-        settings = {name: value for name, value in asdict(self.config).items() if name in names}
-        training = EncoderTraining(self.name, settings, self.config.pretraining_size, self.seed)
-        self._path = cached_encoder(training, samples, lambda images, checkpoint: self._train(images, checkpoint, progress))
+        known = {field.name for field in fields(self.Pretraining)}
+        settings = {name: value for name, value in asdict(self.config).items() if name in known}
+        training = EncoderTraining(self.name, settings, self.config.pretraining_size, self.seed, self.pretraining_resample)
+        names = list(dict.fromkeys(sample.category for sample in samples))
+        categories = torch.tensor([names.index(sample.category) for sample in samples])
+        self._path = cached_encoder(training, samples, lambda images, checkpoint: self._train(images, categories, checkpoint,
+                                                                                              progress))
         encoder, self.losses = read_encoder(self._path)
         self._encoder = OneMap(encoder, "c5").to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 

@@ -24,18 +24,21 @@ CHANNELS = {"c2": 64, "c3": 128, "c4": 256, "c5": 512}
 class ResNetEncoder(nn.Module):
     """ResNet-18 without its classifier, initialized from torch's random state.
 
-    Convolutions are drawn from N(0, 2 / (k^2 c_out)). Each residual block ends in a batch norm with weight 0, so at first it
-    returns its input. Parameters have torchvision's names. Stages after the last requested map are not computed.
+    Convolutions are drawn from N(0, 2 / (k^2 c_out)). Parameters have torchvision's names. Stages after the last requested map
+    are not computed.
+
+    zero_residual  True: each residual block ends in a batch norm with weight 0, so at first it returns its input, as in DS2's
+                   code. False: all weights of batch norms are 1, torchvision's default
 
     Raises:
         ParameterError: a map that does not exist, or none.
     """
 
-    def __init__(self, scales: Sequence[str] = ("c5",)) -> None:
+    def __init__(self, scales: Sequence[str] = ("c5",), *, zero_residual: bool = True) -> None:
         super().__init__()
         check_scales(scales)
         self.scales = tuple(scales)
-        whole = resnet18(weights=None, zero_init_residual=True)
+        whole = resnet18(weights=None, zero_init_residual=zero_residual)
         self.conv1, self.bn1, self.relu, self.maxpool = whole.conv1, whole.bn1, whole.relu, whole.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = whole.layer1, whole.layer2, whole.layer3, whole.layer4
 

@@ -63,14 +63,23 @@ AUGMENTATIONS: dict[str, tuple[Recipe, Recipe]] = {
 @full_precision
 def augmented(images: Tensor, recipe: Recipe, size: int = 224) -> tuple[Tensor, Tensor]:
     """A view of each image and its box: (B, 3, H, W), uint8 or in [0, 1] -> (B, 3, size, size) standardized, (B, 4)."""
-    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    h, w = images.shape[-2:]
-    crops = draw_crops(len(images), h, w, recipe)
-    views = change_colors(resized(images, crops, size), recipe)
-    return standardized(views), crops.boxes(h, w).to(images.device)
+    crops, boxes = cropped(images, recipe, size)
+    return standardized(change_colors(crops, recipe)), boxes
 
 
 # Crops.
+
+@full_precision
+def cropped(images: Tensor, recipe: Recipe, size: int = 224) -> tuple[Tensor, Tensor]:
+    """A crop of each image, before any change of color, and its box: (B, 3, H, W) -> (B, 3, size, size) in [0, 1], (B, 4).
+
+    Images are uint8 or floats in [0, 1].
+    """
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    h, w = images.shape[-2:]
+    crops = draw_crops(len(images), h, w, recipe)
+    return resized(images, crops, size), crops.boxes(h, w).to(images.device)
+
 
 class Crops(NamedTuple):
     """One rectangle per image, in pixels, (B,) int64 each; and whether the crop is flipped, (B,) bool."""

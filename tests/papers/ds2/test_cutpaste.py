@@ -9,6 +9,7 @@ import pytest
 import torch
 from pytest import approx
 from torch import Tensor, nn
+from torchvision.models import resnet18
 from torchvision.transforms.v2 import functional as one
 
 from adcore.errors import ParameterError
@@ -275,6 +276,14 @@ def test_defaults_are_the_supplement_s():
     linear = [layer for layer in network.head if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(512, 512), (512, 128), (128, 3)]
     assert [type(layer) for layer in network.head[:6]] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2
+
+
+def test_the_encoder_starts_with_torchvision_s_plain_weights():
+    with seeded(0):
+        ours = CutPasteNetwork(CutPastePretrainingConfig()).encoder
+    with seeded(0):
+        theirs = resnet18(weights=None)
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
 
 
 def test_the_loss_is_the_cross_entropy_of_all_three_crops_of_each_image(monkeypatch):

@@ -16,9 +16,10 @@ from adcore import training
 from adcore.errors import AdcoreError, ParameterError
 from adcore.papers.ds2 import ds2
 from adcore.papers.ds2.ds2 import DS2Pretraining, DS2PretrainingConfig, pretrain
+from adcore.papers.ds2.instance_ssl import Batch
 from adcore.papers.ds2.momentum import cosine_momentum
 from adcore.papers.ds2.positive_pairs import geometric_pairs, top_pairs
-from adcore.papers.ds2.views import AUGMENTATIONS, augmented
+from adcore.papers.ds2.views import AUGMENTATIONS, augmented, change_colors, cropped
 from adcore.training import seeded
 
 IMAGES = torch.randint(256, (10, 3, 40, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -78,11 +79,21 @@ def test_the_loss_is_the_loop_over_scales_directions_images_and_pairs(scales, pa
 
 def test_the_two_views_follow_the_recipes_of_the_augmentation(monkeypatch):
     recipes = []
-    monkeypatch.setattr(ds2, "augmented",
-                        lambda images, recipe, size: recipes.append((recipe, size)) or augmented(images, recipe, size))
+    monkeypatch.setattr(ds2, "cropped",
+                        lambda images, recipe, size: recipes.append((recipe, size)) or cropped(images, recipe, size))
+    monkeypatch.setattr(ds2, "change_colors",
+                        lambda crops, recipe: recipes.append((recipe, len(crops))) or change_colors(crops, recipe))
     for name, pair in AUGMENTATIONS.items():
         networks(tiny(augmentation=name, scales=("c5",))).loss(IMAGES[:2])
-        assert recipes[-2:] == [(pair[0], 32), (pair[1], 32)]
+        assert recipes[-4:] == [(pair[0], 32), (pair[0], 2), (pair[1], 32), (pair[1], 2)]
+
+
+def test_the_loss_compares_the_augmented_views():
+    module = networks(tiny(scales=("c5",))).eval()
+    views, boxes = drawn(module.config)
+    with seeded(1), torch.no_grad():                    # the state from which the views were drawn
+        quarters = torch.zeros(4, 2, dtype=torch.long)
+        assert float(module.loss(IMAGES[:4], None, quarters)) == float(module.loss_of_views(views, boxes))
 
 
 def test_gradients_reach_all_trained_networks_and_no_key_network():
@@ -145,10 +156,10 @@ def test_an_interrupted_pretraining_ends_with_the_weights_of_an_uninterrupted_on
     whole = pretrain(tiny(), IMAGES, seed=3)
     calls, loss = itertools.count(), DS2Pretraining.loss
 
-    def cut(module: DS2Pretraining, images: Tensor) -> Tensor:
+    def cut(module: DS2Pretraining, *batch: Any) -> Tensor:
         if next(calls) == 3:                            # two batches an epoch: in the middle of the second
             raise PowerCutError
-        return loss(module, images)
+        return loss(module, *batch)
 
     # Every epoch is saved, however short.
     monkeypatch.setattr(training, "SAVE_EVERY", -1.0)
@@ -173,7 +184,7 @@ def test_a_training_that_stopped_early_equals_the_first_epochs_of_the_whole(tmp_
 
 def test_an_epoch_drops_the_incomplete_batch_and_repeats_no_image(monkeypatch):
     seen: list[Tensor] = []
-    monkeypatch.setattr(DS2Pretraining, "loss", lambda module, images: seen.append(images)
+    monkeypatch.setattr(DS2Pretraining, "loss", lambda module, images, *rest: seen.append(images)
                         or module.propagation.value.bias.square().sum())
     numbered = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 40, 40)
     pretrain(tiny(epochs=6), numbered)
@@ -207,11 +218,11 @@ def test_amp_runs_the_networks_in_bfloat16_but_not_views_similarities_and_weight
     compared: list[torch.dtype] = []
     loss_of_views, scale_loss = DS2Pretraining.loss_of_views, ds2.scale_loss
 
-    def record(module: DS2Pretraining, views: tuple[Tensor, Tensor], boxes: tuple[Tensor, Tensor]) -> Tensor:
+    def record(module: DS2Pretraining, views: tuple[Tensor, Tensor], boxes: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         seen[module.config.amp] += [*views, *boxes]
         narrow = module.encoder(views[0])["c5"].dtype
         assert narrow == (torch.bfloat16 if module.config.amp else torch.float32)
-        return loss_of_views(module, views, boxes)
+        return loss_of_views(module, views, boxes, batch)
 
     monkeypatch.setattr(DS2Pretraining, "loss_of_views", record)
     monkeypatch.setattr(ds2, "scale_loss", lambda y, z, pairs: compared.extend(

@@ -19,6 +19,7 @@ from adcore.papers.ds2.ds2 import DS2Pretraining, DS2PretrainingConfig, pretrain
 from adcore.papers.ds2.instance_ssl import (
     BRANCHES,
     BYOL,
+    Batch,
     DistAug,
     MoCoV2,
     RotNet,
@@ -29,7 +30,7 @@ from adcore.papers.ds2.instance_ssl import (
     rotation_loss,
     simclr_loss,
 )
-from adcore.papers.ds2.views import AUGMENTATIONS, standardized, unstandardized
+from adcore.papers.ds2.views import AUGMENTATIONS, Recipe, cropped, unstandardized
 from adcore.training import seeded
 
 IMAGES = torch.randint(256, (6, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -37,9 +38,9 @@ TINY: dict[str, Any] = {"view_size": 32, "hidden": 32, "dim": 16, "batch_size": 
 MAPS = [torch.randn(4, 512, 2, 3, generator=torch.Generator().manual_seed(i)).relu() for i in range(4)]
 
 
-def views(count: int = 4, size: int = 32) -> tuple[Tensor, Tensor]:
+def batch(count: int = 4, size: int = 32, categories: Tensor | None = None, quarters: Tensor | None = None) -> Batch:
     random = torch.rand(2, count, 3, size, size, generator=torch.Generator().manual_seed(9))
-    return standardized(random[0]), standardized(random[1])
+    return Batch((random[0], random[1]), categories, torch.zeros(count, 2, dtype=torch.long) if quarters is None else quarters)
 
 
 def nothing(images: Tensor) -> Tensor:
@@ -73,8 +74,17 @@ def test_byol_compares_each_prediction_with_the_other_view_s_key():
 def test_info_nce_is_the_cross_entropy_of_the_own_key_among_the_negatives(temperature):
     q, k, negatives = unit(4, 0), unit(4, 1), unit(9, 2)
     by_hand = np.mean([cross_entropy([float(q[i] @ other) / temperature for other in (k[i], *negatives)], 0) for i in range(4)])
-    assert float(info_nce(q, k, negatives, temperature)) == approx(by_hand, rel=1e-5)
-    assert float(info_nce(q, k, negatives)) == float(info_nce(q, k, negatives, 0.2))
+    assert float(info_nce(q, k, negatives, None, temperature)) == approx(by_hand, rel=1e-5)
+    assert float(info_nce(q, k, negatives)) == float(info_nce(q, k, negatives, temperature=0.2))
+
+
+def test_removed_negatives_are_not_compared_with():
+    q, k, negatives = unit(4, 0), unit(4, 1), unit(9, 2)
+    removed = torch.arange(36).reshape(4, 9) % 3 == 0
+    removed[3] = True                                           # nothing is left to confuse the last key with: a loss of 0
+    by_hand = np.mean([cross_entropy([float(q[i] @ other) / 0.2 for other in (k[i], *negatives[~removed[i]])], 0)
+                       for i in range(4)])
+    assert float(info_nce(q, k, negatives, removed)) == approx(by_hand, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0])
@@ -127,7 +137,7 @@ def test_byol_predicts_the_pooled_key_of_the_other_view():
         byol = BYOL(32, 16)
     nn.init.normal_(byol.key_projector[0].weight)               # so that it differs from the projector
     byol.eval()                                                 # so that passing twice changes no statistic
-    found = byol(views(), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
+    found = byol(batch(), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
     p = [mean_direction(byol.predictor(byol.projector(x))) for x in MAPS[:2]]
     z = [mean_direction(byol.key_projector(x)) for x in MAPS[2:]]
     assert float(found.detach()) == approx(float(byol_loss((p[0], p[1]), (z[0], z[1])).detach()), abs=1e-6)
@@ -136,26 +146,49 @@ def test_byol_predicts_the_pooled_key_of_the_other_view():
     assert all(q.grad is None and not q.requires_grad for q in byol.key_projector.parameters())
 
 
-def test_moco_s_queue_holds_the_newest_keys_of_both_views_first():
+def moco(length: int = 10) -> MoCoV2:
     with seeded(0):
-        moco = MoCoV2(32, 16, length=10)
-    assert moco.queue.shape == (10, 16) and torch.allclose(moco.queue.norm(dim=1), torch.ones(10), atol=1e-6)
-    before = moco.queue.clone()
-    moco.eval()
-    first = moco(views(), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
-    assert torch.equal(moco.queue, before)                      # in eval mode the loss changes nothing
-    q = [mean_direction(moco.projector(x)) for x in MAPS[:2]]
-    k = [mean_direction(moco.key_projector(x)) for x in MAPS[2:]]
+        return MoCoV2(32, 16, length=length).eval()
+
+
+def test_moco_s_queue_holds_the_newest_keys_of_the_first_view_first():
+    made = moco()
+    assert made.queue.shape == (10, 16) and torch.allclose(made.queue.norm(dim=1), torch.ones(10), atol=1e-6)
+    before = made.queue.clone()
+    first = made(batch(), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
+    assert torch.equal(made.queue, before)                      # in eval mode the loss changes nothing
+    q = [mean_direction(made.projector(x)) for x in MAPS[:2]]
+    k = [mean_direction(made.key_projector(x)) for x in MAPS[2:]]
     by_hand = info_nce(q[0], k[1], before) + info_nce(q[1], k[0], before)
     assert float(first.detach()) == approx(float(by_hand.detach()), rel=1e-5)
-    moco.train()
-    loss = moco(views(), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
-    keys = moco.queue[:8].clone()
-    assert torch.equal(moco.queue[8:], before[:2]) and not moco.queue.requires_grad
+    made.training = True                                        # its norms stay in eval mode
+    loss = made(batch(), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
+    assert torch.allclose(made.queue[:4], k[0], atol=1e-6) and torch.equal(made.queue[4:], before[:6])
+    assert not made.queue.requires_grad
+    keys = made.queue[:4].clone()
     loss.backward()                                             # works although the queue was replaced
-    moco(views(), (MAPS[2], MAPS[3]), (MAPS[0], MAPS[1]), nothing)
-    assert torch.equal(moco.queue[8:], keys[:2])
-    assert "queue" in moco.state_dict() and MoCoV2(4, 4).queue.shape == (4096, 4)
+    made(batch(), (MAPS[2], MAPS[3]), (MAPS[0], MAPS[1]), nothing)
+    assert torch.equal(made.queue[4:8], keys)
+    assert "queue" in made.state_dict() and MoCoV2(4, 4).queue.shape == (4096, 4)
+
+
+def test_moco_compares_an_image_with_keys_of_other_categories_and_with_the_random_first_keys():
+    made, categories = moco(), torch.tensor([5, 6, 5, 7])
+    made.queue_categories[:6] = torch.tensor([5, 6, 7, 7, 5, 8])
+    q = [mean_direction(made.projector(x)) for x in MAPS[:2]]
+    k = [mean_direction(made.key_projector(x)) for x in MAPS[2:]]
+    expected = 0.0
+    for i, own in enumerate(categories.tolist()):
+        others = [key for key, category in zip(made.queue, [5, 6, 7, 7, 5, 8, -1, -1, -1, -1], strict=True) if category != own]
+        for a, b in ((0, 1), (1, 0)):
+            logits = [float(q[a][i].detach() @ key) / 0.2 for key in (k[b][i].detach(), *others)]
+            expected += cross_entropy(logits, 0) / 4
+    found = made(batch(categories=categories), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
+    assert float(found.detach()) == approx(expected, rel=1e-5)
+    made.training = True
+    for given in (categories, None):                            # keys of unknown category are compared with all
+        made(batch(categories=given), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
+    assert made.queue_categories.tolist() == [-1, -1, -1, -1, 5, 6, 5, 7, 5, 6]
 
 
 def test_rotnet_predicts_the_rotation_from_a_view_and_its_rotated_copy(monkeypatch):
@@ -164,6 +197,7 @@ def test_rotnet_predicts_the_rotation_from_a_view_and_its_rotated_copy(monkeypat
     rotnet.eval()
     assert [layer.in_features for layer in rotnet.head if isinstance(layer, nn.Linear)] == [2 * 64 * 4, 1024, 512, 512]
     assert RotNet().head[0].in_features == 6272                 # the published code's, at 224 pixels
+    assert [layer.bias is None for layer in rotnet.head if isinstance(layer, nn.Linear)] == [True, True, False, False]
     monkeypatch.setattr(instance_ssl, "change_colors", lambda x, recipe: x)
     seen, rotated = [torch.randn(4, 512, 2, 2), torch.randn(4, 512, 2, 2)], []
 
@@ -171,41 +205,83 @@ def test_rotnet_predicts_the_rotation_from_a_view_and_its_rotated_copy(monkeypat
         rotated.append(images)
         return images.mean((1, 2, 3))[:, None, None, None] * torch.ones(4, 512, 2, 2)
 
-    pair = views(4, 64)
-    with seeded(5):
-        found = rotnet(pair, (seen[0], seen[1]), (seen[0], seen[1]), encode)
-    with seeded(5):
-        quarters = torch.randint(4, (4,)), torch.randint(4, (4,))
+    given = batch(4, 64, quarters=torch.tensor([[0, 3], [1, 2], [2, 0], [3, 1]]))
+    found = rotnet(given, (seen[0], seen[1]), (seen[0], seen[1]), encode)
     total = 0.0
-    for view, maps, copies, turns in zip(pair, seen, tuple(rotated), quarters, strict=True):
-        for image, copy, turn in zip(view, copies, turns.tolist(), strict=True):
-            assert torch.allclose(copy, torch.from_numpy(np.rot90(image.numpy(), turn, (1, 2)).copy()), atol=1e-5)
+    for crops, maps, copies, turns in zip(given.crops, seen, tuple(rotated), given.quarters.T, strict=True):
+        for crop, copy, turn in zip(crops, unstandardized(copies), turns.tolist(), strict=True):
+            assert np.rot90(crop.numpy(), turn, (1, 2)) == approx(copy.numpy(), abs=1e-5)
         parts = [rotnet.reduce(x).reshape(4, -1) for x in (maps, encode(copies))]
         total += float(rotation_loss(rotnet.head(torch.cat(parts, 1)), turns).detach())
     assert float(found.detach()) == approx(total, rel=1e-5)
 
 
-def test_rotnet_s_copies_get_further_color_changes():
+def test_rotnet_s_copies_get_color_changes_of_their_own(monkeypatch):
+    recipes: list[Recipe] = []
+    monkeypatch.setattr(instance_ssl, "change_colors", lambda x, recipe: recipes.append(recipe) or x)
+    RotNet(32)(batch(), (MAPS[0][..., :1, :1],) * 2, (MAPS[0][..., :1, :1],) * 2, lambda x: x.new_zeros(4, 512, 1, 1))
+    assert recipes == [Recipe(jitter=0.8, jitter_range=(0.4, 0.4, 0.2, 0.1), grayscale=0.2, blur=0.5, solarize=0.3)] * 2
+
+
+def test_rotnet_s_copies_are_made_of_the_crops_and_not_of_the_colored_views(monkeypatch):
     with seeded(0):
-        rotnet = RotNet(32)
-    copies: list[Tensor] = []
-    flat = standardized(torch.tensor([0.9, 0.6, 0.2])[None, :, None, None].expand(400, 3, 32, 32))
+        module = DS2Pretraining(DS2PretrainingConfig(**TINY, instance="rotnet", augmentation="gb"), 4)
+    seen: list[Batch] = []
+    monkeypatch.setattr(module.branch, "forward", lambda batch, *rest: seen.append(batch) or torch.zeros(()))
     with seeded(1):
-        rotnet((flat, flat), (torch.zeros(400, 512, 1, 1),) * 2, (torch.zeros(400, 512, 1, 1),) * 2,
-               lambda x: copies.append(x) or torch.zeros(400, 512, 1, 1))
-    raw = unstandardized(torch.cat(copies))
-    gray = (raw[:, 0] - raw[:, 1]).abs().amax((1, 2)) < 1e-4
-    solarized = raw[:, 0, 0, 0] < 0.5                           # red, or the gray that it became, was bright
-    assert gray.float().mean() == approx(0.2, abs=0.06) and solarized.float().mean() == approx(0.3, abs=0.06)
+        module.loss(IMAGES[:4], torch.arange(4), torch.ones(4, 2, dtype=torch.long))
+    with seeded(1):                                             # the first crop comes before any color
+        first = cropped(IMAGES[:4], module.recipes[0], 32)[0]
+    (given,) = seen
+    assert torch.equal(given.crops[0], first) and given.categories.tolist() == [0, 1, 2, 3]
+    assert (given.quarters == 1).all() and given.crops[1].shape == (4, 3, 32, 32)
+
+
+def test_an_image_keeps_the_angles_of_its_two_views_for_the_whole_training(monkeypatch):
+    seen: dict[int, list[int]] = {}
+
+    def loss(module: DS2Pretraining, images: Tensor, categories: Tensor | None, quarters: Tensor) -> Tensor:
+        for image, turns in zip(images, quarters.tolist(), strict=True):
+            seen.setdefault(int(image[0, 0, 0]), []).append(turns)
+        return module.propagation.value.bias.square().sum()
+
+    monkeypatch.setattr(DS2Pretraining, "loss", loss)
+    numbered = torch.arange(64, dtype=torch.uint8)[:, None, None, None].expand(64, 3, 40, 40)
+    for seed in (0, 1):
+        pretrain(DS2PretrainingConfig(**TINY | {"epochs": 3}, instance="rotnet"), numbered, seed=seed)
+    assert len(seen) == 64 and all(len(turns) == 6 for turns in seen.values())
+    assert all(turns[0] == turns[1] == turns[2] and turns[3] == turns[4] == turns[5] for turns in seen.values())
+    angles = torch.tensor([turns[0] for turns in seen.values()])
+    assert set(angles.flatten().tolist()) == {0, 1, 2, 3} and (angles[:, 0] != angles[:, 1]).float().mean() > 0.5
+    assert any(turns[0] != turns[3] for turns in seen.values())            # another seed, other angles
+
+
+@pytest.mark.parametrize(("settings", "categories", "known"), [
+    ({}, [0, 0, 0, 1, 1, 1], True), ({}, [2] * 6, False), ({}, None, False),
+    ({"class_aware": False}, [0, 0, 0, 1, 1, 1], False)])
+def test_categories_reach_the_branch_if_there_are_several_and_they_are_asked_for(monkeypatch, settings, categories, known):
+    seen: list[tuple[list[int], list[int] | None]] = []
+
+    def loss(module: DS2Pretraining, images: Tensor, categories: Tensor | None, quarters: Tensor) -> Tensor:
+        seen.append((images[:, 0, 0, 0].tolist(), None if categories is None else categories.tolist()))
+        return module.propagation.value.bias.square().sum()
+
+    monkeypatch.setattr(DS2Pretraining, "loss", loss)
+    numbered = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 40, 40)
+    pretrain(DS2PretrainingConfig(**TINY, instance="mocov2", **settings), numbered,
+             None if categories is None else torch.tensor(categories))
+    assert len(seen) == 2 and all((given == [int(i >= 3) for i in images]) if known else given is None
+                                  for images, given in seen)
 
 
 def test_distaug_compares_pooled_maps_through_eight_layers():
     with seeded(0):
         distaug = DistAug()
     linear = [layer for layer in distaug.head if isinstance(layer, nn.Linear)]
-    assert [layer.out_features for layer in linear] == [512] * 7 + [128]
+    assert [layer.out_features for layer in linear] == [512] * 7 + [128] and all(layer.bias is None for layer in linear)
+    assert [type(layer) for layer in distaug.head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 7 + [nn.Linear]
     distaug.eval()
-    found = distaug(views(), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
+    found = distaug(batch(), (MAPS[0], MAPS[1]), (MAPS[2], MAPS[3]), nothing)
     z = [F.normalize(distaug.head(x.flatten(2).mean(2)), dim=1) for x in MAPS[:2]]
     assert float(found.detach()) == approx(float(simclr_loss(z[0], z[1]).detach()), rel=1e-5)
 
@@ -263,7 +339,7 @@ def test_a_training_with_a_branch_resumes_to_the_same_weights(tmp_path, name):
 
 def test_distaug_shows_each_image_in_four_rotations_an_epoch(monkeypatch):
     seen: list[Tensor] = []
-    monkeypatch.setattr(DS2Pretraining, "loss", lambda module, images: seen.append(images)
+    monkeypatch.setattr(DS2Pretraining, "loss", lambda module, images, *rest: seen.append(images)
                         or module.propagation.value.bias.square().sum())
     pretrain(DS2PretrainingConfig(**{**TINY, "epochs": 1}, instance="distaug"), IMAGES)
     shown = {image.numpy().tobytes() for image in torch.cat(seen)}

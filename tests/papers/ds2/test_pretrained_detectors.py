@@ -54,8 +54,8 @@ def trainings(monkeypatch):
     seen: list[int] = []
     for module, name in ((ds2, "pretrain"), (cutpaste, "pretrain_cutpaste")):
         real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda config, images, real=real, **rest: seen.append(len(images)) or real(
-            config, images, **rest))
+        monkeypatch.setattr(module, name, lambda config, images, *more, real=real, **rest: seen.append(len(images)) or real(
+            config, images, *more, **rest))
     return seen
 
 

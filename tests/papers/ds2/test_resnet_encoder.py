@@ -50,9 +50,10 @@ def test_pooled_it_is_torchvision_s_network_before_its_classifier():
     assert torch.equal(encoder(images)["c5"].mean((2, 3)), whole(images))
 
 
-def test_weights_are_drawn_with_the_fan_out_and_blocks_end_in_a_norm_with_weight_0():
+@pytest.mark.parametrize("zero", [True, False])
+def test_weights_are_drawn_with_the_fan_out_and_blocks_end_in_a_norm_with_weight_0_if_asked_for(zero):
     with seeded(0):
-        encoder = ResNetEncoder()
+        encoder = ResNetEncoder(zero_residual=zero)
     for name, module in encoder.named_modules():
         if isinstance(module, nn.Conv2d):
             deviation = math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels))
@@ -61,7 +62,7 @@ def test_weights_are_drawn_with_the_fan_out_and_blocks_end_in_a_norm_with_weight
             assert module.bias is None
         elif isinstance(module, nn.BatchNorm2d):
             last = name.endswith("bn2")                                 # of a block of two convolutions
-            assert (module.weight == (0 if last else 1)).all() and not module.bias.any(), name
+            assert (module.weight == (0 if last and zero else 1)).all() and not module.bias.any(), name
     assert sum(name.endswith("bn2") for name, _ in encoder.named_modules()) == 8
 
 
