@@ -95,6 +95,13 @@ def neighborhood_features(maps: Sequence[Tensor], embed_dim: int) -> Tensor:
     return F.adaptive_avg_pool1d(joined, embed_dim).transpose(1, 2).unflatten(2, grid)
 
 
+def patch_distances(features: Tensor, bank: Tensor, neighbors: int = 1, squared: bool = True) -> Tensor:
+    """Distance of each patch to the bank (Sec. 3.3): (B, D, h, w), (m, D) -> (B, h, w), the mean over the nearest neighbors."""
+    b, _, h, w = features.shape
+    found = nearest(features.permute(0, 2, 3, 1).flatten(0, 2), bank, neighbors)[0]             # (B * h * w, neighbors)
+    return (found.square() if squared else found).mean(1).view(b, h, w)
+
+
 def smoothed(maps: Tensor, sigma: float) -> Tensor:
     """Maps (B, 1, H, W) smoothed by a Gaussian, same shape: equal to scipy.ndimage.gaussian_filter with its default settings.
 
@@ -193,10 +200,7 @@ class PatchCore(FrozenTaps):
             raise AdcoreError("PatchCore has no bank yet: call fit before predict")
         size = images.shape[-2], images.shape[-1]
         features = self.features(self.extractor(images))                                        # (B, D, h, w)
-        b, _, h, w = features.shape
-        queries = features.permute(0, 2, 3, 1).flatten(0, 2)                                    # (B * N, D)
-        distances = nearest(queries, self.bank, self.config.neighbors)[0]                       # (B * N, neighbors)
-        distances = (distances.square() if self.config.squared else distances).mean(1).view(b, h, w)
+        distances = patch_distances(features, self.bank, self.config.neighbors, self.config.squared)    # (B, h, w)
         maps = F.interpolate(distances[:, None], size, mode="bilinear", align_corners=False)    # (B, 1, H, W)
         if self.config.sigma > 0:
             maps = smoothed(maps, self.config.sigma)

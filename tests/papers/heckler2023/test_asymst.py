@@ -9,6 +9,7 @@ import pytest
 import torch
 from pytest import approx
 from support.by_hand import normal
+from support.resizing import cubic, enlarged, linear
 
 from adcore.data import read_images
 from adcore.errors import ParameterError
@@ -125,26 +126,6 @@ def test_the_student_s_loss_gives_the_teacher_no_gradient():
     one.student_loss(normal(2, 40, 8, 8).float()).backward()
     assert all(p.grad is None for p in one.teacher.parameters())
     assert all(p.grad is not None for p in one.student.parameters())
-
-
-def cubic(d: float) -> float:
-    """The weight of a cell at distance d in a cubic convolution (Keys 1981) with a = -0.75, as in torch and OpenCV."""
-    d, a = abs(d), -0.75
-    return (a + 2) * d**3 - (a + 3) * d**2 + 1 if d <= 1 else a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
-
-
-def linear(d: float) -> float:
-    return max(0.0, 1 - abs(d))
-
-
-def enlarged(plane: np.ndarray, weight: object, h: int, w: int) -> np.ndarray:
-    """A map at another size, pixel centers aligned, values beyond the border equal to those at it."""
-    def along(line: np.ndarray, n: int) -> list[float]:
-        at = [(i + 0.5) * len(line) / n - 0.5 for i in range(n)]
-        return [sum(weight(p - j) * line[min(max(j, 0), len(line) - 1)] for j in range(math.floor(p) - 1, math.floor(p) + 3))
-                for p in at]
-    wide = np.array([along(row, w) for row in plane])
-    return np.array([along(column, h) for column in wide.T]).T
 
 
 # At tap 2 the cells are a quarter of the image's side already; 94 pixels have a quarter of 23.
