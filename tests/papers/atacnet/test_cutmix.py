@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 
 import numpy as np
@@ -76,6 +77,28 @@ def test_jitter_changes_the_colors_of_the_patch_slightly_and_keeps_them_in_range
     assert mixed.min() >= 0 and mixed.max() <= 1 and torch.equal(in_image(flat, jitter=0), flat)
     moved = (jittered - flat).abs().flatten(1).amax(1)
     assert (moved > 1e-4).float().mean() > 0.95 and moved.max() < 0.3 and len(changed(flat, jittered)) == 200
+
+
+def test_brightness_contrast_saturation_and_hue_of_the_patch_change_by_up_to_a_tenth_each():
+    """A gray image keeps its hue and saturation, so brightness and contrast show in it alone. In an image of one color,
+    contrast and saturation do the same, and the hue is left to itself."""
+    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    board = (0.45 + 0.1 * ((x + y) % 2)).expand(400, 3, 16, 16)                              # a chess board of two grays
+    color = torch.tensor([0.55, 0.5, 0.45])[None, :, None, None].expand(400, 3, 16, 16)
+    with seeded(4):
+        boards, colors = in_image(board, area=(1.0, 1.0), aspect=(1.0, 1.0)), in_image(color)
+    dark, bright = boards.amin((1, 2, 3)).double().numpy(), boards.amax((1, 2, 3)).double().numpy()
+    brightness, contrast = (dark + bright) / 1.0, (bright - dark) / (bright + dark) / 0.1
+    patches = [image[:, differs][:, 0].double().tolist() for image, differs in
+               zip(colors, (colors != color).any(1), strict=True) if differs.any()]
+    hsv = np.array([colorsys.rgb_to_hsv(*pixel) for pixel in patches])
+    hue = (hsv[:, 0] - colorsys.rgb_to_hsv(0.55, 0.5, 0.45)[0] + 0.5) % 1 - 0.5
+    one = 0.2 / math.sqrt(12)                                                                # of a uniform factor
+    for values, middle, spread, reach in ((brightness, 1, one, 0.1), (contrast, 1, one, 0.1), (hue, 0, one, 0.1)):
+        assert values.mean() == approx(middle, abs=0.01) and values.std() == approx(spread, rel=0.1)
+        assert np.abs(values - middle).max() == approx(reach, rel=0.03)
+    saturation = np.log(hsv[:, 1])                                      # product of two factors, contrast and saturation
+    assert saturation.std() == approx(math.sqrt(2) * one, rel=0.15)
 
 
 @pytest.mark.parametrize("mix", list(MIXES))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from adcore.errors import AdcoreError, DataError, ParameterError
 from adcore.features.stages import stage_parameters
 from adcore.models import METHODS
 from adcore.papers.atacnet.atacnet import STEPS
-from adcore.papers.atacnet.few_shot import FewShot, rotated
+from adcore.papers.atacnet.few_shot import FewShot
 from adcore.training import seeded
 
 SMALL = {"backbone": "efficientnet_lite0", "taps": (3,), "image_size": 64, "epochs": 1, "steps": 2, "batch_size": 6, "lr": 1e-3}
@@ -217,56 +216,6 @@ def test_invalid_settings_are_refused_by_name(name, changes, message):
         detector(name, **changes)
 
 
-# Rotations.
-
-def turned(x: Tensor, degrees: float, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """Images rotated by exactly this angle."""
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.fill_(high))
-        return rotated(x, degrees)
-
-
-def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Center and covariance of the brightness, in pixels from the image's center, x first: (H, W) -> (2,), (2, 2)."""
-    h, w = x.shape
-    y, x_ = torch.meshgrid(torch.arange(h) - (h - 1) / 2, torch.arange(w) - (w - 1) / 2, indexing="ij")
-    places, weights = torch.stack([x_, y]).flatten(1).double().numpy(), x.flatten().double().numpy()
-    return places @ weights / weights.sum(), np.cov(places, aweights=weights)
-
-
-def test_a_rotation_by_90_degrees_equals_torch_s_and_one_by_0_changes_nothing(monkeypatch):
-    x = images(2, 31, 31)
-    assert rotated(x, 0.0) is x
-    quarter = turned(x, 90.0, monkeypatch)
-    assert any(torch.allclose(quarter, torch.rot90(x, k, (2, 3)), atol=1e-4) for k in (1, 3))
-    assert torch.allclose(turned(x, 180.0, monkeypatch), x.flip(2, 3), atol=1e-4)
-    wide = images(2, 20, 44)
-    assert torch.allclose(turned(wide, 180.0, monkeypatch), wide.flip(2, 3), atol=1e-4)
-
-
-@pytest.mark.parametrize("degrees", [25.0, 70.0, -40.0])
-def test_a_disc_in_a_non_square_image_stays_a_disc_and_moves_along_a_circle(monkeypatch, degrees):
-    y, x = torch.meshgrid(torch.arange(120.0), torch.arange(200.0), indexing="ij")
-    disc = (((x - 130) ** 2 + (y - 65) ** 2) < 15 ** 2).float()
-    found = turned(disc.expand(1, 3, -1, -1), degrees, monkeypatch)[0, 0]
-    (before, _), (after, spread) = moments(disc), moments(found)
-    assert found.sum() == approx(float(disc.sum()), rel=0.01)
-    assert spread == approx(np.eye(2) * 15 ** 2 / 4, abs=1.5)                # variance of a disc: r^2 / 4 in any direction
-    assert np.hypot(*after) == approx(np.hypot(*before), abs=0.2)
-    angle = math.degrees(math.atan2(after[1], after[0]) - math.atan2(before[1], before[0]))
-    assert abs(angle) == approx(abs(degrees), abs=0.5)
-
-
-def test_each_image_has_its_own_angle_uniform_in_both_directions():
-    dot = torch.zeros(400, 3, 41, 41)
-    dot[:, :, 19:22, 33:36] = 1.0
-    with seeded(0):
-        places = np.stack([moments(x)[0] for x in rotated(dot, 30.0)[:, 0]])
-    angles = np.degrees(np.arctan2(places[:, 1], places[:, 0]))
-    assert np.abs(angles).max() < 30.5 and angles.min() < -28 and angles.max() > 28
-    assert angles.mean() == approx(0, abs=2) and angles.std() == approx(60 / math.sqrt(12), rel=0.08)
-
-
 # DevNet and DRA by hand.
 
 def scales(x: Tensor) -> list[Tensor]:
@@ -331,12 +280,16 @@ def test_dra_s_score_is_the_sum_of_three_heads_minus_the_holistic_one(trained):
 
 def test_each_head_of_dra_learns_from_its_images_and_the_holistic_one_from_reversed_labels(few):
     one = detector("dra", rotation=0.0, epochs=0).fit(few)
+    for name in ("seen", "pseudo", "composite"):        # scores between the targets 0 and 5, where both have a gradient
+        mapping = getattr(one.network[name], "mapping", one.network[name])
+        mapping.combine.weight.data *= 0.2
     labels, x = torch.tensor([0, 1, 2, 2, 0, 1]), images(6, 64, 64, seed=4)
     with seeded(7):
         found = float(one.loss(x, labels).detach())
     with seeded(7):
         heads, _ = heads_by_hand(one, x, one.pick(one.normal, 2))
         total = 0.0
+        assert all(scores.min() > 0.1 and scores.max() < 4.5 for scores in heads.values())
         for name, scores in heads.items():              # random numbers are drawn head by head
             r = torch.randn(5000).double().numpy()
             seen = {"seen": [0, 1], "pseudo": [0, 2]}.get(name, [0, 1, 2])
@@ -359,6 +312,22 @@ def test_dra_s_references_are_normal_training_images_and_part_of_its_state_dict(
         assert torch.equal(again.score(x).score, one.score(x).score)
     more = detector("dra", references=9, epochs=0).fit(few).network.references
     assert len(more) == 9 and len(more.flatten(1).unique(dim=0)) == 4              # there are four normal images
+
+
+def test_references_that_are_drawn_at_test_are_other_rotated_training_images_for_every_batch(few, monkeypatch):
+    one, seen = detector("dra", at_test="drawn", references=3, rotation=180.0, epochs=0).fit(few), []
+    heads = one.heads
+    monkeypatch.setattr(one, "heads", lambda x, references: (seen.append(references), heads(x, references))[1])
+    x = images(2, 64, 64)
+    first, second = one.predict(x), one.predict(x)
+    assert not torch.allclose(first.score, second.score, rtol=1e-3) and seen[0].shape == (3, 3, 64, 64)
+    assert (seen[0][:, :, 0, 0] == 0).any() and not torch.equal(seen[0], seen[1])            # black corners
+    known = [set(image.flatten().tolist()) for image in one.normal.float() / 255]
+    assert all(any(set(drawn.flatten().tolist()) <= colors | {0.0} for colors in known) for drawn in torch.cat(seen))
+    one.fit(few)                                          # counts from the start again, so that results can be repeated
+    assert torch.equal(one.predict(x).score, first.score)
+    fixed = detector("dra", references=3, rotation=180.0, epochs=0).fit(few)
+    assert torch.equal(fixed.predict(x).score, fixed.predict(x).score)
 
 
 @pytest.mark.parametrize("heads", [("seen",), ("holistic",), ("composite", "pseudo")])
