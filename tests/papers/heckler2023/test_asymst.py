@@ -10,10 +10,12 @@ import torch
 from pytest import approx
 from support.by_hand import normal
 from support.resizing import cubic, enlarged, linear
+from torch import Tensor
 
 from adcore.data import read_images
 from adcore.errors import ParameterError
 from adcore.models import AsymST, AsymSTConfig
+from adcore.papers.heckler2023 import asymst
 from adcore.papers.heckler2023.asymst import Student, Subnet, Teacher, position_encoding
 
 pytestmark = pytest.mark.usefixtures("one_backbone")
@@ -146,6 +148,22 @@ def test_the_map_grows_bicubically_to_a_quarter_and_the_score_is_its_maximum_or_
 def test_taps_of_several_grids_are_concatenated_on_the_first_grid(tiny):
     one = detector(taps=(4, 3), epochs=1)
     assert one.shape == (112 + 40, 4, 4) and one.fit(tiny.train).predict(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
+
+
+def test_both_networks_are_trained_on_the_maps_of_their_taps_though_all_share_one_cache(tiny, monkeypatch):
+    seen: list[Tensor] = []
+
+    def received(module: object, loss_of: object, data: Tensor, *rest: object, **more: object) -> list[float]:
+        seen.append(data)
+        return [0.0]
+
+    monkeypatch.setattr(asymst, "train", received)
+    for taps in ((3,), (4,), (4, 3), (3, 4)):
+        one = detector(taps=taps).fit(tiny.train)
+        expected = one.features(one.extractor(next(read_images(tiny.train, one.view))))
+        assert all(data.shape == expected.shape for data in seen[-2:]), taps
+        assert all(torch.allclose(data.float(), expected, rtol=1e-3, atol=2e-3) for data in seen[-2:]), taps
+    assert len(seen) == 8
 
 
 def test_training_lowers_both_losses_and_defects_score_above_normal_images(tiny):

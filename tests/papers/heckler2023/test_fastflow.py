@@ -30,6 +30,13 @@ def test_the_kernels_of_the_steps_alternate_or_are_all_3x3(kernels, expected):
     assert [step.subnet[0].kernel_size[0] for step in flow] == [step.subnet[2].kernel_size[0] for step in flow] == expected
 
 
+def test_each_step_moves_every_channel_to_one_place_and_mixes_none():
+    for step in TapFlow((7, 2, 2), FastFlowConfig(steps=4)).flow:
+        matrix = step.w_perm[:, :, 0, 0]
+        assert set(matrix.flatten().tolist()) == {0, 1} and not step.w_perm.requires_grad
+        assert matrix.sum(0).tolist() == matrix.sum(1).tolist() == [1] * 7 and not torch.equal(matrix, torch.eye(7))
+
+
 @pytest.mark.parametrize(("ratio", "hidden"), [(1.0, 4), (0.5, 2), (0.16, 1)])
 def test_a_subnet_takes_the_larger_half_and_has_the_configured_width(ratio, hidden):
     step = TapFlow((7, 2, 2), FastFlowConfig(hidden_ratio=ratio, steps=1)).flow[0]

@@ -52,6 +52,15 @@ def test_images_of_another_size_are_resized_for_the_flow_and_maps_have_the_image
     assert torch.corrcoef(torch.stack([cells.flatten(), prediction.map.flatten()]))[0, 1] > 0.98
 
 
+def test_each_choice_of_taps_and_size_gives_maps_of_its_own_though_all_share_one_cache(tiny):
+    for taps, size in (((3,), 64), ((4,), 64), ((3, 4), 64), ((4, 3), 64), ((3,), (64, 96)), ((3,), (96, 64))):
+        detector = FastFlow(FastFlowConfig(**LITE, steps=1, taps=taps, image_size=size))
+        expected = detector.extractor(next(read_images(tiny.train, detector.view)))
+        maps = detector.cached_maps(tiny.train)
+        assert [m.shape for m in maps] == [e.shape for e in expected], (taps, size)
+        assert all(torch.allclose(m.float(), e, rtol=1e-3, atol=1e-3) for m, e in zip(maps, expected, strict=True)), taps
+
+
 def test_the_maps_of_several_taps_are_computed_in_one_pass_and_equal_the_extractor_s(tiny, monkeypatch):
     detector, passes = FastFlow(FastFlowConfig(**LITE, steps=1, taps=(3, 4), image_size=(64, 96))), []
     forward = detector.extractor.forward

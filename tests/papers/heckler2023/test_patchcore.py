@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -199,6 +200,48 @@ def test_the_bank_consists_of_patches_of_the_training_images(tiny):
     patches = core.features(core.extractor(next(read_images(tiny.train, core.view)))).permute(0, 2, 3, 1).flatten(0, 2)
     nearest_of_each = torch.cdist(core.bank.double(), patches.double()).amin(1)
     assert float(nearest_of_each.max()) < 1e-3 and len(torch.unique(core.bank, dim=0)) == 20
+
+
+def test_each_setting_of_the_features_gives_a_bank_of_its_own_though_all_share_one_cache(tiny):
+    for settings in ({}, {"embed_dim": 8}, {"embed_dim": 16}, {"taps": (3, 2)}, {"taps": (2,)}, {"image_size": 48},
+                     {"image_size": 80, "crop": 64}, {"image_size": 64, "crop": 48}):
+        core = detector(coreset=1.0, **settings).fit(tiny.train)
+        patches = core.features(core.extractor(next(read_images(tiny.train, core.view)))).permute(0, 2, 3, 1).flatten(0, 2)
+        assert core.bank.shape == patches.shape and torch.allclose(core.bank, patches, rtol=1e-3, atol=1e-3), settings
+
+
+def handed_over(core: PatchCore, patches: Tensor, keep: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """What the greedy selection gets: points, and their distances to begin with."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(points: Tensor, keep: int, *, initial: Tensor, **more: object) -> Tensor:
+        seen.append((points, initial))
+        return kernels.kcenter(points, keep, initial=initial, **more)
+
+    monkeypatch.setattr(patchcore, "kcenter", watched)
+    core._coreset(patches, keep, False)
+    return seen[0]
+
+
+@pytest.mark.parametrize("starts", [1, 2, 5, 12, 40])
+def test_the_selection_begins_with_the_mean_distance_to_as_many_random_patches_as_set(monkeypatch, starts):
+    patches = normal(12, 4).float()
+    _, initial = handed_over(detector(starts=starts), patches, 3, monkeypatch)
+    used = min(starts, 12)
+    distances = torch.cdist(patches, patches)
+    # Of all choices of so many patches, exactly one explains these distances.
+    explained = [subset for subset in itertools.combinations(range(12), used)
+                 if torch.allclose(distances[:, list(subset)].mean(1), initial, atol=1e-5)]
+    assert len(explained) == 1
+    _, others = handed_over(detector(1, starts=starts), patches, 3, monkeypatch)
+    assert used == 12 or not torch.allclose(initial, others)         # another seed, other patches
+
+
+@pytest.mark.parametrize(("width", "projected"), [(7, False), (8, False), (9, True)])
+def test_only_patches_wider_than_the_projection_are_projected(monkeypatch, width, projected):
+    patches = normal(30, width).float()
+    points, _ = handed_over(detector(projection=8), patches, 3, monkeypatch)
+    assert points.shape == (30, min(width, 8)) and torch.equal(points, patches) is not projected
 
 
 def test_the_coreset_covers_the_patches_better_than_a_random_choice(tiny):
