@@ -8,7 +8,8 @@ images, anomalous ones included, so no measured number may depend on it.
 Where the supplement and the published code differ, or both say nothing:
 - The supplement upsamples by transposed convolution, the published code bilinearly: `upsample` chooses, default bilinear.
 - The kernel of the transposed convolution is not stated: we take 2x2 at stride 2, without overlap, so without checkerboard.
-- Bilinear upsampling aligns corners, as the resizing of the features does.
+- Bilinear upsampling does not align corners: the published code uses torch's default there. The resizing of the features
+  before the network does align them.
 - The last stage has 128 channels, as in the published code, where a reversed ResNet-34 would have 64.
 """
 
@@ -35,6 +36,7 @@ from adcore.papers.uniad2022.reconstruction import Reconstruction
 from adcore.settings import Range
 from adcore.training import Run, resolve_device, seeded, train
 
+VERSION = 2                  # raised when the code changes what a decoder of the same settings draws; 2: corners not aligned
 FACTORS = (1, 2, 2, 1)       # by how much each stage enlarges its map; the head doubles it twice more, 16 in all
 
 
@@ -54,7 +56,7 @@ class FeatureDecoderConfig(Config):
     batch_size: int = 32
     lr: float = 1e-4
     weight_decay: float = 1e-4
-    lr_drop: int = 800              # epoch from which the learning rate is a tenth
+    lr_drop: int = 801              # epochs at the full learning rate, see `ReconstructionConfig`
     clip_norm: float = 0.1
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"upsample": ("bilinear", "transposed")}
@@ -67,7 +69,7 @@ def _double(channels: int, upsample: str) -> nn.Module:
     """Twice the height and width: (B, C, h, w) -> (B, C, 2h, 2w)."""
     if upsample == "transposed":
         return nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False)
-    return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+    return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
 
 
 class UpBlock(nn.Module):
@@ -156,7 +158,8 @@ def decoder_for(detector: Reconstruction, samples: Sequence[Sample], config: Fea
     The checkpoint stays in `folder`, named by settings, seed and images: an equal call loads it instead of training.
     """
     c = config or FeatureDecoderConfig()
-    key = digest_text(json.dumps([c.values(), seed, repr(detector.view), detector.extractor.key, images_digest(samples)]))
+    made_from = [seed, repr(detector.view), detector.extractor.key, images_digest(samples)]
+    key = digest_text(json.dumps([VERSION, c.values(), *made_from]))
     features, images = detector.extract(samples)
     return train_decoder(features, images, c, seed=seed, device=detector.device, progress=progress, checkpoint=folder / key)
 

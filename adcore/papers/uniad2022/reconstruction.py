@@ -38,7 +38,11 @@ STRIDE = 16  # pixels per token: every tap is resized to the grid of stride 16, 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig(Config):
-    """Settings of a reconstruction. Defaults are the paper's or, where it is silent, those of the published code."""
+    """Settings of a reconstruction. Defaults are the paper's or, where it is silent, those of the published code.
+
+    The published code sets a fall of the learning rate after 800 epochs. Its trainer passes the number of the finished epoch,
+    counted from 0, to the scheduler, so that the fall comes after 801 epochs. `lr_drop` counts epochs as they are trained.
+    """
 
     backbone: str = "efficientnet_b4"
     taps: tuple[Tap, ...] = (1, 2, 3, 4)
@@ -54,7 +58,7 @@ class ReconstructionConfig(Config):
     epochs: int = 1000
     batch_size: int = 64
     lr: float = 1e-4
-    lr_drop: int = 800              # epoch from which the learning rate is a tenth
+    lr_drop: int = 801              # epochs at the full learning rate, before a tenth of it; the published 800, see below
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     score: str = "max"              # 'max' of the map averaged over windows, or 'mean' of the map (CIFAR-10)

