@@ -54,8 +54,7 @@ def export_results(dataset: str | None = None, profile: str | None = None, to: P
 def exported(frame: pd.DataFrame) -> str:
     """Rows of results as csv text. Those without a version come from the store, which holds none of an older version."""
     today = frame["method"].map(lambda name: method_named(name).version)
-    known = frame["version"] if "version" in frame else today
-    frame = frame.assign(version=known.fillna(today).astype(int))[COLUMNS]
+    frame = frame.assign(version=frame.get("version", today).fillna(today).astype(int))[COLUMNS]
     order = ["method", "dataset", "category", "settings", "seed", "metric"]
     return str(frame.sort_values(order, kind="stable").to_csv(index=False, float_format="%.6f"))
 

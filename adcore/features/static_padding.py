@@ -58,7 +58,7 @@ def pad_statically(network: nn.Module, side: int) -> nn.Module:
 def first_centers(strided: Iterable[tuple[int, int]], side: int) -> list[float]:
     """Where the first cell lies after each strided convolution: the middle, in pixels, of the image part that it sees.
 
-    Cell i lies at this position + i * (product of the strides). Convolutions of stride 1 pad both sides equally and move nothing.
+    Cell i lies i * (product of the strides) further. Convolutions of stride 1 pad both sides equally and move nothing.
 
     strided  kernel and stride of each strided convolution, in order
     side     of the square image that the padding is computed for

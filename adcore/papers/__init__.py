@@ -6,6 +6,7 @@
     ['w/o query', 'image_auroc', '69.5']
 """
 
+from adcore.papers.errata import errata, errata_of
 from adcore.papers.published import exhibits, papers, published
 
-__all__ = ["exhibits", "papers", "published"]
+__all__ = ["errata", "errata_of", "exhibits", "papers", "published"]

@@ -1,6 +1,7 @@
 """Read the papers' exhibits and printed numbers from the csv files in this folder.
 
     papers.csv                        one row per paper
+    errata.csv                        one row per error, open point or choice, see `errata.py`
     exhibits.csv                      one row per exhibit: table, figure, algorithm, equations or protocol
     <paper>/published/<exhibit>.csv   one row per printed number
 
@@ -36,7 +37,7 @@ Value = bool | int | float | str | tuple[int, ...]
 
 def papers() -> pd.DataFrame:
     """The five papers: index `id`; columns title, authors (separated by '; '), venue, year, arxiv, url."""
-    table = _read("papers.csv")
+    table = read_table("papers.csv")
     return table.assign(year=table["year"].astype(int)).set_index("id")
 
 
@@ -55,7 +56,7 @@ def exhibits() -> pd.DataFrame:
     deterministic   bool: no training and no data needed
     note            what is missing, misprinted or not stated
     """
-    table = _read("exhibits.csv")
+    table = read_table("exhibits.csv")
     return table.assign(deterministic=table["deterministic"] == "true").set_index("id")
 
 
@@ -82,7 +83,7 @@ def published(exhibit: str) -> pd.DataFrame:
         if exhibit in known:
             raise ParameterError(f"exhibit '{exhibit}' has no printed numbers; {listing}")
         raise ParameterError(f"unknown exhibit '{exhibit}'{did_you_mean(exhibit, known)}; {listing}")
-    table = _read(_file(exhibit))
+    table = read_table(_file(exhibit))
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise DataError(f"adcore/papers/{_file(exhibit)} has no column '{missing[0]}': restore the file")
@@ -147,7 +148,7 @@ def _resource(path: str) -> Traversable:
     return importlib.resources.files("adcore.papers") / path
 
 
-def _read(path: str) -> pd.DataFrame:
+def read_table(path: str) -> pd.DataFrame:
     """Read a csv file of this package with every cell as text: '-' and 'none' are not missing values here."""
     try:
         text = _resource(path).read_text(encoding="utf-8")

@@ -34,35 +34,54 @@ def with_mathml(markdown: str, put: Callable[[str], str] = str) -> str:
     return _PIECES.sub(replace, markdown)
 
 
+def markdown_to_html(markdown: str) -> str:
+    """A Markdown text as HTML, its formulas as MathML."""
+    from nbconvert.filters import markdown2html
+
+    formulas = Formulas()
+    return formulas.inserted(str(markdown2html(with_mathml(markdown, formulas.put))))
+
+
+class Formulas:
+    """Formulas that are left out while Markdown is converted, because its parser would break their tags."""
+
+    def __init__(self) -> None:
+        self.markup: list[str] = []
+
+    def put(self, markup: str) -> str:
+        """Keep a formula's MathML and return a word that stands for it."""
+        self.markup.append(markup)
+        return f"FORMULA{len(self.markup) - 1:05}ELUMROF"
+
+    def inserted(self, page: str) -> str:
+        """The page with the formulas in place of their words."""
+        # A formula in a heading is also in the heading's anchor, where tags would break the page.
+        page = re.sub(r"(?:id|href)=\"[^\"]*\"", lambda match: re.sub(r"FORMULA\d{5}ELUMROF", "formula", match[0]), page)
+        return re.sub(r"FORMULA(\d{5})ELUMROF", lambda match: self.markup[int(match[1])], page)
+
+
 def to_html(notebook: Path, target: Path) -> None:
     """Write an executed notebook as one HTML page."""
     import nbformat
     from nbconvert import HTMLExporter
 
-    formulas: list[str] = []
-
-    def put(markup: str) -> str:
-        formulas.append(markup)  # nbconvert's Markdown parser would break the tags: insert them after the conversion
-        return f"FORMULA{len(formulas) - 1:05}ELUMROF"
-
+    formulas = Formulas()
     content = nbformat.read(notebook, as_version=4)
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = with_mathml(cell.source, put)
+            cell.source = with_mathml(cell.source, formulas.put)
         for output in cell.get("outputs", ()):
-            _latex_to_html(output.get("data", {}), put)
+            _formulas_to_html(output.get("data", {}), formulas.put)
     exporter = HTMLExporter(embed_images=True, require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="",
                             jupyter_widgets_base_url="", widget_renderer_url="", html_manager_semver_range="")
     page, _ = exporter.from_notebook_node(content)
-    # A formula in a heading is also in the heading's anchor, where tags would break the page.
-    page = re.sub(r"(?:id|href)=\"[^\"]*\"", lambda match: re.sub(r"FORMULA\d{5}ELUMROF", "formula", match[0]),
-                  drop_outside(page))
-    page = re.sub(r"FORMULA(\d{5})ELUMROF", lambda match: formulas[int(match[1])], page)
-    write_text(target, page)
+    write_text(target, formulas.inserted(drop_outside(page)))
 
 
-def _latex_to_html(data: dict[str, str], put: Callable[[str], str]) -> None:
-    """Convert a LaTeX output of a cell (sympy's) to HTML in place, unless the output has HTML already."""
+def _formulas_to_html(data: dict[str, str], put: Callable[[str], str]) -> None:
+    """Convert the formulas in a cell's Markdown or LaTeX (sympy's) output in place, unless the output has HTML already."""
+    if "text/markdown" in data:
+        data["text/markdown"] = with_mathml(data["text/markdown"], put)
     if "text/latex" in data and "text/html" not in data:
         data["text/html"] = f"<p>{with_mathml(data.pop('text/latex'), put)}</p>"
 

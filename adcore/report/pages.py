@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,12 +15,13 @@ from adcore.errors import StoreError
 from adcore.experiments.provenance import commit
 from adcore.experiments.record import METRICS, Record, records, summarize
 from adcore.figures.tables import comparison_html, published_html
-from adcore.papers import exhibits, papers
+from adcore.papers import errata, exhibits, papers
+from adcore.papers.errata import KINDS
 from adcore.paths import repository, runs_folder
 from adcore.report.card import NotebookRun, cells, count_exhibits, notebook_runs, stored_comparison
 from adcore.report.charts import benchmark_chart, growth_chart, record_chart
 from adcore.report.cluster import cluster_test
-from adcore.report.executed import to_html
+from adcore.report.executed import markdown_to_html, to_html
 
 
 def write_report(folder: Path | None = None, out: str | Path | None = None) -> Path:
@@ -59,7 +61,7 @@ def _write(folder: Path, root: Path) -> None:
     pages = _notebook_pages(runs, folder)
     # File and title of each page, for the navigation bar.
     links = [("index.html", "Score card"), *[(f"{paper}.html", paper) for paper in papers().index],
-             ("record.html", "Real images"), ("benchmarks.html", "Speed")]
+             ("errata.html", "Errata"), ("record.html", "Real images"), ("benchmarks.html", "Speed")]
     shared: dict[str, Any] = {"links": links, "commit": commit() or "unknown"}
 
     def page(template: str, name: str, **values: Any) -> None:
@@ -74,6 +76,7 @@ def _write(folder: Path, root: Path) -> None:
     for paper, described in papers().to_dict("index").items():
         page("paper.html", f"{paper}.html", paper=paper, described=described, pages=pages,
              exhibits=[_exhibit(name, row, root, folder) for name, row in exhibits().iterrows() if row.paper == paper])
+    page("errata.html", "errata.html", papers=papers().to_dict("index"), sections=errata_sections(), kinds=KINDS, pages=pages)
     page("record.html", "record.html", tables=tables)
     frames = {name: benchmarks_on_record(name) for name in ("results", "whole", "growth", "kcenter_memory")}
     speed = {name: None if frame is None else frame.to_html(index=False, border=0) for name, frame in frames.items()}
@@ -115,6 +118,17 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
             "problem": f"exhibits/{name}.json cannot be read: run its notebook again" if damaged else "",
             "cells": 0 if printed is None else len(printed),
             "picture": f"exhibits/{picture.name}" if picture.is_file() else None}
+
+
+def errata_sections() -> dict[str, list[dict[str, str]]]:
+    """The rows of errata.csv by paper, their texts as HTML, each with a name to link to."""
+    sections: dict[str, list[dict[str, str]]] = {}
+    texts = ("place", "printed", "chosen", "shown")
+    for number, row in enumerate(errata().to_dict("records")):
+        converted = {name: markdown_to_html(row[name]) for name in texts}
+        slug = re.sub(r"\W+", "-", f"{row['notebook']} {row['place']}").strip("-").lower()
+        sections.setdefault(row["paper"], []).append({**row, **converted, "id": slug, "number": str(number)})
+    return {paper: sections[paper] for paper in (*papers().index, "all") if paper in sections}
 
 
 def headline(measured: list[Record]) -> str | None:

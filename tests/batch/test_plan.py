@@ -221,7 +221,8 @@ def test_estimates_are_in_gpu_hours_only_when_they_were_measured_on_a_gpu(toy, t
 def test_an_estimate_from_results_names_its_file_and_machine(toy, tmp_path, monkeypatch):
     row = {"method": "uniad", "dataset": "mtd", "category": "all", "profile": "paper", "settings": "epochs=3", "seed": 0,
            "metric": "image_auroc", "value": 0.5, "seconds": 7200.0, "peak_bytes": 1, "device": "cpu",
-           "machine": "AMD EPYC, 2 cores", "commit": "", "data": "", "weights_digest": "", "finished": "", "version": 1, "key": "k"}
+           "machine": "AMD EPYC, 2 cores", "commit": "", "data": "", "weights_digest": "", "finished": "", "version": 1,
+           "key": "k"}
     frame = pd.DataFrame([row, {**row, "metric": "image_ap"}, {**row, "key": "l", "method": "gone"}])[COLUMNS]
     monkeypatch.setattr(plan, "records", lambda: [SimpleNamespace(name="some", frame=frame)])
     path = toy(lambda: grid("uniad", dataset="mtd", profile="paper", epochs=3))
