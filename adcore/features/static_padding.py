@@ -3,7 +3,7 @@
 UniAD's published code takes its backbones from the package EfficientNet-PyTorch. There, "same" padding of a strided
 convolution is computed for a square image of the native side (224 for b0, 260 for b2, 380 for b4, 528 for b6) and then kept.
 timm's networks of the same architecture compute it from the image that they get. At 224 pixels the two differ in b2, b4 and b6:
-the same weights give other features (relative L2 distance 0.3 to 0.5 at stage 3 of b2 and b4), whose cells lie elsewhere.
+the same weights give other features, from stage 3 on in b2 and b4 and at stage 5 in b6, and their cells lie elsewhere.
 """
 
 from __future__ import annotations

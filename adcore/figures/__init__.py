@@ -27,12 +27,12 @@ from adcore.figures.pictures import (
     stored_maps,
 )
 from adcore.figures.style import COLORS, HATCHES, HEAT, LINES, MARKERS, bare, outline, record, show, use_style
-from adcore.figures.views import paired_views
+from adcore.figures.views import cell_centers, paired_views
 from adcore.figures.wiring import wiring_diagrams
 
 __all__ = ["COLORS", "HATCHES", "HEAT", "LINES", "MARKERS", "activation_pairs", "arrows", "bar_panels", "bare",
-           "best_and_worst", "boxed", "color_clouds", "color_transport", "contact_sheet", "framed", "grouped_bars",
-           "heat_maps", "heated", "intervals", "labeled_points", "largest_defects", "line_chart", "line_panels",
-           "localizations", "outline", "overlay", "paired_views", "probability_histograms", "receptive_fields",
+           "best_and_worst", "boxed", "cell_centers", "color_clouds", "color_transport", "contact_sheet", "framed",
+           "grouped_bars", "heat_maps", "heated", "intervals", "labeled_points", "largest_defects", "line_chart",
+           "line_panels", "localizations", "outline", "overlay", "paired_views", "probability_histograms", "receptive_fields",
            "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style",
            "vector_fields", "visible_keys", "wiring_diagrams"]

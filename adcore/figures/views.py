@@ -1,4 +1,4 @@
-"""Two views of an image and their positive pairs, from which DS2 learns."""
+"""An image with what is cut out of it or laid over it: two views and their positive pairs (DS2), grids of feature cells."""
 
 from __future__ import annotations
 
@@ -60,6 +60,26 @@ def paired_views(image: Any, views: tuple[Any, Any], boxes: tuple[Any, Any], gri
             figure.add_artist(line)
         lines.append(plt.Line2D([], [], color=color, label=f"{name} ({int(np.sum(np.asarray(mask)))})"))
     figure.legend(handles=lines, loc="lower center", ncols=len(lines), bbox_to_anchor=(0.63, -0.07), fontsize=9)
+    return figure
+
+
+def cell_centers(image: Any, panels: Mapping[str, Mapping[str, tuple[float, int]]]) -> Figure:
+    """Draw where the cells of feature maps lie on an image: one panel per map, one marker per grid.
+
+    image   (3, H, W) in [0, 1]
+    panels  title -> {label of a grid: (center of the first cell, distance of two cells)}, both in pixels
+    """
+    shown = _picture(image)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.5), squeeze=False)
+    for part, (title, grids) in zip(axes[0], panels.items(), strict=True):
+        part.imshow(shown.mean(2), cmap="gray", alpha=0.45)
+        for number, (label, (first, step)) in enumerate(grids.items()):
+            x, y = (np.arange(first, side, step) for side in (shown.shape[1], shown.shape[0]))
+            part.plot(*map(np.ravel, np.meshgrid(x, y)), linestyle="", marker="o+"[number % 2], markersize=4 + number % 2,
+                      color=COLORS[number], markerfacecolor="none", label=label, clip_on=False)
+        bare(part)
+        part.set_title(title)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
