@@ -157,6 +157,21 @@ def test_ds2_is_trained_by_lars_with_a_rate_for_256_images(monkeypatch):
     assert type(one.optimizer) is LARS and (group["momentum"], group["weight_decay"]) == (0.77, 0.045)
     assert (one.epochs, one.seed) == (9, 11) and group["trust"] == 0.002
     assert max(group["initial_lr"] for group in one.optimizer.param_groups) == pytest.approx(0.8 * 4 / 256)
+    assert {id(p) for p in group["params"]} == {id(p) for p in one.module.parameters() if p.requires_grad}
+    assert one.each_step and one.data_parallel and not one.amp
+
+
+@pytest.mark.parametrize(("released", "expected"), [
+    (False, [0.01, 0.2575, 0.505, 0.7525, 1, 1, 0.1, 0.1, 0.01]),      # two steps per epoch: four of warm-up
+    (True, [0.2575, 0.7525, 0.7525, 0.7525, 0.07525, 0.07525, 0.007525, 0.007525, 0.007525])])
+def test_ds2_s_rate_changes_at_every_step_of_the_warm_up_and_falls_at_its_epochs(monkeypatch, released, expected):
+    monkeypatch.setattr(ds2, "train", received)
+    config = ds2.DS2Config.make({**ds2.DS2.quick, "lr": 64.0, "batch_size": 4, "warmup_epochs": 2, "decay_epochs": (3, 4),
+                                 "released_warmup": released})
+    with pytest.raises(Received) as found:
+        ds2.pretrain(config, torch.zeros(9, 3, 80, 80, dtype=torch.uint8))
+    one = found.value.args[0]
+    assert rates(one.scheduler, one.optimizer, 9) == pytest.approx(expected)
 
 
 def test_cutpaste_is_trained_by_sgd_with_a_cosine_over_all_steps(monkeypatch):
@@ -168,6 +183,7 @@ def test_cutpaste_is_trained_by_sgd_with_a_cosine_over_all_steps(monkeypatch):
     one = found.value.args[0]
     group = one.optimizer.param_groups[0]
     assert type(one.optimizer) is torch.optim.SGD and (group["momentum"], group["weight_decay"]) == (0.77, 0.045)
-    assert (one.epochs, one.seed, one.each_step) == (2, 11, True)
+    assert (one.epochs, one.seed, one.each_step, one.data_parallel, one.amp) == (2, 11, True, True, False)
+    assert {id(p) for p in group["params"]} == {id(p) for p in one.module.parameters()}
     found_rates = rates(one.scheduler, one.optimizer, 9)
     assert found_rates[0] == 0.5 and found_rates[4] == pytest.approx(0.3) and found_rates[8] == pytest.approx(0.1)

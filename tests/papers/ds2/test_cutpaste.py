@@ -278,6 +278,16 @@ def test_defaults_are_the_supplement_s():
     assert [type(layer) for layer in network.head[:6]] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2
 
 
+def test_the_settings_side_head_and_jitter_reach_the_crops_and_the_classifier(monkeypatch):
+    network = CutPasteNetwork(CutPastePretrainingConfig(side=40, head=(7, 5, 6), jitter=0.3))
+    shapes = [(layer.in_features, layer.out_features) for layer in network.head if isinstance(layer, nn.Linear)]
+    assert shapes == [(512, 7), (7, 5), (5, 6), (6, 3)]
+    seen, three_ways = [], module.three_ways
+    monkeypatch.setattr(module, "three_ways", lambda images, *rest: seen.append(rest) or three_ways(images, *rest))
+    network.loss(IMAGES)
+    assert seen == [(40, 0.3)]
+
+
 def test_the_encoder_starts_with_torchvision_s_plain_weights():
     with seeded(0):
         ours = CutPasteNetwork(CutPastePretrainingConfig()).encoder

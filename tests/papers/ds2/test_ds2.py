@@ -14,12 +14,12 @@ from torch import Tensor
 
 from adcore import training
 from adcore.errors import AdcoreError, ParameterError
-from adcore.papers.ds2 import ds2
+from adcore.papers.ds2 import ds2, photometric
 from adcore.papers.ds2.ds2 import DS2Pretraining, DS2PretrainingConfig, pretrain
 from adcore.papers.ds2.instance_ssl import Batch
 from adcore.papers.ds2.momentum import cosine_momentum
 from adcore.papers.ds2.positive_pairs import geometric_pairs, top_pairs
-from adcore.papers.ds2.views import AUGMENTATIONS, augmented, change_colors, cropped
+from adcore.papers.ds2.views import AUGMENTATIONS, augmented, change_colors, cropped, unstandardized
 from adcore.training import seeded
 
 IMAGES = torch.randint(256, (10, 3, 40, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -54,9 +54,10 @@ def drawn(config: DS2PretrainingConfig, count: int = 4) -> tuple[tuple[Tensor, T
 # The loss.
 
 @pytest.mark.parametrize("scales", [("c5",), ("c4", "c5"), ("c3", "c4", "c5")])
-@pytest.mark.parametrize("pairs", ["geometric", "feature", "both"])
-def test_the_loss_is_the_loop_over_scales_directions_images_and_pairs(scales, pairs):
-    config = tiny(scales=scales, pairs=pairs, top_k=1)
+@pytest.mark.parametrize(("pairs", "top_k", "delta"), [("geometric", 1, 0.7), ("feature", 2, 0.7), ("both", 1, 0.7),
+                                                       ("both", 3, 0.3)])
+def test_the_loss_is_the_loop_over_scales_directions_images_and_pairs(scales, pairs, top_k, delta):
+    config = tiny(scales=scales, pairs=pairs, top_k=top_k, delta=delta, view_size=64)      # c5 has 2 x 2 positions
     module, (views, boxes) = networks(config, moved=0.02), drawn(config)
     module.eval()                                       # so that a loop may pass the images one by one
     total = 0.0
@@ -69,8 +70,8 @@ def test_the_loss_is_the_loop_over_scales_directions_images_and_pairs(scales, pa
                     y = module.propagation(module.projectors[scale](feature))[0].flatten(1).double()
                     z = F.normalize(module.key_projectors[scale](key), dim=1)[0].flatten(1).double()
                     h, w = feature.shape[-2:]
-                    near = geometric_pairs(boxes[q][n:n + 1], boxes[k][n:n + 1], (h, w), 0.7)[0]
-                    alike = top_pairs(feature, key)[0]
+                    near = geometric_pairs(boxes[q][n:n + 1], boxes[k][n:n + 1], (h, w), delta)[0]
+                    alike = top_pairs(feature, key, top_k)[0]
                     mask = {"geometric": near, "feature": alike, "both": near | alike}[pairs]
                     agreement = sum(float(y[:, i] @ z[:, j]) for i, j in mask.nonzero().tolist())
                     total += 0.5 / 4 * -2 * agreement / (int(mask.sum()) + 1e-6)
@@ -112,6 +113,27 @@ def test_gradients_reach_all_trained_networks_and_no_key_network():
 def test_training_lowers_the_loss():
     losses = pretrain(tiny(epochs=8, decay_epochs=(), lr=30.0), IMAGES).losses
     assert sum(losses[-3:]) / 3 < losses[0] - 0.5 and min(losses) > -4
+
+
+@pytest.mark.parametrize(("name", "gray", "blurred", "solarized"), [
+    ("cj", 0.0, (0.0, 0.0), 0.0), ("gb", 0.0, (1.0, 0.1), 0.0), ("cj+gb", 0.0, (1.0, 0.1), 0.0),
+    ("cj+gb+gs", 0.2, (1.0, 0.1), 0.0), ("cj+gb+so", 0.0, (1.0, 0.1), 0.5), ("cj+gb+gs+so", 0.2, (1.0, 0.1), 0.5)])
+def test_both_views_become_gray_the_first_is_blurred_and_the_second_solarized(monkeypatch, name, gray, blurred, solarized):
+    seen: list[Tensor] = []
+    changed: dict[str, list[int]] = {"gaussian_blur": [], "solarize": []}
+    for change, counts in changed.items():
+        original = getattr(photometric, change)
+        monkeypatch.setattr(photometric, change, lambda x, *rest, counts=counts, original=original: (
+            counts.append(len(x)) or original(x, *rest)))
+    monkeypatch.setattr(DS2Pretraining, "loss_of_views", lambda module, views, *rest: seen.extend(views))
+    module = networks(tiny(augmentation=name, view_size=8, scales=("c5",)))
+    with seeded(2):
+        module.loss(torch.tensor([230, 115, 25], dtype=torch.uint8)[:, None, None].expand(1000, 3, 8, 8))
+    for view in map(unstandardized, seen):
+        spread = (view.amax(1) - view.amin(1)).amax((1, 2))
+        assert (spread < 1e-4).float().mean() == approx(gray, abs=0.04)
+    assert [count / 1000 for count in changed["gaussian_blur"]] == approx([share for share in blurred if share], abs=0.03)
+    assert [count / 1000 for count in changed["solarize"]] == approx([solarized] if solarized else [], abs=0.04)
 
 
 # Key networks.
@@ -236,6 +258,26 @@ def test_amp_runs_the_networks_in_bfloat16_but_not_views_similarities_and_weight
 
 
 # Settings.
+
+def test_widths_reach_the_projectors_and_the_propagation():
+    module = networks(tiny(hidden=24, dim=12, scales=("c3", "c5")))
+    for projectors in (module.projectors, module.key_projectors):
+        assert {name: (p[0].in_channels, p[0].out_channels, p[3].out_channels) for name, p in projectors.items()} == {
+            "c3": (128, 24, 12), "c5": (512, 24, 12)}
+    assert module.propagation.value.weight.shape == (12, 12, 1, 1)
+    byol = networks(tiny(hidden=24, dim=12, instance="byol")).branch
+    assert (byol.projector[0].out_channels, byol.predictor[0].in_channels, byol.predictor[3].out_channels) == (24, 12, 12)
+
+
+@pytest.mark.parametrize("ema", [0.5, 0.9])
+def test_the_setting_ema_is_the_momentum_of_the_first_step(ema):
+    module = networks(tiny(ema=ema), moved=0.05)
+    before = module.key_encoder.conv1.weight.clone()
+    module.ema_step()
+    expected = ema * before + (1 - ema) * module.encoder.conv1.weight
+    assert torch.allclose(module.key_encoder.conv1.weight, expected, atol=1e-6)
+
+
 
 def test_defaults_are_the_paper_s():
     c = DS2PretrainingConfig()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pytest import approx
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
@@ -45,13 +46,13 @@ def simple(**changes) -> Simple:
     return Simple(PatchDensityConfig(**{**SMALL, **changes}))
 
 
-def cut(detector: PatchDensity, images: torch.Tensor) -> np.ndarray:
+def cut(detector: PatchDensity, images: torch.Tensor, side: int = 16, stride: int = 8) -> np.ndarray:
     """(n, N, D) by a loop over patches."""
     features = []
     for image in images:
-        for top in range(0, image.shape[1] - 15, 8):
-            for left in range(0, image.shape[2] - 15, 8):
-                patch = image[None, :, top:top + 16, left:left + 16]
+        for top in range(0, image.shape[1] - side + 1, stride):
+            for left in range(0, image.shape[2] - side + 1, stride):
+                patch = image[None, :, top:top + side, left:left + side]
                 with torch.no_grad():
                     features.append(F.normalize(detector.encoder(patch).mean((2, 3)), dim=1)[0])
     return torch.stack(features).double().numpy().reshape(len(images), -1, features[0].numel())
@@ -84,6 +85,36 @@ def test_distances_are_scikit_learn_s_and_the_map_is_their_receptive_upsampling(
     prediction = detector.predict(test)
     assert prediction.score.numpy() == approx(expected.reshape(3, -1).max(1), rel=2e-3)
     assert prediction.map.numpy() == approx(receptive_upsample(torch.from_numpy(expected), 16, 8).numpy(), rel=2e-3)
+
+
+@pytest.mark.parametrize(("patch", "stride", "dims"), [(8, 4, 2), (24, 8, 4), (16, 12, 3)])
+def test_patch_stride_and_dimensions_reach_the_features_the_density_and_the_map(tiny, patch, stride, dims):
+    detector = simple(patch=patch, stride=stride, dims=dims).fit(tiny.train)
+    (train,), (test,) = (list(read_images(samples, View(40))) for samples in (tiny.train, tiny.test[:2]))
+    normal, found = (cut(detector, images, patch, stride).reshape(-1, 6) for images in (train, test))
+    reduced = PCA(dims).fit(normal)
+    distances = np.sqrt(LedoitWolf().fit(reduced.transform(normal)).mahalanobis(reduced.transform(found)))
+    side = (40 - patch) // stride + 1
+    expected = distances.reshape(2, side, side)
+    assert detector.density.axes.shape == (1, 6, dims) and detector.distances(test).numpy() == approx(expected, rel=2e-3)
+    assert detector.predict(test).map.numpy() == approx(receptive_upsample(torch.from_numpy(expected), patch, stride).numpy(),
+                                                        rel=2e-3)
+
+
+def by_pillow(pixels: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """Each channel (..., H, W) resized by Pillow's bilinear filter, which is antialiased and does not align corners."""
+    channels = [np.asarray(Image.fromarray(one.numpy()).resize((w, h), Image.Resampling.BILINEAR))
+                for one in pixels.flatten(0, -3)]
+    return torch.from_numpy(np.stack(channels)).unflatten(0, pixels.shape[:-2])
+
+
+@pytest.mark.parametrize("size", [(31, 77), (80, 20), (100, 120)])
+def test_images_of_another_size_are_resized_and_their_maps_resized_back(tiny, size):
+    detector = simple().fit(tiny.train)
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    found, own = detector.predict(images), detector.predict(by_pillow(images, 40, 40).clamp(0, 1))
+    assert found.score.numpy() == approx(own.score.numpy(), rel=1e-3)
+    assert found.map.numpy() == approx(by_pillow(own.map[:, None], *size)[:, 0].numpy(), rel=5e-3)
 
 
 def test_images_of_any_size_get_maps_of_their_own_size(tiny):
@@ -184,6 +215,12 @@ def test_gde_takes_the_average_of_a_backbone_s_map_at_each_patch(tiny):
     by_hand = F.normalize(detector.encoder.network(images[:1, :, 16:48, :32])[0].mean((2, 3)), dim=1)
     assert torch.allclose(detector.encode_patches(images)[0, 2], by_hand[0], atol=1e-5)
     assert detector.weights_digest == "random-3" and detector.encode_patches(images).shape == (2, 4, 512)
+
+
+def test_gde_s_tap_and_backbone_decide_the_encoder():
+    dims = {tap: GDE(GDEConfig(backbone="resnet18", weights="random", image_size=48, stride=16, tap=tap)).encode_patches(
+        torch.rand(1, 3, 48, 48)).shape[2] for tap in (2, 4)}
+    assert dims == {2: 128, 4: 512}
 
 
 def test_gde_refuses_patches_smaller_than_a_tap_s_stride():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.tiny import result, write_tiny
 
 from adcore.data import View, read_images
@@ -173,7 +176,43 @@ def test_two_threads_that_want_the_same_encoder_train_it_once(two, trainings):
     assert trainings == [12]
 
 
-def test_official_preprocessing_is_bgr_without_standardization():
+def test_the_numbers_of_the_images_categories_reach_the_pretraining(two, monkeypatch):
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(ds2, "pretrain", lambda config, images, categories, **rest: seen.append(categories) or pretrain(
+        config, images[:4], **rest))
+    shuffled = (two.train[0], two.train[6], two.train[7], two.train[1])
+    detector("ds2", epochs=1).pretrain(shuffled)
+    assert [sample.category for sample in shuffled] == ["cloth", "felt", "felt", "cloth"] and seen[0].tolist() == [0, 1, 1, 0]
+
+
+def test_other_categories_of_the_same_images_have_another_encoder(two):
+    training = encoder_cache.EncoderTraining("ds2", {}, 40, 0)
+    renamed = [replace(sample, category="thing") for sample in two.train]
+    assert training.key(two.train) == training.key(two.train) != training.key(renamed)
+    assert training.key(two.train) != replace(training, resample="bicubic").key(two.train)
+
+
+@pytest.mark.parametrize(("kind", "name", "resample"), [("ds2", "pretrain", "bilinear"),
+                                                        ("cutpaste", "pretrain_cutpaste", "bicubic")])
+def test_images_of_the_pretraining_are_resized_bilinearly_for_ds2_and_bicubically_for_cutpaste(two, monkeypatch, kind, name,
+                                                                                              resample):
+    seen: list[torch.Tensor] = []
+
+    def stop(config: object, images: torch.Tensor, *rest: object, **named: object) -> None:
+        seen.append(images)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr({"ds2": ds2, "cutpaste": cutpaste}[kind], name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        detector(kind).pretrain(two.train)
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    by_hand = [np.asarray(sample.image.resize((40, 40), filters[resample])) for sample in two.train]
+    assert np.array_equal(seen[0].permute(0, 2, 3, 1).numpy(), np.stack(by_hand)) and two.train[0].image.size != (40, 40)
+
+
+def test_official_preprocessing_is_bgr_without_standardization_and_resized_by_opencv_s_rule():
+    assert detector("ds2", official_preprocessing=True).view == View((48, 48), resample="opencv")
+    assert detector("ds2", official_masks=True).view == View((48, 48), whole_masks=True)
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(detector("ds2", official_preprocessing=True).prepared(images), images[:, [2, 1, 0]])
     assert torch.equal(detector("ds2").prepared(images), standardized(images))
