@@ -243,6 +243,33 @@ def test_rounding_noise_is_not_stretched_to_the_targets_spread(method):
     assert images(0).std((2, 3)).max() > 0.05
 
 
+@each_method
+def test_variances_of_the_source_are_raised_to_a_millionth_of_their_sum_and_to_that_of_a_deviation_of_1e_4(method):
+    def scales(source: tuple[float, float, float]) -> list[float]:
+        """How much each channel is stretched, for uncorrelated channels and a target of variance 0.01 in each."""
+        def of(*variances: float) -> ColorMoments:
+            return ColorMoments(torch.zeros(3), torch.diag(torch.tensor(variances, dtype=torch.float64)), torch.tensor(1.0))
+        return color_map(of(*source), of(0.01, 0.01, 0.01), method).diagonal().tolist()
+
+    # The sum is 0.05: 5e-8 is the least variance. One just above it is used as it is.
+    assert scales((0.05, 1e-12, 1e-12)) == approx([0.1 / 0.05**0.5, 0.1 / 5e-8**0.5, 0.1 / 5e-8**0.5], rel=1e-6)
+    assert scales((0.05, 6e-8, 0.0))[1:] == approx([0.1 / 6e-8**0.5, 0.1 / 5e-8**0.5], rel=1e-5)
+    # The sum is 1e-6, whose millionth is below 1e-8.
+    assert scales((1e-6, 2e-8, 1e-9)) == approx([0.1 / 1e-3, 0.1 / 2e-8**0.5, 0.1 / 1e-4], rel=1e-6)
+    assert scales((0.0, 0.0, 0.0)) == approx([0.1 / 1e-4] * 3, rel=1e-6)
+
+
+def test_a_weak_direction_of_the_target_is_kept_and_rounding_of_a_zero_one_is_not():
+    """Eigenvalues of a target below 1e-14 of the largest are rounding errors of zero; larger ones count."""
+    def along(variance: float) -> float:
+        source = ColorMoments(torch.zeros(3), 0.01 * torch.eye(3, dtype=torch.float64), torch.tensor(1.0))
+        target = torch.diag(torch.tensor([0.04, 0.04, variance], dtype=torch.float64))
+        return float(color_map(source, ColorMoments(torch.zeros(3), target, torch.tensor(1.0)))[2, 2])
+
+    assert along(0.04 * 1e-12) == approx(2e-6, rel=1e-3)
+    assert along(0.04 * 1e-15) == 0
+
+
 def test_a_gray_source_is_mapped_as_the_limit_of_full_rank_sources():
     """A line of colors with direction d becomes a line with direction Sv d / sqrt(d^T Sv d), up to the root of the floor."""
     u, v = gray(0), images(1)
