@@ -57,7 +57,7 @@ HEADS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DRAConfig(DevNetConfig):
-    """Settings of DRA; the defaults are those of the published code.
+    """Settings of DRA; the defaults are those of the published code, except `at_test`.
 
     references  number of normal training images; the composite head compares an image with their mean features
     at_test     references of a test image: 'fixed' takes the same images, without rotation, for all test images; 'drawn' draws
