@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from skimage import color
+from skimage import color, exposure
 from support.tiny import texture
 
 from adcore.data import View
@@ -53,6 +53,16 @@ def test_clahe_changes_the_lightness_and_keeps_the_colors(image):
     # The purpose of CLAHE: the dark half gets more contrast.
     dark = slice(32, 64)
     assert after[:, dark, 0].std() > 1.5 * before[:, dark, 0].std()
+
+
+def test_clahe_limits_the_contrast_of_a_tile():
+    """At most 0.01 of the 1,024 pixels of a tile may share one level before the levels are spread."""
+    image = Image.fromarray(texture(np.random.default_rng(3), 256) // 2)
+    lightness = color.rgb2lab(np.asarray(image))[..., 0] / 100
+    found = color.rgb2lab(viewed(View(256, contrast="clahe"), image))[..., 0] / 100
+    apart = {limit: np.abs(found - exposure.equalize_adapthist(lightness, clip_limit=limit)).mean()
+             for limit in (0.003, 0.01, 0.03, 1.0)}
+    assert apart.pop(0.01) < 0.002 < 0.01 < min(apart.values()), apart
 
 
 @pytest.mark.parametrize("gray", [0, 90, 255])

@@ -17,7 +17,7 @@ from adcore.data.mvtec import load_mvtec
 from adcore.errors import ParameterError
 from adcore.features.backbones import IMAGENET
 from adcore.models import UniAD, UniADConfig
-from adcore.papers.uniad2022 import reconstruction
+from adcore.papers.uniad2022 import feature_decoder, reconstruction
 from adcore.papers.uniad2022.feature_decoder import (
     FeatureDecoder,
     FeatureDecoderConfig,
@@ -198,4 +198,8 @@ def test_a_detectors_decoder_is_trained_once_for_equal_images_and_settings(monke
     assert torch.equal(render(again, features), render(first, features))
     decoder_for(detector, samples, replace(SMALL, widths=(16, 16, 8, 4)), folder=tmp_path / "kept")
     decoder_for(detector, samples[1:], SMALL, folder=tmp_path / "kept")
-    assert len(list((tmp_path / "kept").iterdir())) == 3
+    decoder_for(detector, samples, SMALL, folder=tmp_path / "kept", seed=1)
+    assert len(list((tmp_path / "kept").iterdir())) == 4
+    monkeypatch.setattr(feature_decoder, "VERSION", feature_decoder.VERSION + 1)      # a decoder of older code is not reused
+    decoder_for(detector, samples, SMALL, folder=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 5
