@@ -120,7 +120,7 @@ class Subnet(nn.Module):
         return self.gain * self.second(F.relu(self.first(x)))
 
 
-class Coupling(GLOWCouplingBlock):  # type: ignore[misc]  # FrEIA has no types
+class Coupling(GLOWCouplingBlock):
     """An affine coupling whose output is kept within +-LIMIT, so that features far from the training's stay finite."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> Any:
