@@ -223,6 +223,19 @@ def test_scores_that_differ_only_in_float64_are_not_tied():
     assert pixel_scores(masks, maps).auroc == 1.0
 
 
+@pytest.mark.parametrize("kind", ["int32", "int64", "uint32", "uint64"])
+def test_large_integers_that_float32_would_round_to_one_number_are_not_tied(kind):
+    scores = np.array([2**24, 2**24 + 1, 2**24 + 2, 2**24 + 3], kind)
+    assert image_scores([0, 1, 0, 1], scores).auroc == 0.75 and image_scores([0, 0, 1, 1], scores).auroc == 1
+    mask = np.array([[False, True], [False, True]])
+    assert pixel_scores([mask], scores.reshape(1, 2, 2)).auroc == 0.75
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "float16"])
+def test_numbers_of_two_bytes_are_compared_exactly(kind):
+    assert image_scores([0, 1, 0, 1], np.array([1, 2, 3, 4], kind)).auroc == 0.75
+
+
 def test_minus_zero_ties_with_zero():
     assert auroc([0, 1], [0.0, -0.0]) == 0.5
 
