@@ -300,6 +300,30 @@ def test_each_head_of_dra_learns_from_its_images_and_the_holistic_one_from_rever
     assert found == approx(total, rel=1e-3)
 
 
+@pytest.mark.parametrize(("name", "anomalous"), [("devnet", 1 / 3), ("dra", 2 / 6 + 2 / 4 + 2 / 4 + 4 / 6), ("atacnet", 1 / 3)])
+def test_a_larger_margin_adds_its_difference_for_each_image_that_should_deviate(few, name, anomalous):
+    """Far above all scores, the loss of such an image is the margin minus its deviation."""
+    labels, x = torch.tensor([0, 1, 2, 2, 0, 1] if name == "dra" else [0, 1, 0, 1, 0, 0]), images(6, 64, 64, seed=4)
+    losses = []
+    for margin in (100.0, 300.0):
+        one = detector(name, margin=margin, epochs=0).fit(few)
+        with seeded(7), torch.no_grad():
+            losses.append(float(one.loss(x, labels)))
+    assert losses[1] - losses[0] == approx(200 * anomalous, rel=1e-4)
+
+
+def test_a_top_share_of_one_averages_all_cells():
+    x = images(3, 64, 64)
+    with torch.no_grad():
+        devnet, dra, atacnet = (detector(name, top_share=1.0) for name in ("devnet", "dra", "atacnet"))
+        maps = devnet.maps(x)
+        assert torch.allclose(devnet.score(x).score, torch.stack([m.mean((1, 2)) for m in maps]).mean(0), rtol=1e-4)
+        for name, (scores, maps) in dra.heads(x, images(2, 64, 64, seed=1)).items():
+            assert name == "holistic" or torch.allclose(scores, torch.stack([m.mean((1, 2)) for m in maps]).mean(0), rtol=1e-4)
+        look = atacnet.network(x)
+        assert torch.allclose(look.score, look.anomaly.mean((1, 2)), rtol=1e-4)
+
+
 def test_dra_s_references_are_normal_training_images_and_part_of_its_state_dict(few):
     one = detector("dra", references=3, epochs=0).fit(few)
     kept = one.network.state_dict()["references"]
