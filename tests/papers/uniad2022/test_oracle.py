@@ -70,6 +70,16 @@ def test_taps_are_resized_with_aligned_corners_and_concatenated():
         [-0.148139244, -0.137139625, 0.002857811, 0.492724865, 0.623219196, 0.753713527], abs=1e-9)
 
 
+def test_the_detector_resizes_its_taps_to_the_grid_of_stride_16_with_aligned_corners():
+    uniad = UniAD(UniADConfig(backbone="resnet18", taps=(1, 2), weights="random", image_size=48, hidden=8, heads=2, ffn=8,
+                              encoder_layers=1, decoder_layers=1, neighbors=1))
+    maps = [wave(1, 1, 12, 12), wave(1, 1, 6, 6, step=1.3)]
+    made = uniad.features(maps)[0]
+    assert made.shape == (2, 3, 3)
+    for channel, tap in zip(made, maps, strict=True):
+        assert channel.numpy() == approx(np.array(resized(tap[0, 0].tolist(), 3, True)), abs=1e-12)
+
+
 def test_the_decoder_for_pictures_upsamples_without_aligned_corners():
     decoder = FeatureDecoder(1, FeatureDecoderConfig(widths=(1, 1, 1, 1), blocks=(1, 1, 1, 1)))
     double = next(module for module in decoder.modules() if isinstance(module, nn.Upsample))
