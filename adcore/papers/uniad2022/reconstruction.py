@@ -138,6 +138,8 @@ class Reconstruction(Detector):
             module, loss_of = nn.ModuleDict({"extractor": self.extractor, "network": self.network}), self.loss_of_images
             data = load_uint8(samples, self.view)
         else:
+            # Training reads float16, prediction computes float32. On screws, three seeds, float16 changed image and pixel AUROC
+            # by 0.8 and 0.03 points on average, less than their standard deviations over the seeds, 1.1 and 0.25.
             data = cached_features(samples, self.view, self.extractor, self.features, f"uniad grid {self.grid}",
                                    half=True, device=self.device, progress=progress)           # (n, C, h, w)
         optimizer = torch.optim.AdamW(module.parameters(), c.lr, weight_decay=c.weight_decay, fused=True)
