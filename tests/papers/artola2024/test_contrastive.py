@@ -182,13 +182,20 @@ def test_after_fine_tuning_the_mixture_fits_the_features_better_than_the_initial
     assert one.network.mixture(u).mean() > untouched.network.mixture(u).mean() + 0.3
 
 
-def test_history_has_one_row_per_step_with_the_gradient_norm_before_clipping(tiny):
+def test_history_has_one_row_per_step_with_the_gradient_norm_before_clipping_and_clipped_steps_are_small(tiny, untouched):
     free, clipped = detector().fit(tiny.train), detector(clip_norm=1e-9).fit(tiny.train)
     assert list(free.history) == ["positive", "negative", "gradient", "passing", "outside"] and len(free.history) == 2
     assert free.history.gradient[0] == approx(clipped.history.gradient[0], rel=1e-5) and free.history.gradient[0] > 1e-3
     row = free.history.iloc[:2]
     assert free.losses[0] == approx((row.positive + row.negative).mean(), rel=1e-5)
     assert np.isfinite(free.history.to_numpy()).all()
+
+    def moved(one: Contrastive) -> float:
+        """Mean change of a fine-tuned weight. Adam hardly moves one whose gradient is far below its epsilon of 1e-8."""
+        pairs = zip(one.network.extractor.parameters(), untouched.network.extractor.parameters(), strict=True)
+        return float(torch.cat([(a - b).detach().abs().flatten() for a, b in pairs if a.requires_grad]).mean())
+
+    assert moved(free) > 1e-4 and moved(clipped) < 1e-5
 
 
 def test_without_the_filter_all_negatives_pass_and_the_first_gradient_is_larger(tiny):
