@@ -104,6 +104,7 @@ def test_an_incomplete_last_batch_is_left_out_on_demand_unless_it_is_the_only_on
 
     dropped, whole = epochs(drop_last=True), epochs()
     assert [len(batch) for batch in dropped[0]] == expected
+    assert all(sum(map(len, epoch)) == images for epoch in whole)
     assert all(a == b[:len(a)] for a, b in zip(dropped, whole, strict=True))         # the same images in the same order
     seen = {value for epoch in dropped for batch in epoch for value in batch}
     assert seen == set(range(images))                                                # others are left out in every epoch
