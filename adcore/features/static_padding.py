@@ -28,13 +28,12 @@ def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
 
 @register_notrace_module
 class StaticConv2d(nn.Conv2d):
-    """A convolution that pads by the same zeros on any image: `padding` above and left, `after` below and right."""
+    """A convolution that adds the same zeros to any image: `pads` to the left, the right, above and below."""
 
-    after: tuple[int, int]
+    pads: tuple[int, int, int, int]
 
     def forward(self, x: Tensor) -> Tensor:
-        (top, left), (bottom, right) = self.padding, self.after
-        x = F.pad(x, (int(left), right, int(top), bottom))
+        x = F.pad(x, self.pads)
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
@@ -49,7 +48,7 @@ def pad_statically(network: nn.Module, side: int) -> nn.Module:
         before, after = same_padding(side, kernel, stride)
         static = StaticConv2d(conv.in_channels, conv.out_channels, kernel, stride, before, groups=conv.groups,
                               bias=conv.bias is not None)
-        static.weight, static.bias, static.after = conv.weight, conv.bias, (after, after)
+        static.weight, static.bias, static.pads = conv.weight, conv.bias, (before, after, before, after)
         network.set_submodule(name, static)
         side = -(-side // stride)
     return network

@@ -44,13 +44,12 @@ def test_every_strided_convolution_pads_as_the_formula_says_for_the_native_size(
         side = math.ceil(side / s)
     found = [m for m in static.network.modules() if isinstance(m, nn.Conv2d) and m.stride[0] > 1]
     assert len(found) == 5 and all(isinstance(m, StaticConv2d) for m in found)
-    assert [(m.padding[0], m.after[0]) for m in found] == expected
-    assert [(m.padding[1], m.after[1]) for m in found] == expected
+    assert [m.pads for m in found] == [(*pads, *pads) for pads in expected]
 
 
 def test_b4_pads_its_third_and_fifth_stride_as_the_published_code_does():
     network = BACKBONES["efficientnet_b4"].build()
-    pads = {name: (m.padding[0], m.after[0]) for name, m in network.named_modules() if isinstance(m, StaticConv2d)}
+    pads = {name: m.pads[:2] for name, m in network.named_modules() if isinstance(m, StaticConv2d)}
     assert pads == {"conv_stem": (0, 1), "blocks.1.0.conv_dw": (0, 1), "blocks.2.0.conv_dw": (2, 2),
                     "blocks.3.0.conv_dw": (0, 1), "blocks.5.0.conv_dw": (1, 2)}
 
