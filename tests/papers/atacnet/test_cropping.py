@@ -83,3 +83,10 @@ def test_paste_puts_a_map_back_into_its_box():
     whole = paste(maps, boxes, (8, 12))
     assert whole[0, 2:6, 3:9].eq(3).all() and whole[0].sum() == 3 * 24
     assert torch.equal(whole[1, :2, :2], maps[1])
+
+
+def test_a_short_side_grows_on_both_ends_and_at_the_border_on_one():
+    attention = torch.zeros(2, 12, 12)
+    attention[0, 5:7, 5:7] = attention[1, 0:2, 10:12] = 1
+    assert attention_boxes(attention, (12, 12), smallest=6).tolist() == [[3, 3, 9, 9], [0, 6, 6, 12]]
+    assert attention_boxes(attention, (12, 12), smallest=5).tolist() == [[4, 4, 9, 9], [0, 7, 5, 12]]    # the odd pixel below
