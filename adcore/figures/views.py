@@ -70,7 +70,7 @@ def cell_centers(image: Any, panels: Mapping[str, Mapping[str, tuple[float, int]
     panels  title -> {label of a grid: (center of the first cell, distance of two cells)}, both in pixels
     """
     shown = _picture(image)
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.5), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3.7), squeeze=False)
     for part, (title, grids) in zip(axes[0], panels.items(), strict=True):
         part.imshow(shown.mean(2), cmap="gray", alpha=0.45)
         for number, (label, (first, step)) in enumerate(grids.items()):
