@@ -53,25 +53,28 @@ class LARS(torch.optim.Optimizer):
         return g * torch.where((length > 0) & (own > 0), group["trust"] * length / (own + group["eps"]), 1.0)
 
 
-def step_schedule(optimizer: torch.optim.Optimizer, per_epoch: int, *, warmup: int = 5, start: float = 0.01,
-                  decay_epochs: Sequence[int] = (120, 160, 200), decay: float = 0.1,
-                  released: bool = False) -> torch.optim.lr_scheduler.LambdaLR:
-    """DS2's schedule: linear warm-up, then step decay. Call its `step` after every step of the optimizer. Epochs count from 0.
+def schedule_factor(step: int, per_epoch: int, *, warmup: int = 5, start: float = 0.01,
+                    decay_epochs: Sequence[int] = (120, 160, 200), decay: float = 0.1, released: bool = False) -> float:
+    """DS2's schedule: the factor on the learning rate at step 0, 1, ... Linear warm-up, then step decay; epochs count from 0.
 
     per_epoch      number of steps in an epoch
-    warmup, start  the factor on the learning rate rises linearly from `start` at the first step to 1 at epoch `warmup`
+    warmup, start  the factor rises linearly from `start` at the first step to 1 at epoch `warmup`
     decay_epochs   at each of them the factor is multiplied by `decay`
     released       follow the released scheduler, which counts every step of the warm-up twice. The warm-up is then half as
                    long, the factor stays at the value just below 1 with which it ends, and decays come half a warm-up earlier.
                    With the paper's settings: 0.986 from epoch 2.5 on, decays at epochs 117.5, 157.5 and 197.5
+
+    >>> [round(schedule_factor(epoch * 14, 14), 3) for epoch in (0, 1, 5, 120)]
+    [0.01, 0.208, 1.0, 0.1]
     """
     ramp = warmup * per_epoch                                         # steps of the warm-up
     # The released scheduler counts 1, 3, 5, ... up to the last odd number of the ramp, and then in steps of 1.
     each, first, last = (2, 1, ramp - 1 + ramp % 2) if released and ramp else (1, 0, ramp)
     skipped = ramp - ramp // 2 if released else 0                     # steps by which it is ahead after the warm-up
+    rise = start + (1 - start) * min(each * step + first, last) / ramp if ramp else 1.0
+    return rise * float(decay ** sum(step + skipped >= epoch * per_epoch for epoch in decay_epochs))
 
-    def factor(step: int) -> float:
-        rise = start + (1 - start) * min(each * step + first, last) / ramp if ramp else 1.0
-        return rise * float(decay ** sum(step + skipped >= epoch * per_epoch for epoch in decay_epochs))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def step_schedule(optimizer: torch.optim.Optimizer, per_epoch: int, **settings: Any) -> torch.optim.lr_scheduler.LambdaLR:
+    """`schedule_factor` as a scheduler, with its settings. Call its `step` after every step of the optimizer."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule_factor(step, per_epoch, **settings))
