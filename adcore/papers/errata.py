@@ -44,10 +44,12 @@ class ErrataList:
     rows: pd.DataFrame
 
     def _repr_markdown_(self) -> str:
-        lines = []
+        kinds = [kind for kind in KINDS if kind in set(self.rows["kind"])]
+        lines = ["; ".join(f"*{kind}*: {KINDS[kind]}" for kind in kinds) + ".", ""]
         for row in self.rows.to_dict("records"):
+            word = "Right" if row["kind"] == "error" else "Here"
             shown = f" *Shown by: {row['shown']}.*" if row["shown"] else ""
-            lines.append(f"- **{row['place']}** ({KINDS[row['kind']]}). {row['printed']} {row['chosen']}{shown}")
+            lines.append(f"- **{row['place']}** (*{row['kind']}*). {row['printed']} **{word}:** {row['chosen']}{shown}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
