@@ -1,5 +1,7 @@
-"""The command line, `adcore COMMAND`: doctor, data, weights, run, measure, refresh, reproduce, report, results, remeasure and
-bench."""
+"""The command line.
+
+`adcore doctor | data | weights | run | measure | remeasure | refresh | reproduce | report | results | bench`
+"""
 
 from __future__ import annotations
 

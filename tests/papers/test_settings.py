@@ -99,7 +99,7 @@ def test_numbers_of_numpy_become_plain_ones_and_experiments_with_them_have_the_s
     plain = PatchCoreConfig(coreset=0.25, starts=3, taps=(2, 3), image_size=(64, 96), crop=None)
     made = PatchCoreConfig(coreset=np.float64(0.25), starts=np.int32(3), taps=[np.int64(2), 3],
                            image_size=[np.int8(64), 96], crop=None)
-    assert made == plain and {type(v) for v in made.values().values()} <= {int, float, str, tuple, type(None)}
+    assert made == plain and {type(v) for v in made.values().values()} <= {bool, int, float, str, tuple, type(None)}
     assert type(made.taps[0]) is int and type(made.coreset) is float
     assert type(PatchCoreConfig(coreset=5).coreset) is float and type(PatchCoreConfig(sigma=np.int64(2)).sigma) is float
     assert UniADConfig(nma=np.bool_(False)).nma is False and UniADConfig(weights=Path("a") / "b.pth").weights == "a/b.pth"
