@@ -14,8 +14,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def printable(text: str) -> str:
+    """The text with line breaks, control and formatting characters as escapes, because a terminal would obey those in the name
+    of a file or in a server's answer.
+
+    >>> print(printable("a\x1b[2Jb\u202ec é"))
+    a\\x1b[2Jb\\u202ec é
+    """
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 class AdcoreError(Exception):
-    """Base of every error whose message is written for the user. The CLI prints it and exits with 2."""
+    """Base of every error whose message is written for the user, which is made `printable`. The CLI prints it and exits with 2.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class DataError(AdcoreError):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from adcore.data.mvtec import IMAGE_SUFFIXES, Masks, category_folders, images_and_masks, is_hidden, list_images
 from adcore.data.sample import Dataset, Sample
 from adcore.distributed import is_rank_zero
+from adcore.errors import printable
 
 PARTS = ("train", "test", "ground_truth")
 DOCUMENTS = {".txt", ".md", ".rst", ".pdf", ".html", ".log", ".ini", ""}  # a license or a note is no image left out
@@ -34,10 +35,9 @@ class Finding(NamedTuple):
         >>> Finding("3 files left out", ("a", "b", "c")).line(2)
         '3 files left out: a, b and 1 more'
         """
-        if not self.examples:
-            return self.text
         more = len(self.examples) - limit
-        return f"{self.text}: {', '.join(self.examples[:limit])}" + (f" and {more} more" if more > 0 else "")
+        shown = f"{self.text}: {', '.join(self.examples[:limit])}" if self.examples else self.text
+        return printable(shown + (f" and {more} more" if more > 0 else ""))
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -166,6 +166,14 @@ def test_files_that_are_not_read_are_listed_and_mentioned_once(mine, capsys):
     assert "1 file left out" in capsys.readouterr().err
 
 
+def test_a_name_with_control_characters_is_shown_harmless(mine, capsys):
+    (mine / "nut/test/x\x1b[2J\n\u202e.heic").write_bytes(b"")
+    load_dataset(str(mine))
+    error = capsys.readouterr().err
+    assert "x\\x1b[2J\\n\\u202e.heic" in error and "\x1b" not in error and error.count("\n") == 1
+    assert "x\\x1b[2J\\n\\u202e.heic" in verify_dataset(str(mine))
+
+
 def test_hidden_and_system_files_and_notes_are_skipped_without_a_word(mine, capsys):
     for name in ("nut/test/.ipynb_checkpoints/0-checkpoint.png", "nut/test/@eaDir/0.png", "__MACOSX/nut/train/good/0.png",
                  "nut/train/good/._000.png", ".cache/0.png"):

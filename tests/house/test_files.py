@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -21,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from adcore import paths
-from adcore.errors import DataError, StoreError, did_you_mean
-from adcore.files import atomic, digest_file, digest_text, one_at_a_time, private_folder, write_json, write_text
+from adcore import files, paths
+from adcore.errors import DataError, ParameterError, StoreError, did_you_mean
+from adcore.files import atomic, digest_file, digest_text, one_at_a_time, open_plain, private_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -224,6 +225,107 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     with private_folder(tmp_path / "set") as folder:
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
             [".set.lock", ".set.new-link", ".set.zip.new-1", folder.name, "thesis"])
+
+
+# What others may have planted in a shared folder. Images, archives and downloads: tests/data.
+
+def test_a_folder_of_one_s_own_that_has_got_the_name_of_a_leftover_is_not_removed(tmp_path):
+    for mode in (0o755, 0o700):
+        folder = tmp_path / f".set.new-{mode:o}"
+        folder.mkdir(mode)
+        (folder / "thesis.tex").write_text("precious")
+    with private_folder(tmp_path / "set"):
+        pass
+    assert sorted(path.read_text() for path in tmp_path.rglob("thesis.tex")) == ["precious"] * 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_has_taken_the_place_of_the_private_folder_is_not_removed(tmp_path, kind):
+    (tmp_path / "thesis").mkdir(0o700)
+    (tmp_path / "thesis" / "thesis.tex").write_text("precious")
+    with private_folder(tmp_path / "set") as folder:
+        folder.rename(tmp_path / "away")
+        if kind == "link":
+            folder.symlink_to(tmp_path / "thesis")
+        else:
+            (tmp_path / "thesis").rename(folder)
+    assert (folder / "thesis.tex").read_text() == "precious"
+
+
+def test_a_leftover_of_another_user_is_not_removed(tmp_path, monkeypatch):
+    for user in (os.geteuid(), os.geteuid() + 1):
+        (tmp_path / ".set.new-1").mkdir(mode=files.PRIVATE, exist_ok=True)
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        with private_folder(tmp_path / "set"):
+            assert (tmp_path / ".set.new-1").exists() == (user == os.getuid() + 1)
+
+
+def test_a_link_under_a_file_s_name_is_replaced_and_its_target_unchanged(tmp_path):
+    (tmp_path / "thesis").write_text("precious")
+    (tmp_path / "x.json").symlink_to(tmp_path / "thesis")
+    write_json(tmp_path / "x.json", {})
+    assert not (tmp_path / "x.json").is_symlink() and (tmp_path / "thesis").read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", [b"", b"precious"])
+def test_a_lock_that_is_a_hard_link_or_another_s_file_is_not_written(tmp_path, content):
+    (tmp_path / "thesis").write_bytes(content)
+    (tmp_path / "lock").hardlink_to(tmp_path / "thesis")
+    with one_at_a_time(tmp_path / "lock") as locked:
+        assert locked and (tmp_path / "thesis").read_bytes() == content
+    (tmp_path / "lock").write_bytes(b"precious")
+    with one_at_a_time(tmp_path / "lock"):
+        assert (tmp_path / "lock").read_bytes() == b"precious"
+
+
+def test_a_pipe_blocks_neither_a_lock_nor_a_reader(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is no plain file"):
+        open_plain(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is no plain file"):
+        digest_file(tmp_path / "pipe")
+    with one_at_a_time(tmp_path / "pipe", lambda: pytest.fail("waited for nobody")):
+        assert files._read_start(tmp_path / "pipe") == ""
+
+
+def test_a_process_that_waits_for_long_says_who_holds_the_lock_and_ends_after_the_timeout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "REMIND", 0.02)
+    monkeypatch.setenv("ADCORE_LOCK_TIMEOUT", "0.05")
+    holder = rf"adcore process {os.getpid()} of \S+ on \S+"
+    with one_at_a_time(tmp_path / "lock"):
+        assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o666, "other accounts must be able to lock it"
+        says = (rf"^{tmp_path}/lock is locked by {holder}, and not released in 0\.05 seconds \(ADCORE_LOCK_TIMEOUT\): wait for "
+                rf"that process or end it, then run this again$")
+        with pytest.raises(StoreError, match=says), one_at_a_time(tmp_path / "lock"):
+            pytest.fail("entered")
+        first, second = capsys.readouterr().err.splitlines()
+        assert re.match(rf"adcore: still waiting for {holder}, after 0\.02 seconds; ADCORE_LOCK_TIMEOUT=SECONDS", first)
+        assert "after 0.04 seconds" in second
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_of_a_killed_process_names_the_next_holder_and_a_forged_name_is_printed_harmless(tmp_path, monkeypatch):
+    (tmp_path / "lock").write_bytes(files.SIGN + b"1 of somebody with a long name on another machine")
+    monkeypatch.setenv("ADCORE_LOCK_TIMEOUT", "0")
+    with one_at_a_time(tmp_path / "lock"):
+        assert (tmp_path / "lock").read_text().startswith(f"adcore process {os.getpid()} of ")
+        (tmp_path / "lock").write_bytes(files.SIGN + b"\x1b[2J\nof nobody")
+        says = r"locked by adcore process \\x1b\[2J\\nof nobody, and"
+        with pytest.raises(StoreError, match=says), one_at_a_time(tmp_path / "lock"):
+            pytest.fail("entered")
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "1e9", "9" * 5000])
+def test_a_lock_timeout_that_is_no_number_of_seconds_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("ADCORE_LOCK_TIMEOUT", text)
+    with (one_at_a_time(tmp_path / "lock"), pytest.raises(ParameterError, match=r"is not a number of seconds$"),
+          one_at_a_time(tmp_path / "lock")):
+        pytest.fail("entered")
+
+
+def test_an_error_message_shows_control_characters_as_escapes_in_one_line():
+    for kind in (DataError, StoreError):
+        assert str(kind("a\x1b[2Jb\r\nc\u202ed\u2028e\udc80 é 漢")) == "a\\x1b[2Jb\\r\\nc\\u202ed\\u2028e\\udc80 é 漢"
 
 
 def test_a_similar_name_is_suggested_and_a_different_one_is_not():
