@@ -18,7 +18,7 @@ from typing import Any
 
 from adcore.errors import StoreError
 from adcore.files import digest_file, digest_text, write_text
-from adcore.paths import cache_folder
+from adcore.paths import cache_room, check_owner
 
 AT_REST = 2.0  # seconds
 STATE = 3      # numbers by which a file is recognized: size, mtime, ctime
@@ -64,16 +64,17 @@ def _state(path: Path) -> list[int]:
 
 
 def _place(folder: Path, algorithm: str) -> Path:
-    return cache_folder() / "digests" / f"{digest_text(f'{algorithm} {folder.absolute()}', 24)}.json"
+    return cache_room("digests") / f"{digest_text(f'{algorithm} {folder.absolute()}', 24)}.json"
 
 
 def _remembered(place: Path) -> dict[str, list[Any]]:
     with _lock:
         if place not in _known:
             try:
+                check_owner(place)
                 content = json.loads(place.read_text(encoding="utf-8"))
                 whole = all(len(one) == STATE + 1 and isinstance(one[-1], str) for one in content.values())
-            except (OSError, ValueError, AttributeError, TypeError):  # none yet, or a damaged one
+            except (OSError, ValueError, AttributeError, TypeError, StoreError):  # none yet, a damaged one, or another user's
                 whole = False
             _known[place] = content if whole else {}
         return dict(_known[place])

@@ -4,14 +4,20 @@
     ADCORE_WEIGHTS   folders with weights (several joined as in PATH)
     ADCORE_CACHE     files that can be computed again: embedded data, cached features
     ADCORE_RUNS      the results store
+
+The cache is open to its user alone, because an entry is taken for what its name says: whoever can write one decides what a
+later run measures. ADCORE_SHARED_CACHE=1 is for people who trust one another: entries of other users are then used too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import platformdirs
+
+from adcore.errors import StoreError
 
 
 def repository() -> Path | None:
@@ -39,6 +45,28 @@ def weight_folders() -> list[Path]:
 def cache_folder() -> Path:
     """The folder of files that can be computed again: embedded data and cached features."""
     return Path(os.environ.get("ADCORE_CACHE") or platformdirs.user_cache_dir("adcore")).expanduser()
+
+
+def cache_room(name: str) -> Path:
+    """The folder `name` of the cache. Folders that are missing are made for this user alone (mode 0700)."""
+    root = cache_folder()
+    with contextlib.suppress(OSError):  # whoever writes an entry says that the folder cannot be written
+        root.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (root, root / name):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    return root / name
+
+
+def check_owner(path: Path) -> None:
+    """Raise StoreError when a file or folder of the cache belongs to another user and ADCORE_SHARED_CACHE is not set."""
+    if os.environ.get("ADCORE_SHARED_CACHE", "0") not in ("", "0") or not hasattr(os, "getuid"):
+        return
+    for state in (os.lstat, os.stat):  # a link, and what it points to
+        with contextlib.suppress(OSError):  # nothing there, or nothing that can be read
+            if (owner := state(path).st_uid) != os.getuid():
+                raise StoreError(f"{path} belongs to another user (uid {owner}), who could have put anything there: name a "
+                                 f"folder of your own in ADCORE_CACHE, or set ADCORE_SHARED_CACHE=1 if you trust all who write "
+                                 f"to this one")
 
 
 def runs_folder(out: str | Path | None = None) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from adcore.cache import entries_used
 from adcore.data import Dataset
 from adcore.detector import Detector
 from adcore.distributed import barrier, is_rank_zero, run_on_rank_zero, world_size
@@ -165,8 +166,9 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     if others and is_rank_zero():
         print(f"adcore: '{experiment.title}' was interrupted with other code, images or weights: its training starts again",
               file=sys.stderr)
-    with Meter(device) as fitting:
+    with Meter(device) as fitting, entries_used() as used:
         detector = _fit(experiment, dataset, device, checkpoint, progress)
+    start |= {"cache": used} if used else {}
     return run_on_rank_zero(partial(_tested, detector, experiment, dataset, store, start, fitting, world_size(), progress))
 
 

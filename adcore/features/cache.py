@@ -6,7 +6,6 @@ function that combines the maps. An entry is one memory-mapped array (n, ...), o
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adcore.cache import describe, entry
 from adcore.data.sample import Sample
 from adcore.data.transforms import View, read_images
 from adcore.digests import file_digests
 from adcore.distributed import rank_zero_first
 from adcore.errors import DataError
 from adcore.features.extractor import FeatureExtractor
-from adcore.files import atomic, digest_text, write_json
+from adcore.files import atomic, digest_text
 from adcore.memory import kept_memory
-from adcore.paths import cache_folder
+from adcore.paths import cache_room
 from adcore.progress import progress_bar
 
 
@@ -69,31 +69,26 @@ def cached_features(samples: Sequence[Sample], view: View, extractor: FeatureExt
 
     Raises:
         DataError: no sample, an image that cannot be read, or a feature that is not finite.
+        StoreError: the cache cannot be written, or the entry belongs to another user.
     """
     key = digest_text("|".join([images_digest(samples), repr(view), extractor.key, name, "half" if half else "single"]), 24)
     if not samples:
         raise DataError("there are no images to compute features of")
-    folder = folder or cache_folder() / "features"
-    path = folder / f"{key}.npy"
+    path = (folder or cache_room("features")) / f"{key}.npy"
     with rank_zero_first():
-        if not _readable(path):
+        if not _whole(path, len(samples), half):
             _compute(path, samples, view, extractor, assemble, half, batch_size, device, progress)
-            write_json(folder / f"{key}.json", {"features": extractor.key, "view": repr(view), "what": name,
-                                                "images": len(samples)})
+            describe(path, {"features": extractor.key, "view": repr(view), "what": name, "images": len(samples)})
     stored = np.load(path, mmap_mode="c")
     return torch.from_numpy(stored)
 
 
-def _readable(path: Path) -> bool:
-    """Whether an entry exists and has the length that its header states; a damaged entry is computed again."""
-    try:
-        np.load(path, mmap_mode="r")
-    except FileNotFoundError:
+def _whole(path: Path, images: int, half: bool) -> bool:
+    """Whether an entry exists, is the one that was written, and has a row for each image."""
+    if entry(path) is None:
         return False
-    except (ValueError, EOFError, OSError):
-        warnings.warn(f"{path} is damaged: its features are computed again", stacklevel=3)
-        return False
-    return True
+    stored = np.load(path, mmap_mode="r")
+    return len(stored) == images and stored.dtype == (np.float16 if half else np.float32)
 
 
 @kept_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,9 @@ def test_features_are_computed_once_and_equal_those_computed_directly(tmp_path, 
     for found in features:
         assert torch.allclose(found, direct, rtol=1e-4, atol=1e-5)
     (entry,), (described,) = (list((tmp_path / "c").glob(f"*.{ending}")) for ending in ("npy", "json"))
-    assert json.loads(described.read_text()) == {"features": resnet.key, "view": repr(VIEW), "what": "join", "images": 5}
+    about = json.loads(described.read_text())
+    assert about.pop("digest") == hashlib.blake2b(entry.read_bytes()).hexdigest()[:32]
+    assert about == {"features": resnet.key, "view": repr(VIEW), "what": "join", "images": 5, "entry": entry.name}
     assert described.stem == entry.stem and entry.stat().st_size == 128 + 4 * direct.numel()
 
 
@@ -117,7 +120,7 @@ def test_a_damaged_entry_gives_a_warning_and_is_computed_again(tmp_path, resnet,
     whole = cached_features(samples, VIEW, resnet, counted, "join", folder=tmp_path / "c").clone()
     (path,) = (tmp_path / "c").glob("*.npy")
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match="is damaged: its features are computed again"):
+    with pytest.warns(UserWarning, match="is damaged or another entry: it is computed again"):
         again = cached_features(samples, VIEW, resnet, counted, "join", folder=tmp_path / "c")
     assert torch.equal(again, whole) and counted.images == 10
     cached_features(samples, VIEW, resnet, counted, "join", folder=tmp_path / "c")

@@ -18,6 +18,7 @@ FLOORS = (
     {"distributed"},
     {"claims", "executor", "files", "memory", "parameters", "paths", "progress", "switch"},
     {"digests", "source"},
+    {"cache"},
     {"data"},
     {"kernels", "metrics", "training"},
     {"features"},

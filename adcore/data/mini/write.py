@@ -16,7 +16,7 @@ from adcore.data.mini.shot import Shot
 from adcore.data.sample import Dataset, Sample
 from adcore.errors import ParameterError, StoreError
 from adcore.files import private_folder
-from adcore.paths import cache_folder
+from adcore.paths import cache_room, check_owner
 from adcore.progress import progress_bar
 
 VERSION = "1"       # part of the cache folder's name; increase it when a pixel changes
@@ -92,7 +92,8 @@ def load_mini(categories: Sequence[str] | str | None = None, root: Path | None =
     wanted = [categories] if isinstance(categories, str) else list(CATEGORIES if categories is None else categories)
     for category in wanted:
         _check(category, train, good, defective)
-    folder = cache_folder() / f"mini-{VERSION}" if root is None else Path(root)
+    folder = cache_room(f"mini-{VERSION}") if root is None else Path(root)
+    check_owner(folder)
     train_samples: list[Sample] = []
     test_samples: list[Sample] = []
     for category in wanted:

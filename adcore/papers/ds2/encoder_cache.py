@@ -12,7 +12,6 @@ their categories, and the code. Processes that want the same encoder train it on
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adcore.cache import describe, entry
 from adcore.data import Sample, View, load_uint8
 from adcore.distributed import barrier, is_rank_zero, run_on_rank_zero
-from adcore.errors import ParameterError
+from adcore.errors import ParameterError, StoreError
 from adcore.features import images_digest
 from adcore.features.checkpoints import translate
 from adcore.features.weights import read_checkpoint
-from adcore.files import atomic, digest_text, one_at_a_time, write_json
+from adcore.files import atomic, digest_text, one_at_a_time
 from adcore.papers.ds2.resnet_encoder import ResNetEncoder
-from adcore.paths import cache_folder
+from adcore.paths import cache_room, check_owner
 from adcore.source import paper_digest
 
 # Images (n, 3, H, W) uint8 and a checkpoint file -> trained encoder and the mean loss of each epoch.
@@ -71,11 +71,11 @@ def cached_encoder(training: EncoderTraining, samples: Sequence[Sample], train: 
     Raises:
         DataError: an image cannot be read.
         ParameterError: an image size below 1, or whatever `train` raises.
-        StoreError: the cache cannot be written.
+        StoreError: the cache cannot be written, or the encoder belongs to another user.
     """
-    path = cache_folder() / "encoders" / f"{training.key(samples)}.pth"
+    path = cache_room("encoders") / f"{training.key(samples)}.pth"
     with one_at_a_time(path.with_suffix(".lock")) if is_rank_zero() else contextlib.nullcontext():
-        if run_on_rank_zero(lambda: not path.is_file()):
+        if run_on_rank_zero(lambda: entry(path) is None):
             _train_and_save(path, training, samples, train)
         barrier()
     return path
@@ -83,9 +83,12 @@ def cached_encoder(training: EncoderTraining, samples: Sequence[Sample], train: 
 
 def read_encoder(path: Path) -> tuple[ResNetEncoder, list[float]]:
     """An encoder that gives c5, and the mean loss of each epoch of its training."""
+    about = entry(path)
+    if about is None:
+        raise StoreError(f"{path} is no encoder of this cache any more: run the pretraining again")
     encoder = ResNetEncoder(("c5",))
     encoder.load_state_dict(translate(read_checkpoint(path))[0])
-    return encoder, json.loads(path.with_suffix(".json").read_text())["losses"]
+    return encoder, about["losses"]
 
 
 def _train_and_save(path: Path, training: EncoderTraining, samples: Sequence[Sample], train: Train) -> None:
@@ -97,13 +100,14 @@ def _train_and_save(path: Path, training: EncoderTraining, samples: Sequence[Sam
     checkpoint = path.with_name(f"{training.key(samples, 'stop_after')}.training")
     if stop_after and _epochs_in(checkpoint) > stop_after:
         checkpoint = path.with_suffix(".training")
+    check_owner(checkpoint)
     encoder, losses = train(images, checkpoint)
     if not is_rank_zero():
         return
-    write_json(path.with_suffix(".json"), {"method": training.method, "settings": training.settings, "seed": training.seed,
-                                           "images": len(samples), "losses": losses})
     with atomic(path) as temporary:
         torch.save({f"encoder.{name}": value.cpu() for name, value in encoder.state_dict().items()}, temporary)
+    describe(path, {"method": training.method, "settings": training.settings, "seed": training.seed, "images": len(samples),
+                    "losses": losses})
     if not stop_after:
         checkpoint.unlink(missing_ok=True)
 
