@@ -62,7 +62,7 @@ def fetch(name: str, source: Path | None = None, root: Path | None = None, *, pr
                 raise DataError(f"{archive} is not there: {_by_hand(one)}")
             files = archive.rglob("*") if archive.is_dir() else [archive]
             _check_room(below, int(GROWTH * sum(path.lstat().st_size for path in files)))
-            if source is not None and archive.is_file():
+            if source is not None and not archive.is_dir():
                 check(one, archive)
             content = folder / target.name
             content.mkdir()
