@@ -20,10 +20,10 @@ def comparison_html(frame: pd.DataFrame) -> str:
     lines = []
     for row in frame.to_dict("records"):
         spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""
-        why = f"<br><small>{escape(row['why'])}</small>" if row["why"] else ""
+        why = f"<br><small>{escape(str(row['why']))}</small>" if row["why"] else ""
         cells = [row["row"], row["column"], row["metric"], f"{_number(row['published'])} {row['unit']}".strip(),
                  f"{_number(row['measured'])}{spread}", _number(row["seeds"])]
-        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
                      + f"<td style='color:{colors[row['verdict']]}'><b>{row['verdict']}</b>{why}</td></tr>")
     head = "".join(f"<th>{name}</th>" for name in ("row", "column", "metric", "published", "measured", "seeds", "verdict"))
     return f"<table class='adcore-comparison'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from adcore.errors import ParameterError
 from adcore.experiments.comparison import VERDICTS
 from adcore.experiments.provenance import commit
+from adcore.figures.tables import comparison_html
 from adcore.notebook import all_notebooks, notebook_name
 from adcore.papers import exhibits, papers, published
 from adcore.paths import runs_folder
@@ -41,8 +43,11 @@ def stored_comparison(exhibit: str, root: Path) -> dict[str, Any] | None:
     path = root / "exhibits" / f"{exhibit}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("context", "profile", "rows")}
-    except (OSError, ValueError, TypeError, KeyError):
+        if found["profile"] not in ("quick", "paper") or not isinstance(found["rows"], list):
+            return None
+        comparison_html(pd.DataFrame(found["rows"]))  # raises unless all columns are there and each verdict is a known one
+        return {"context": str(found["context"]), "profile": found["profile"], "rows": found["rows"]}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -58,7 +63,7 @@ def _seconds(record: Path) -> float | None:
     """Seconds of a successful run, None when there is no valid record."""
     try:
         return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -94,7 +99,7 @@ def notebook_runs(root: Path) -> list[NotebookRun]:
     for path in all_notebooks():
         name = notebook_name(path)
         runs.append(_run_of(name, root))
-        sets = sorted((root / "notebooks" / name).parent.glob(f"{path.stem}@*.ipynb"))
+        sets = sorted((root / "notebooks" / name).parent.glob(f"{glob.escape(path.stem)}@*.ipynb"))
         set_runs = [_run_of(f"{name}@{found.stem.partition('@')[2]}", root) for found in sets]
         runs += [run for run in set_runs if run.state == "failed"]
     return runs

@@ -47,7 +47,7 @@ def record_chart(frame: pd.DataFrame) -> str | None:
             axes.bar(np.arange(len(labels)) + 0.27 * (i - 1), means, 0.25, yerr=np.where(spread > 0, spread, np.nan),
                      color=COLORS[i], hatch=HATCHES[i], edgecolor="white", label=title, error_kw={"linewidth": 1})
         axes.set(xticks=np.arange(len(labels)), ylabel="percent", ylim=(0, 101))
-        axes.set_xticklabels(labels, fontsize=7.5)
+        axes.set_xticklabels(labels, fontsize=7.5, parse_math=False)  # a name may have dollar signs
         axes.axhline(50, color="#888", linewidth=0.8, linestyle=":")
         axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
         axes.grid(axis="x", visible=False)
@@ -64,6 +64,7 @@ def benchmark_chart(frame: pd.DataFrame | None) -> str | None:
         axes = figure.add_subplot()
         # With the size: bars with equal names would coincide.
         names = [f"{row.benchmark} ({row.size})\nvs {row.peer}" for row in frame.itertuples()]
+        names = [name.replace("$", r"\$") for name in names]  # not a formula
         axes.barh(names, frame["ratio"], color=[COLORS[2] if ratio >= 1 else COLORS[1] for ratio in frame["ratio"]])
         axes.margins(y=0.5 / len(frame))
         for y, ratio in enumerate(frame["ratio"]):
@@ -90,8 +91,9 @@ def growth_chart(frame: pd.DataFrame | None) -> str | None:
         for axes, ((kernel, of), lines) in zip(panels, groups, strict=False):
             axes.loglog(lines["size"], lines["seconds"], marker="o", color=COLORS[0])
             first = lines.iloc[0]
-            axes.set_title(f"{kernel}\ntime ~ {of}^{first['exponent']:.2f}, counted {first['expected']:g}", fontsize=8.5)
-            axes.set_xlabel(of)
+            axes.set_title(f"{kernel}\ntime ~ {of}^{first['exponent']:.2f}, counted {first['expected']:g}", fontsize=8.5,
+                           parse_math=False)
+            axes.set_xlabel(of, parse_math=False)
             axes.set_ylabel("seconds", color=COLORS[0])
             axes.set_xticks(lines["size"], [_short(size) for size in lines["size"]])
             axes.minorticks_off()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from adcore.errors import StoreError
 from adcore.experiments.provenance import commit
@@ -21,7 +23,8 @@ from adcore.paths import repository, runs_folder
 from adcore.report.card import NotebookRun, cells, count_exhibits, notebook_runs, stored_comparison
 from adcore.report.charts import benchmark_chart, growth_chart, record_chart
 from adcore.report.cluster import cluster_test
-from adcore.report.executed import markdown_to_html, to_html
+from adcore.report.executed import NotebookError, markdown_to_html, to_html
+from adcore.report.safe import environment
 
 
 def write_report(folder: Path | None = None, out: str | Path | None = None) -> Path:
@@ -55,8 +58,7 @@ def _is_report(folder: Path) -> bool:
 
 
 def _write(folder: Path, root: Path) -> None:
-    environment = Environment(loader=PackageLoader("adcore.report", "templates"), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+    templates = environment()
     runs = notebook_runs(root)
     pages = _notebook_pages(runs, folder)
     # File and title of each page, for the navigation bar.
@@ -65,11 +67,11 @@ def _write(folder: Path, root: Path) -> None:
     shared: dict[str, Any] = {"links": links, "commit": commit() or "unknown"}
 
     def page(template: str, name: str, **values: Any) -> None:
-        text = environment.get_template(template).render(**shared, here=name, **values)
+        text = templates.get_template(template).render(**shared, here=name, **values)
         (folder / name).write_text(text, encoding="utf-8")
 
     measured = records()
-    tables = [{"name": record.name, "about": record.about, "html": record.html, "chart": record_chart(record.frame)}
+    tables = [{"name": record.name, "about": record.about, "html": Markup(record.html), "chart": record_chart(record.frame)}
               for record in measured]
     page("index.html", "index.html", card=count_exhibits(root), papers=papers().to_dict("index"), runs=runs, pages=pages,
          headline=headline(measured), cluster=cluster_test())
@@ -79,19 +81,25 @@ def _write(folder: Path, root: Path) -> None:
     page("errata.html", "errata.html", papers=papers().to_dict("index"), sections=errata_sections(), kinds=KINDS, pages=pages)
     page("record.html", "record.html", tables=tables)
     frames = {name: benchmarks_on_record(name) for name in ("results", "whole", "growth", "kcenter_memory")}
-    speed = {name: None if frame is None else frame.to_html(index=False, border=0) for name, frame in frames.items()}
+    speed = {name: None if frame is None else _table(frame) for name, frame in frames.items()}
     page("benchmarks.html", "benchmarks.html", chart=benchmark_chart(frames["results"]),
          growth_chart=growth_chart(frames["growth"]), **speed)
 
 
 def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:
-    """Write the executed notebooks as pages: name of the run -> path below the report's folder."""
+    """Write the executed notebooks as pages: name of the run -> address below the report's folder.
+
+    A run whose page cannot be made is marked as failed in `runs`.
+    """
     pages = {}
-    for run in runs:
+    for number, run in enumerate(runs):
         if run.executed is not None:
             target = folder / "notebooks" / f"{run.name}.html"
-            to_html(run.executed, target)
-            pages[run.name] = target.relative_to(folder).as_posix()
+            try:
+                to_html(run.executed, target)
+                pages[run.name] = quote(target.relative_to(folder).as_posix(), safe="/@")
+            except NotebookError as error:
+                runs[number] = replace(run, state="failed", executed=None, error=str(error))
     return pages
 
 
@@ -103,15 +111,15 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
     if picture.is_file():
         (folder / "exhibits").mkdir(exist_ok=True)
         shutil.copyfile(picture, folder / "exhibits" / picture.name)
-    table: str | None = None
+    table: Markup | None = None
     if found is not None:
         state, context = ("regenerated" if found["profile"] == "paper" else "quick"), found["context"]
         if found["rows"]:
-            table = comparison_html(pd.DataFrame(found["rows"]))
+            table = Markup(comparison_html(pd.DataFrame(found["rows"])))
     else:
         state, context = ("planned" if row.state == "planned" else "not run yet"), ""
         if printed is not None:
-            table = published_html(printed)
+            table = Markup(published_html(printed))
     return {"id": name, "number": row.number, "title": row.title, "caption": row.caption, "notebook": row.notebook,
             "needs": ", ".join(filter(None, [row.needs_data.replace(";", ", "), row.needs_weights.replace(";", ", ")])),
             "note": row.note, "state": state, "table": table, "context": context,
@@ -131,11 +139,16 @@ def errata_sections() -> dict[str, list[dict[str, str]]]:
     return {paper: sections[paper] for paper in (*papers().index, "all") if paper in sections}
 
 
-def headline(measured: list[Record]) -> str | None:
+def headline(measured: list[Record]) -> Markup | None:
     """The record 'real_images' as an HTML table for the index page, or None when there is no such record."""
     columns = ["method", "data set", "category", *METRICS.values(), "seeds", "commit"]
     frames = [record.frame for record in measured if record.name == "real_images"]
-    return summarize(frames[0])[columns].to_html(index=False, border=0) if frames else None
+    return _table(summarize(frames[0])[columns]) if frames else None
+
+
+def _table(frame: pd.DataFrame) -> Markup:
+    """A table whose names and cells pandas has escaped."""
+    return Markup(frame.to_html(index=False, border=0))
 
 
 def benchmarks_on_record(name: str) -> pd.DataFrame | None:

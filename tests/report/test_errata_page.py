@@ -18,7 +18,7 @@ def test_the_report_s_page_has_every_row_once_with_a_name_to_link_to(report):
     names = [attributes["id"] for tag, attributes in found.tags if tag == "tr" and "id" in attributes]
     assert len(names) == len(set(names)) == len(errata())
     assert {f"#{name}" for name in names} <= {attributes.get("href") for tag, attributes in found.tags if tag == "a"}
-    assert sum(tag == "math" for tag, _ in found.tags) >= 3 and "ELUMROF" not in page
+    assert sum(tag == "math" for tag, _ in found.tags) >= 3 and "TPEK" not in page
 
 
 def test_the_report_counts_the_rows_of_each_kind(report):
