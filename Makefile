@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Exact versions; a file with another digest than the listed one is refused, also of the packages that build adcore.
+INSTALL := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint .ci/hashes.txt \
+  --build-constraint .ci/hashes.txt --editable
 CORES ?= all
 GRID ?= quick
 
@@ -13,12 +16,12 @@ help:  ## what can be made
 
 setup: $(VENV)/.ready  ## the environment alone, in .venv
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml .ci/hashes.txt .ci/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "adcore needs Python 3.10 to 3.13: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .ci/uv.txt
+	$(INSTALL) '.[all]'
 	@touch $@
 
 reproduce: setup  ## run every notebook (GRID=quick), write report/index.html
@@ -37,7 +40,7 @@ test-fuzz: setup  ## every reader under 10,000 mutated files
 	ADCORE_FUZZ=10000 $(BIN)/python -m pytest tests/house/test_fuzz.py -n 2
 
 test-slurm: setup  ## a grid on a real SLURM cluster of one node, with kills (root, Debian)
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all,slurm]'
+	$(INSTALL) '.[all,slurm]'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/slurm/exercise.py
 
 lint: setup  ## ruff and mypy
@@ -54,14 +57,20 @@ report: setup  ## write report/index.html from what has been run
 	@$(BIN)/adcore report
 
 bench: setup  ## adcore against its peers, into benchmarks/results.csv
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all,bench]'
+	$(INSTALL) '.[all,bench]'
 	$(BIN)/adcore bench
 
+LOCK := $(BIN)/python -m uv pip compile --universal --python-version 3.10 --upgrade --generate-hashes --no-header --no-annotate \
+  --no-emit-index-url --quiet
+
 lock: setup  ## choose exact versions anew, for every supported Python
-	$(BIN)/python -m uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --upgrade \
-	  --no-header --no-annotate --no-emit-index-url --quiet --output-file constraints.new
-	(echo '# Exact versions for every supported Python; made by `make lock`.'; cat constraints.new) > constraints.txt
-	rm constraints.new
+	$(LOCK) pyproject.toml --all-extras --output-file .ci/hashes.new
+	(echo '# Exact versions for every supported Python; made by `make lock`.'; \
+	  sed -n 's/^\([a-z].*[^ ]\) *\\$$/\1/p' .ci/hashes.new) > constraints.txt
+	(echo '# constraints.txt with the digest of each file that may be installed; made by `make lock`.'; \
+	  cat .ci/hashes.new) > .ci/hashes.txt
+	(echo '# The installer itself; made by `make lock`.'; echo uv | $(LOCK) -) > .ci/uv.txt
+	rm .ci/hashes.new
 
 clean:  ## remove the environment, the report and tools' caches; results in runs/ stay
 	rm -rf $(VENV) report .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

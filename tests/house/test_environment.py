@@ -73,6 +73,25 @@ def test_every_constraint_pins_one_package_to_one_exact_version():
         assert requirement.url is None and not requirement.extras and len(list(requirement.specifier)) == 1
 
 
+def test_each_pin_has_the_digests_of_its_files_and_no_address():
+    text = (ROOT / ".ci" / "hashes.txt").read_text(encoding="utf-8")
+    entries = re.findall(r"^(\S+==[^\\]+?) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.MULTILINE)
+    assert [pin for pin, _ in entries] == pins()
+    assert len(re.findall("^[^ #]", text, re.MULTILINE)) == len(entries) and "://" not in text
+    assert re.fullmatch(r"#.+\nuv==[0-9.]+ \\\n(    --hash=sha256:[0-9a-f]{64}( \\)?\n)+",
+                        (ROOT / ".ci" / "uv.txt").read_text(encoding="utf-8"))
+
+
+def test_make_installs_only_files_whose_digest_is_listed():
+    installs = re.findall(r"pip install (?:.+\\\n)*.+", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(installs) == 2
+    for words in installs:
+        assert "--constraint .ci/hashes.txt" in words and "--build-constraint .ci/hashes.txt" in words or (
+            "--require-hashes --requirement .ci/uv.txt" in words), words
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    assert {Requirement(line).name for line in build} <= {Requirement(line).name for line in pins()}
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_dependency_has_one_accepted_version_for_each_supported_python(python):
     where = {"python_version": python, "python_full_version": f"{python}.5", "sys_platform": "linux",
