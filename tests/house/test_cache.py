@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,14 +79,33 @@ def test_features_of_another_user_are_refused_unless_asked_for(tmp_path, as_anot
     assert torch.equal(features(tmp_path), first)
 
 
-def test_a_link_of_another_user_is_refused_though_it_leads_to_a_file_of_ones_own(tmp_path, monkeypatch):
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch):
+    """Makes one path, and not what it leads to, another user's."""
+    def give_away(path: Path) -> None:
+        plain, other = os.lstat, SimpleNamespace(st_uid=os.getuid() + 1)
+        monkeypatch.setattr(os, "lstat", lambda one, **more: other if Path(one) == path else plain(one, **more))
+
+    return give_away
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_an_entry_is_refused_when_its_file_or_its_description_is_anothers(tmp_path, foreign, suffix):
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"content")
+    describe(path, {})
+    assert entry(path) is not None
+    foreign(path.with_suffix(suffix))
+    with pytest.raises(StoreError, match=REFUSED):
+        entry(path)
+
+
+def test_a_link_of_another_user_is_refused_though_it_leads_to_a_file_of_ones_own(tmp_path, foreign):
     target, link = tmp_path / "mine", tmp_path / "link"
     target.touch()
     link.symlink_to(target)
     check_owner(link)
-    mine = os.getuid()
-    os.chown(link, mine + 1, -1, follow_symlinks=False) if mine == 0 else monkeypatch.setattr(
-        os, "lstat", lambda path: os.stat_result((0, 0, 0, 0, mine + 1, *[0] * 5)))
+    foreign(link)
     with pytest.raises(StoreError, match=REFUSED):
         check_owner(link)
 
