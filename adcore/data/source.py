@@ -20,7 +20,6 @@ class Source:
     options   keyword arguments of `load` that `load_dataset` accepts
     counts    (training images, test images) of each category as published, loaded with the options `whole`
     whole     options that load everything there is
-    check     raises DataError for a folder that must not be read; called before a folder's images are counted
     package   what to `pip install` when the data set comes in a Python package
     find      the data folder of that package, None when it is not installed
     """
@@ -31,6 +30,5 @@ class Source:
     options: tuple[str, ...] = ()
     counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     whole: Mapping[str, Any] = field(default_factory=dict)
-    check: Callable[[Path], None] = lambda folder: None
     package: str = ""
     find: Callable[[], Path | None] = lambda: None

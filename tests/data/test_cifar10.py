@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import pickletools
@@ -18,17 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adcore import cli
-from adcore.data import PackedSample, Sample, find_dataset, load_dataset
+from adcore.data import PackedSample, Sample, cifar10, find_dataset, load_dataset
 from adcore.data.cifar10 import CLASSES, load_cifar10, read_batch
 from adcore.data.classes import SPLITS, many_versus_many
 from adcore.data.manifest import load_manifest
 from adcore.data.split import draw
-from adcore.data.verify import verify_dataset
 from adcore.errors import DataError, ParameterError
 from adcore.experiments import Experiment, grid
 
 pytestmark = pytest.mark.usefixtures("nothing_here")
 
+PUBLISHED = cifar10.MD5
 FILES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 PER_BATCH = 20
 
@@ -47,10 +48,17 @@ class Python2(pickle._Pickler):
 
 
 def write(path: Path, content: Any) -> Path:
+    """Write a batch as CIFAR-10's authors did."""
+    file = io.BytesIO()
+    Python2(file, 2).dump(content)
+    return put(path, file.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+
+
+def put(path: Path, content: bytes) -> Path:
+    """Write a file and take it for the published one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        Python2(file, 2).dump(content)
-    path.write_bytes(path.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    path.write_bytes(content)
+    cifar10.MD5[path.name] = hashlib.md5(content).hexdigest()
     return path
 
 
@@ -59,6 +67,11 @@ def batch(number: int = 0, count: int = PER_BATCH) -> dict[str, Any]:
     rng = np.random.default_rng(number)
     return {"batch_label": f"batch {number}", "data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
             "labels": [int(k) for k in rng.permutation(np.arange(count) % 10)], "filenames": [f"{i}.png" for i in range(count)]}
+
+
+@pytest.fixture(autouse=True)
+def _published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10, "MD5", {})
 
 
 @pytest.fixture
@@ -174,10 +187,12 @@ def test_a_data_set_without_images_of_a_kind_is_refused(cifar):
 def test_pickles_of_python_3_with_text_or_bytes_as_keys_are_read_too(tmp_path):
     content = batch()
     for name, keys in (("text", str), ("bytes", str.encode)):
-        (tmp_path / name).write_bytes(pickle.dumps({keys(key): value for key, value in content.items()}, 4))
+        put(tmp_path / name, pickle.dumps({keys(key): value for key, value in content.items()}, 4))
         pack = read_batch(tmp_path / name)
         assert pack.images.shape == (PER_BATCH, 32, 32, 3) and pack.classes.tolist() == content["labels"]
         assert np.array_equal(pack.images[3, :, :, 2].ravel(), content["data"][3, 2048:])  # the blue plane is the last
+    by_column = write(tmp_path / "columns", {**content, "data": np.asfortranarray(content["data"])})
+    assert np.array_equal(read_batch(by_column).images, pack.images)
 
 
 # Files that are damaged or hostile.
@@ -198,8 +213,8 @@ class Trap:
 def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(cifar, tmp_path, call, argument, asks):
     path, made = cifar / "cifar-10-batches-py/data_batch_3", tmp_path / "made"
     trap = Trap(call, argument.format(made))
-    for spring in (lambda: write(path, {**batch(), "more": trap}), lambda: path.write_bytes(pickle.dumps(trap, 0)),
-                   lambda: path.write_bytes(pickle.dumps(trap, 4)), lambda: path.write_bytes(pickle.dumps([trap], 5))):
+    for spring in (lambda: write(path, {**batch(), "more": trap}), lambda: put(path, pickle.dumps(trap, 0)),
+                   lambda: put(path, pickle.dumps(trap, 4)), lambda: put(path, pickle.dumps([trap], 5))):
         spring()
         with pytest.raises(DataError, match=rf"^{path} cannot be read as a batch of CIFAR-10 \(it asks for {asks}, which is"):
             load_cifar10(cifar)
@@ -218,33 +233,69 @@ def cut(raw: bytes) -> bytes:
 @pytest.mark.parametrize("name", ["data_batch_5", "test_batch"])
 def test_a_batch_that_is_cut_off_or_no_pickle_is_named(cifar, spoil, name):
     path = cifar / "cifar-10-batches-py" / name
-    path.write_bytes(spoil(path.read_bytes()))
+    put(path, spoil(path.read_bytes()))
     with pytest.raises(DataError, match=rf"^{path} cannot be read as a batch of CIFAR-10 \(.+\): unpack the archive again$"):
         load_cifar10(cifar)
 
 
 GOOD = batch()
+NO_DATA = r"its data are not uint8 \(n, 3072\)"
 
 
 @pytest.mark.parametrize(("content", "flaw"), [
-    ([1, 2], "it has no data and labels"),
-    ({"data": GOOD["data"]}, "it has no data and labels"),
-    ({**GOOD, "data": GOOD["data"][:, :3071]}, r"its data are uint8 \(20, 3071\) where uint8 \(n, 3072\) is expected"),
-    ({**GOOD, "data": GOOD["data"][..., None]}, r"its data are uint8 \(20, 3072, 1\) where"),
-    ({**GOOD, "data": GOOD["data"].astype(np.float32)}, r"its data are float32 \(20, 3072\) where"),
-    ({**GOOD, "data": GOOD["data"].tolist()}, "its data are list where"),
-    ({**GOOD, "data": np.full((20, 3072), None)}, r"its data are object \(20, 3072\) where"),
+    ([1, 2], NO_DATA),
+    ({"labels": GOOD["labels"]}, NO_DATA),
+    ({"data": GOOD["data"]}, "its labels are not a list of 20, one per image"),
+    ({**GOOD, "data": GOOD["data"][:, :3071]}, NO_DATA),
+    ({**GOOD, "data": GOOD["data"][..., None]}, NO_DATA),
+    ({**GOOD, "data": GOOD["data"].astype(np.float32)}, NO_DATA),
+    ({**GOOD, "data": GOOD["data"].astype(np.int8)}, NO_DATA),
+    ({**GOOD, "data": GOOD["data"].tolist()}, NO_DATA),
+    ({**GOOD, "data": np.full((20, 3072), None)}, NO_DATA),
     ({**GOOD, "labels": GOOD["labels"][:-1]}, "its labels are not a list of 20, one per image"),
     ({**GOOD, "labels": np.array(GOOD["labels"])}, "its labels are not a list of 20"),
     ({**GOOD, "labels": [*GOOD["labels"][:-1], 10]}, "it has a label 10 where 0 to 9 are expected"),
     ({**GOOD, "labels": [-1, *GOOD["labels"][1:]]}, "it has a label -1 where"),
-    ({**GOOD, "labels": ["3", *GOOD["labels"][1:]]}, "it has a label '3' where"),
+    ({**GOOD, "labels": ["3", *GOOD["labels"][1:]]}, "it has a label b'3' where"),
     ({**GOOD, "labels": [True, *GOOD["labels"][1:]]}, "it has a label True where"),
 ])
 def test_a_pickle_of_something_else_is_refused_with_the_reason(cifar, content, flaw):
     path = write(cifar / "cifar-10-batches-py/data_batch_2", content)
     with pytest.raises(DataError, match=rf"^{path} is not a batch of CIFAR-10 \({flaw}.*\): unpack the archive again$"):
         load_cifar10(cifar)
+
+
+def pickled(shape: bytes, dtype: bytes, content: bytes) -> bytes:
+    """A batch whose array has these opcodes for its shape, its type and its bytes."""
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R"
+    return b"\x80\x02}(U\x04data" + array + b"(K\x01" + shape + dtype + b"\x89" + content + b"tbU\x06labels]u."
+
+
+U1 = b"cnumpy\ndtype\nU\x02u1K\0K\x01\x87R"
+OBJECTS = (b"cnumpy\ndtype\nU\x02O8K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb")  # said to hold none
+EMPTY, POINTER = b"K\0M\0\x0c\x86", b"U\x08AAAAAAAA"
+
+
+@pytest.mark.parametrize("content", [
+    pickled(b"K\x01M\0\x0c\x86", OBJECTS, POINTER), pickled(b"K\x01M\0\x0c\x86", U1, POINTER),
+    pickled(b"J\xff\xff\xff\xffM\0\x0c\x86", U1, POINTER), pickled(EMPTY, b"N", b"U\0"), pickled(b"U\x02aa", U1, b"U\0"),
+    pickled(EMPTY, OBJECTS, b"U\0"),
+    pickled(EMPTY, U1.replace(b"R", b"R]b"), b"]")])
+def test_a_crafted_array_is_refused_and_numpy_never_builds_it(tmp_path, monkeypatch, content):
+    built = []
+    monkeypatch.setattr(np, "frombuffer", lambda raw, dtype: built.append(raw))
+    with pytest.raises(DataError, match=NO_DATA):
+        read_batch(put(tmp_path / "data_batch_1", content))
+    assert not built
+    monkeypatch.undo()
+    monkeypatch.setattr(cifar10, "MD5", {})
+    assert read_batch(put(tmp_path / "data_batch_1", pickled(EMPTY, U1, b"U\0"))).images.shape == (0, 32, 32, 3)
+
+
+def test_a_pipe_in_place_of_a_batch_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "data_batch_1")
+    with pytest.raises(DataError, match=r"data_batch_1 cannot be read \(it is no plain file\)"):
+        read_batch(tmp_path / "data_batch_1")
 
 
 # By name.
@@ -300,21 +351,23 @@ def test_a_batch_that_is_not_there_is_named(cifar):
         load_dataset("cifar10")
 
 
-def test_verifying_compares_each_batch_with_torchvision_s_checksum(cifar, capsys, monkeypatch):
+def test_another_file_than_the_published_one_is_refused_before_it_is_unpickled(cifar, capsys, monkeypatch):
     folder = cifar / "cifar-10-batches-py"
-    expected = torchvision.datasets.CIFAR10.train_list[0][1]
-    found = hashlib.md5((folder / "data_batch_1").read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar10, "_Reader", lambda *_, **__: pytest.fail("unpickled"))
+    expected, found = cifar10.MD5["data_batch_1"], hashlib.md5(b"other").hexdigest()
+    (folder / "data_batch_1").write_bytes(b"other")
     assert cli.main(["data", "verify", "cifar10"]) == 2
     assert capsys.readouterr().err == (f"adcore: {folder}/data_batch_1 is not CIFAR-10's: expected md5 {expected}, found "
                                        f"{found}; fetch it again from {load_manifest()['cifar10'].url}\n")
-    own = [[name, hashlib.md5((folder / name).read_bytes()).hexdigest()] for name in FILES]
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", own[:5])
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", own[5:])
+    with pytest.raises(DataError, match=r"data_batch_1 is not CIFAR-10's"):
+        load_cifar10(cifar)
+
+
+def test_the_published_checksums_are_torchvision_s():
+    listed = torchvision.datasets.CIFAR10.train_list + torchvision.datasets.CIFAR10.test_list
+    assert dict(map(tuple, listed)) == PUBLISHED and tuple(PUBLISHED) == FILES
+
+
+def test_verifying_counts_the_images(cifar, capsys):
     assert cli.main(["data", "verify", "cifar10"]) == 0
     assert capsys.readouterr().out == "cifar10: 1 category, 50 training and 20 test images, 0 masks, all readable\n"
-    write(folder / "test_batch", batch(7))
-    with pytest.raises(DataError, match=f"^{folder}/test_batch is not CIFAR-10's"):
-        verify_dataset("cifar10")
-    (folder / "data_batch_4").unlink()
-    with pytest.raises(DataError, match=f"^{folder}/data_batch_4 is not there: fetch CIFAR-10 again from https://"):
-        verify_dataset("cifar10")

@@ -162,20 +162,14 @@ def test_another_file_on_the_server_is_never_unpacked(web: Web, rows, data, tmp_
 
 
 def test_cifar10_is_fetched_and_its_files_are_compared_with_their_digests(web: Web, rows, data, tmp_path, monkeypatch):
-    import torchvision
     batches = {name: name.encode() for name in ("data_batch_1", "data_batch_2", "test_batch")}
-    digests = [[name, hashlib.md5(content).hexdigest()] for name, content in batches.items()]
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", digests[:2])
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", digests[2:])
     path = archive(tmp_path / "cifar-10-python.tar.gz", batches, around="cifar-10-batches-py/")
     serve(web, rows, path, name="cifar10")
-    monkeypatch.setattr("adcore.data.verify.list_dataset", lambda name, root: (load_dataset("digits"), []))
-    assert fetch("cifar10") == data / "cifar10" and set(batches) <= set(names(data / "cifar10"))
-    digests[1][1] = "0" * 32
-    shutil.rmtree(data)
-    with pytest.raises(DataError, match=r"is not 'cifar10' as published \(data_batch_2 is not CIFAR-10's: expected md5 0{32}"):
+    with pytest.raises(DataError, match=r"is not 'cifar10' as published \(data_batch_1 is not CIFAR-10's: expected md5 c99c"):
         fetch("cifar10")
     assert names(data) == ["cifar-10-python.tar.gz"]  # right by the manifest, so that it need not come again
+    monkeypatch.setattr("adcore.data.verify.list_dataset", lambda name, root: (load_dataset("digits"), []))
+    assert fetch("cifar10") == data / "cifar10" and set(batches) <= set(names(data / "cifar10")) and len(web.asked) == 1
 
 
 # From a file or folder that a person downloaded.
