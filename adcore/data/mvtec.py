@@ -4,7 +4,7 @@
     <root>/<category>/test/<defect>/*.png                      defect 'good' is normal
     <root>/<category>/ground_truth/<defect>/<stem>_mask.png
 
-MVTec AD itself must be complete. In a data set of one's own, images may have any suffix that Pillow reads; masks may be called
+MVTec AD itself must be complete. In a data set of one's own, images may have any of the suffixes below; masks may be called
 like their image, with or without `_mask`, and may lie beside it; masks, test images or training images may be missing; and
 <root> may itself be the only category. `adcore.data.findings` says what is missing and which files are left out.
 """

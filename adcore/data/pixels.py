@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from adcore.errors import DataError, ParameterError
+from adcore.files import open_plain
 
+# The formats of `adcore.data.mvtec.IMAGE_SUFFIXES`. Pillow reads many more, whatever the file is called, and starts Ghostscript
+# for one of them.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")  # compression changes the values of a mask in these formats
 MAX_PIXELS = 178_956_970                             # Pillow's own limit; ADCORE_MAX_PIXELS changes it
 CLASSES = 32                                         # a mask with values below this holds class or instance numbers
@@ -23,52 +29,75 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
 class Decoded:
     """A file as Pillow decodes it, turned upright.
 
-    bits    per channel as stored; Pillow shows colors of 16 bits with 8
-    lossy   the format may have changed the values
-    pages   images in the file, of which this is the first
+    bits     per channel as stored; Pillow shows colors of 16 bits with 8
+    lossy    the format may have changed the values
+    several  the file has several images, of which this is the first
     """
 
     image: Image.Image
     bits: int
     lossy: bool
-    pages: int
+    several: bool
 
 
 def decode(path: Path) -> Decoded:
     """Decode the first image of a file and turn it upright, as its EXIF orientation says.
 
     Raises:
-        DataError: the file is missing, truncated, no image, or larger than the limit (ADCORE_MAX_PIXELS).
+        DataError: the file is missing, truncated, no image in one of `FORMATS`, or larger than the limit (ADCORE_MAX_PIXELS).
         ParameterError: ADCORE_MAX_PIXELS is not a number of pixels.
     """
     limit = _limit()
     try:
-        with Image.open(path) as image:
+        with open_plain(path) as file, _opened(file) as image:
             if image.width * image.height > limit:
                 raise Image.DecompressionBombError
-            bits, turn, pages = _bits(image), _turn(image), 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            lossy = image.format in LOSSY
+            bits, turn, lossy = _bits(image), _turn(image), image.format in LOSSY
+            several = image.format != "MPO" and getattr(image, "is_animated", False)
             image.load()
             if image.format == "TIFF" and image.tag_v2.get(262) == 0 and image.mode.startswith("I;16"):  # type: ignore[attr-defined]
-                return Decoded(Image.fromarray((1 << bits) - 1 - np.asarray(image)), bits, lossy, pages)  # 0 is white
-            return Decoded(image if turn is None else image.transpose(turn), bits, lossy, pages)
+                return Decoded(Image.fromarray((1 << bits) - 1 - np.asarray(image)), bits, lossy, several)  # 0 is white
+            return Decoded(image if turn is None else image.transpose(turn), bits, lossy, several)
     except FileNotFoundError:
         raise DataError(f"{path} is not there: restore the file or remove it from the data set") from None
     except Image.DecompressionBombError:
         raise DataError(f"{path} has more than {limit / 1e6:.0f} million pixels, the limit against files that fill the memory: "
                         f"make it smaller, or set the environment variable ADCORE_MAX_PIXELS to a larger number") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format
-        if isinstance(error, Image.UnidentifiedImageError) and _starts_like_tiff(path):
+        if isinstance(error, _UnknownTiffError):
             raise DataError(f"{path} is a TIFF that Pillow does not read (64-bit or colored floating-point numbers, for "
                             f"example): save it with 8 or 16 bits per channel") from error
-        raise DataError(f"{path} cannot be read as an image ({error}): fetch or copy it again") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path} cannot be read as an image ({why}): fetch or copy it again") from error
+
+
+class _UnknownTiffError(Exception):
+    """A TIFF of a kind that Pillow does not read."""
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """The first image in an open file, of which only the header has been read."""
+    try:
+        return Image.open(file, formats=_formats())
+    except Image.UnidentifiedImageError:
+        file.seek(0)
+        if file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            raise _UnknownTiffError from None
+        raise Image.UnidentifiedImageError(f"it is in none of the formats {', '.join(_formats())}") from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) of an image file as it is shown, from its header alone. Raises as `decode`."""
     _limit()
     try:
-        with Image.open(path) as header:
+        with open_plain(path) as file, _opened(file) as header:
             turned = _turn(header) in (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
             return (header.width, header.height) if turned else (header.height, header.width)
     except Exception:
@@ -165,11 +194,6 @@ def _limit() -> int:
     if Image.MAX_IMAGE_PIXELS is not None and int(text) > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = int(text)  # Pillow would warn at half of its limit
     return int(text)
-
-
-def _starts_like_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_mask(path: Path, size: tuple[int, int], nonzero: bool = False) -> np.ndarray:

@@ -128,7 +128,7 @@ def _remarks(sample: Sample) -> list[tuple[str, Path]]:
     else:
         decoded = decode(sample.path)
         image = to_rgb(decoded, sample.path)
-        if decoded.pages > 1:
+        if decoded.several:
             found.append(("pages", sample.path))
         if decoded.image.has_transparency_data and np.asarray(decoded.image.convert("RGBA"))[..., 3].min() < 255:
             found.append(("transparent", sample.path))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, features
 
+import adcore
 from adcore.data import Sample
-from adcore.data.pixels import explain_mask, image_size, read_image, read_mask
+from adcore.data.mvtec import IMAGE_SUFFIXES
+from adcore.data.pixels import FORMATS, decode, explain_mask, image_size, read_image, read_mask
 from adcore.errors import DataError, ParameterError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
@@ -143,6 +147,52 @@ def test_an_image_above_the_limit_is_refused_until_the_limit_is_raised_and_none_
         read_image(path)
 
 
+# --- files that are no images -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_postscript_under_an_image_s_name_starts_no_other_program(read, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("started"))
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n")
+    with pytest.raises(DataError, match=r"x\.png cannot be read as an image \(it is in none of the formats PNG, JPEG, .+\)"):
+        read(path)
+    for content, others in ((b"\x0a\x05\x01\x08" + bytes(200), "PCX"), (b"8BPS\0\x01" + bytes(200), "PSD")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"none of the formats"):
+            read(path)
+        assert others not in FORMATS
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in IMAGE_SUFFIXES if features.check("avif") or suffix != ".avif"])
+def test_every_format_that_is_listed_is_read(suffix, tmp_path):
+    image = Image.fromarray(COLOR).convert("1" if suffix == ".pbm" else "L" if suffix == ".pgm" else "RGB")
+    path = put(tmp_path / f"x{suffix}", image)
+    assert read_image(path).size == (30, 20) and image_size(path) == (20, 30)
+
+
+@pytest.mark.parametrize("read", [read_image, image_size, lambda path: read_mask(path, (20, 30))])
+def test_a_pipe_in_place_of_an_image_is_refused_without_waiting_for_a_writer(read, tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"x\.png cannot be read as an image \(it is no plain file\)"):
+        read(tmp_path / "x.png")
+
+
+def test_the_pages_of_a_tiff_are_not_counted(tmp_path, monkeypatch):
+    first, second = Image.fromarray(GRAY), Image.fromarray(COLOR)
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "n_frames", property(lambda self: pytest.fail("counted")))
+    for pages in ([], [second] * 3):
+        first.save(tmp_path / "x.tif", save_all=True, append_images=pages)
+        assert decode(tmp_path / "x.tif").several == bool(pages)
+
+
+def test_no_other_module_opens_images():
+    package = Path(adcore.__file__).parent
+    openers = re.compile(r"Image\.open\(|\bimread\b|read_file\(.*image|decode_image|mplimg|PIL\.Image\.open")
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if openers.search(path.read_text())}
+    assert found == {"data/pixels.py"}
+
+
 # --- masks --------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pixels", [
@@ -166,7 +216,7 @@ def test_a_jpeg_mask_marks_the_pixels_of_the_mask_that_was_saved(quality, top, l
     path = Path(__file__)
     with pytest.MonkeyPatch.context() as patch:
         opened = Image.open
-        patch.setattr(Image, "open", lambda _: opened(io.BytesIO(stream.getvalue())))
+        patch.setattr(Image, "open", lambda *_, **__: opened(io.BytesIO(stream.getvalue())))
         mask = read_mask(path, SIZE)
     assert (mask != drawn).sum() <= 0.1 * drawn.sum()
 
