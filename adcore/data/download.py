@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import shutil
 import ssl
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -22,6 +26,9 @@ from adcore.progress import progress_bar
 BLOCK = 1 << 18  # bytes
 TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # HTTP errors that may be gone at the next attempt
 WEB = ("http", "https")
+LARGEST = 64 << 30   # bytes of a file whose size is not known
+SLOWEST = 10_000     # bytes per second over the whole download, all attempts together
+PATIENCE = 600.0     # seconds allowed on top
 
 
 def download(url: str, target: Path, *, size: int | None = None, flaw: Callable[[Path], str] | None = None,
@@ -35,8 +42,11 @@ def download(url: str, target: Path, *, size: int | None = None, flaw: Callable[
     timeout   seconds without a byte after which a connection has failed
 
     Raises:
-        DataError: no such file, no connection, a wrong file, or no room; one sentence that ends in `remedy`.
+        DataError: no such file, no connection, a very slow one, a wrong file, or no room; one sentence that ends in `remedy`.
     """
+    answers: list[requests.Response] = []
+    expected = size or 0
+
     def wrong(path: Path) -> str:
         found = path.stat().st_size
         return f"has {found} bytes where {size} are expected" if size not in (None, found) else flaw(path) if flaw else ""
@@ -46,6 +56,9 @@ def download(url: str, target: Path, *, size: int | None = None, flaw: Callable[
 
     def inspect(answer: requests.Response, **_: Any) -> None:
         """Refuse an answer by its headers, before its body is read. `requests` calls this for redirections too."""
+        nonlocal expected
+        answers.append(answer)
+        answer.raw.headers.pop("Content-Encoding", None)  # a file stays packed, whatever the server says of it
         here, there = answer.url, urljoin(answer.url, answer.headers.get("Location", ""))
         length = answer.headers.get("Content-Length", "")
         if answer.is_redirect:
@@ -57,14 +70,20 @@ def download(url: str, target: Path, *, size: int | None = None, flaw: Callable[
             raise failed(f"{answer.status_code} {answer.reason}")
         elif answer.headers.get("Content-Type", "").startswith("text/html"):
             raise failed("it is a web page, not a file")
-        elif not re.fullmatch("[0-9]{1,18}", length):
+        elif not re.fullmatch("[0-9]{1,18}", length) or "Transfer-Encoding" in answer.headers:  # which would overrule it
             raise failed("the server does not state the file's length")
         elif size not in (None, int(length)):
             raise failed(f"the server has {length} bytes where {size} are expected")
+        elif int(length) > LARGEST:
+            raise failed(f"the server has {length} bytes where {LARGEST} are the limit")
         elif int(length) > (free := shutil.disk_usage(target.parent).free):
             raise failed(f"{target.parent} has {free / 1e9:.1f} GB of room where {int(length) / 1e9:.1f} GB are needed")
         else:
+            expected = int(length)
             bar.reset()
+
+    def allowed() -> float:
+        return PATIENCE + expected / SLOWEST
 
     if target.is_file() and not wrong(target):
         return target
@@ -79,8 +98,14 @@ def download(url: str, target: Path, *, size: int | None = None, flaw: Callable[
             files = pooch.create(folder, base_url="", registry={target.name: None}, urls={target.name: url},
                                  retry_if_failed=retries)
             identity = {"User-Agent": f"adcore/{adcore.__version__}", "Accept-Encoding": "identity"}  # a .gz stays packed
-            arrived = Path(files.fetch(target.name, downloader=pooch.HTTPDownloader(
-                progressbar=bar, chunk_size=BLOCK, timeout=timeout, headers=identity, hooks={"response": inspect})))
+            get = pooch.HTTPDownloader(progressbar=bar, chunk_size=BLOCK, timeout=timeout, headers=identity,
+                                       hooks={"response": inspect})
+            with _in_background(lambda: Path(files.fetch(target.name, downloader=get)), answers) as arriving:
+                began = time.monotonic()
+                while not wait([arriving], timeout=0.1).done:
+                    if time.monotonic() - began > allowed():
+                        raise failed(f"it is not complete after {allowed():.0f} seconds, slower than {SLOWEST} bytes a second")
+            arrived = arriving.result()
             if found := wrong(arrived):
                 raise DataError(f"{url} sent a file that {found}: {remedy}")
             arrived.chmod(0o644)  # pooch writes files that only this user can read
@@ -90,6 +115,28 @@ def download(url: str, target: Path, *, size: int | None = None, flaw: Callable[
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror}; name another folder in ADCORE_DATA or ADCORE_WEIGHTS, or "
                         f"{remedy}") from error
+
+
+@contextlib.contextmanager
+def _in_background(work: Callable[[], Path], answers: list[requests.Response]) -> Iterator[Future[Path]]:
+    """The result to come of `work`, which runs in a thread: a server that sends a byte now and then, in its headers or in its
+    body, keeps one busy for ever. At the end of the block a thread that is not done is left alone, and its connection ended."""
+    future: Future[Path] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised again by `result`
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield future
+    finally:
+        if not future.done():
+            for answer in answers[-1:]:
+                with contextlib.suppress(AttributeError, RuntimeError, OSError, ValueError):  # older urllib3, or closed already
+                    answer.raw.shutdown()
 
 
 def _reason(error: BaseException, timeout: float) -> str:

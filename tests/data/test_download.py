@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import os
 import shutil
 import signal
 import ssl
@@ -18,8 +20,10 @@ from typing import Any
 
 import pytest
 import requests
-from support.web import Web, honest, says, web
+import urllib3
+from support.web import Handler, Web, honest, says, web
 
+from adcore.data import download as module
 from adcore.data.download import _reason, download
 from adcore.errors import DataError
 from adcore.files import one_at_a_time
@@ -114,6 +118,58 @@ def test_a_stream_without_a_stated_length_is_refused(web: Web, target, headers):
     assert names(target.parent) == [] and len(web.asked) == 1
 
 
+def test_a_stated_length_does_not_hide_a_stream_without_end(web: Web, target):
+    answer = says(200, Content_Length=SIZE, Transfer_Encoding="chunked")
+    url = web.put("/x.bin", b"100000\r\n" + bytes(1 << 20) + b"\r\n0\r\n\r\n", answer)
+    assert "the server does not state the file's length" in complaint(lambda: fetch(url, target, flaw=None))
+    assert names(target.parent) == [] and len(web.asked) == 1
+
+
+def test_a_file_of_unknown_size_has_a_limit(web: Web, target, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST", SIZE - 1)
+    url = web.put("/x.bin", CONTENT)
+    assert f"(the server has {SIZE} bytes where {SIZE - 1} are the limit)" in complaint(lambda: fetch(url, target, flaw=None))
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_a_server_that_sends_a_byte_now_and_then_does_not_keep_the_download_for_ever(web: Web, target, monkeypatch, start):
+    def drips(handler: Handler, content: bytes) -> None:
+        handler.wfile.write(start)
+        while not web.released.wait(0.02):
+            handler.wfile.write(b"x")
+
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    url = web.put("/x.bin", CONTENT, drips)
+    text = complaint(lambda: fetch(url, target))
+    assert "(it is not complete after 0 seconds, slower than 10000 bytes a second)" in text and names(target.parent) == []
+
+
+def test_what_others_have_planted_in_the_folder_is_not_followed(web: Web, target):
+    (thesis := target.parent / "thesis").mkdir(parents=True)
+    (text := thesis / "thesis.tex").write_text("precious")
+    for name in (target.name, f".{target.name}.lock", f"{target.name}.part"):
+        (target.parent / name).symlink_to(text)
+    (target.parent / f".{target.name}.new-1").symlink_to(thesis)
+    (target.parent / f".{target.name}.unpacking").symlink_to(thesis)
+    assert fetch(web.put("/x.bin", CONTENT), target).read_bytes() == CONTENT
+    assert not target.is_symlink() and text.read_text() == "precious" and list(thesis.iterdir()) == [text]
+
+
+def test_pipes_under_the_names_of_the_file_and_its_lock_do_not_block(web: Web, target):
+    target.parent.mkdir()
+    for name in (target.name, f".{target.name}.lock", f"{target.name}.part"):
+        os.mkfifo(target.parent / name)
+    assert fetch(web.put("/x.bin", CONTENT), target).read_bytes() == CONTENT
+
+
+def test_escape_sequences_of_a_server_are_shown_and_not_obeyed(web: Web, target):
+    def gone(handler: Handler, content: bytes) -> None:
+        handler.send_response(404, "\x1b[2JGone")
+        handler.end_headers()
+
+    assert r"(404 \x1b[2JGone)" in complaint(lambda: fetch(web.put("/x.bin", CONTENT, gone), target))
+
+
 def test_another_file_is_refused_by_its_checksum_and_leaves_nothing(web: Web, target):
     url = web.put("/x.bin", CONTENT[::-1])
     found = hashlib.sha256(CONTENT[::-1]).hexdigest()[:8]
@@ -130,9 +186,24 @@ def test_the_checksum_is_compared_before_the_file_has_its_name(web: Web, target)
 
 
 def test_a_compressed_file_is_not_decompressed(web: Web, target):
-    url = web.put("/x.bin", CONTENT)
-    fetch(url, target)
+    packed = gzip.compress(bytes(10_000_000))
+    for encoding in ({}, {"Content_Encoding": "gzip"}):
+        url = web.put("/x.bin", packed, says(200, Content_Length=len(packed), **encoding))
+        assert fetch(url, target, flaw=None).read_bytes() == packed
+        target.unlink()
     assert web.headers[-1]["Accept-Encoding"] == "identity" and web.headers[-1]["User-Agent"].startswith("adcore/")
+
+
+def test_parts_of_two_versions_are_never_put_together_even_without_a_checksum(web: Web, target):
+    other = CONTENT[::-1]
+
+    def changes(handler: Handler, content: bytes) -> None:
+        handler.head(200, Content_Length=SIZE, ETag='"old"')
+        handler.wfile.write(content[:70_000])
+        web.files["/x.bin"] = other
+
+    assert fetch(web.put("/x.bin", CONTENT, changes), target, flaw=None).read_bytes() == other
+    assert len(web.asked) == 2 and "Range" not in web.headers[-1]
 
 
 def test_a_web_page_in_place_of_the_file_is_refused(web: Web, target):
@@ -167,7 +238,7 @@ def test_a_redirection_from_https_to_http_is_refused(target, monkeypatch, here, 
         found.request, found.url, found.reason = request, str(request.url), "Found"
         found.status_code = 302 if request.url == here else 404
         found.headers["Location"] = there if request.url == here else ""
-        found._content = b""
+        found._content, found.raw = b"", urllib3.HTTPResponse()
         return found
 
     monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", answer)
