@@ -139,8 +139,9 @@ def test_a_server_that_sends_a_byte_now_and_then_does_not_keep_the_download_for_
             handler.wfile.write(b"x")
 
     monkeypatch.setattr(module, "PATIENCE", 0.3)
-    url = web.put("/x.bin", CONTENT, drips)
+    url, began = web.put("/x.bin", CONTENT, drips), time.monotonic()
     text = complaint(lambda: fetch(url, target))
+    assert time.monotonic() - began < 10
     assert "(it is not complete after 0 seconds, slower than 10000 bytes a second)" in text and names(target.parent) == []
 
 
