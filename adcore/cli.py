@@ -166,11 +166,12 @@ def _data_path(arguments: argparse.Namespace) -> None:
 
 
 def _data_verify(arguments: argparse.Namespace) -> None:
-    from adcore.data.manifest import check, entry
+    from adcore.data.manifest import check, entry, unverified
     from adcore.data.verify import verify_dataset
     if arguments.file is not None:
-        check(entry(arguments.name), arguments.file)
-        print(f"{arguments.file} matches the manifest's entry for {arguments.name}")
+        check(row := entry(arguments.name), arguments.file)
+        why = unverified(row)
+        print(f"{arguments.file} is {why}" if why else f"{arguments.file} matches the manifest's entry for {arguments.name}")
     else:
         print(verify_dataset(arguments.name))
 
@@ -209,11 +210,11 @@ def _weights_path(arguments: argparse.Namespace) -> None:
 
 
 def _weights_verify(arguments: argparse.Namespace) -> None:
-    from adcore.data.manifest import check, entry
+    from adcore.data.manifest import check, entry, unverified
     from adcore.features import find_weights, read_checkpoint
-    path = find_weights(arguments.name)
-    check(entry(arguments.name), path)
-    print(f"{path.name}: {len(read_checkpoint(path))} tensors, file matches the manifest")
+    path, row = find_weights(arguments.name), entry(arguments.name)
+    check(row, path)
+    print(f"{path.name}: {len(read_checkpoint(path))} tensors, {unverified(row) or 'file matches the manifest'}")
 
 
 def _weights_fetch(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
-from adcore.data.manifest import Entry, direct_link, entry, load_manifest
+from adcore.data.manifest import Entry, direct_link, entry, load_manifest, unverified
 from adcore.errors import ParameterError
 
 # The context of Croissant 1.0, included so that reading the export needs no network.
@@ -90,9 +90,7 @@ def pooch_registry() -> str:
     for one in load_manifest().values():
         if not direct_link(one):
             continue
-        if not one.sha256 or one.sha256.startswith("prefix:"):
-            why = (f"only the first digits of its sha256 are known, {one.sha256.removeprefix('prefix:')}" if one.sha256 else
-                   "its checksum is not known")
+        if why := unverified(one):
             others.append(f"# {one.file} {one.url} ({why})")
         else:
             lines.append(f"{shlex.quote(one.file)} {one.sha256} {one.url}")

@@ -138,7 +138,7 @@ def entry(name: str) -> Entry:
 def check(entry: Entry, path: Path) -> None:
     """Compare a file with its row: size, then digest, as far as they are known.
 
-    A file whose row has neither size nor digest passes; `entry.sha256` is empty then.
+    A file whose row has neither size nor digest passes; see `unverified`.
 
     Raises:
         DataError: the file is not there, or its size or digest is different.
@@ -164,6 +164,19 @@ def flaw(entry: Entry, path: Path) -> str:
         return ""
     more = "..." if label == "prefix" else ""
     return f"is not '{entry.name}': expected {algorithm} {expected}{more}, found {found}"
+
+
+def unverified(entry: Entry) -> str:
+    """What is missing to tell the file of a row from a forged one; '' when its whole digest is known.
+
+    >>> unverified(entry("resnet18")), unverified(entry("densenet201"))
+    ('', 'unverified: only the first 8 digits of its SHA-256 are known')
+    """
+    known = entry.sha256.removeprefix("prefix:")
+    if known and len(known) == len(entry.sha256):
+        return ""
+    return f"unverified: only the first {len(known)} digits of its SHA-256 are known" if known else \
+        "unverified: no checksum of it is known"
 
 
 def direct_link(entry: Entry) -> bool:

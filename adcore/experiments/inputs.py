@@ -7,6 +7,7 @@ with today's files. A file whose size and times have not changed is not read aga
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from adcore.data import Dataset, Sample
@@ -15,7 +16,7 @@ from adcore.errors import DataError
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.profiles import method_named
 from adcore.features import find_backbone, images_digest
-from adcore.features.weights import resolve_weights, weights_digest
+from adcore.features.weights import resolve_weights, unverified_weights, weights_digest
 from adcore.files import digest_text
 
 
@@ -86,7 +87,19 @@ def weights_of(experiment: Experiment) -> str:
     settings = experiment.config().values()
     if "backbone" not in settings or "weights" not in settings:
         return ""
-    return weights_digest(resolve_weights(find_backbone(settings["backbone"]), settings["weights"]), experiment.seed)
+    return weights_digest(_checkpoint(settings), experiment.seed)
+
+
+def weights_mark(experiment: Experiment) -> str:
+    """' (unverified)' when the whole checksum of an experiment's checkpoint is not known, else ''; ends the digest in its
+    results. Raises as `weights_of`."""
+    settings = experiment.config().values()
+    known = "backbone" not in settings or "weights" not in settings or not unverified_weights(_checkpoint(settings))
+    return "" if known else " (unverified)"
+
+
+def _checkpoint(settings: Mapping[str, Any]) -> Path | None:
+    return resolve_weights(find_backbone(settings["backbone"]), settings["weights"])
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -26,7 +26,7 @@ from adcore.distributed import barrier, is_rank_zero, run_on_rank_zero, world_si
 from adcore.errors import AdcoreError, DataError, ParameterError, StoreError
 from adcore.experiments.evaluation import evaluate, scores_table, unmeasured
 from adcore.experiments.experiment import Experiment
-from adcore.experiments.inputs import Inputs, changed
+from adcore.experiments.inputs import Inputs, changed, weights_mark
 from adcore.experiments.provenance import Meter, fingerprint, origin
 from adcore.experiments.store import Result, Store
 from adcore.experiments.table import ResultTable
@@ -187,7 +187,8 @@ def _tested(detector: Detector, experiment: Experiment, dataset: Dataset, store:
         scores, maps, measures = evaluate(detector, dataset, progress)
     made = {**start, "seconds": round(fitting.seconds + testing.seconds, 2), "fit_seconds": round(fitting.seconds, 2),
             "test_seconds": round(testing.seconds, 2), "peak_bytes": max(fitting.peak_bytes, testing.peak_bytes),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "weights": detector.weights_digest,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "weights": detector.weights_digest + weights_mark(experiment),
             "data": images_digest([*dataset.train, *dataset.test]), "train_images": len(dataset.train),
             "test_images": len(dataset.test), "processes": processes}
     result = Result(experiment, tuple(measures), made)

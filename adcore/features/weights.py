@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from adcore.data.download import download
-from adcore.data.manifest import Entry, check, direct_link, flaw, load_manifest
+from adcore.data.manifest import Entry, check, direct_link, flaw, load_manifest, unverified
 from adcore.digests import file_digests
 from adcore.errors import DataError, WeightsError
 from adcore.features.backbones import Backbone
@@ -196,13 +197,28 @@ def _check_numbers(tensor: Tensor, name: str, path: Path) -> None:
         raise WeightsError(f"{path} has NaN or infinite numbers in {name}: its training failed, use another checkpoint")
 
 
+def _row(path: Path) -> Entry | None:
+    """The row of data_manifest.csv with a checkpoint's file name; None for a file of one's own."""
+    return next((row for row in load_manifest().values() if row.kind == "weights" and file_name(row) == path.name), None)
+
+
 def _check_against_manifest(path: Path) -> None:
-    for entry in load_manifest().values():
-        if entry.kind == "weights" and file_name(entry) == path.name and (entry.sha256 or entry.bytes):
-            try:
-                check(entry, path)
-            except DataError as error:
-                raise WeightsError(str(error)) from error
+    row = _row(path)
+    if row is not None:
+        try:
+            check(row, path)
+        except DataError as error:
+            raise WeightsError(str(error)) from error
+
+
+def unverified_weights(path: Path | None) -> str:
+    """What is missing to check a checkpoint of data_manifest.csv whole (see `manifest.unverified`); '' for other files.
+
+    >>> unverified_weights(find_weights("efficientnet_lite0"))
+    ''
+    """
+    row = _row(path) if path is not None else None
+    return unverified(row) if row is not None else ""
 
 
 def weights_digest(path: Path | None, seed: int = 0) -> str:
@@ -218,7 +234,7 @@ def weights_digest(path: Path | None, seed: int = 0) -> str:
 
 def fetch_weights(name: str) -> Path:
     """Download a checkpoint to the first weights folder. It gets its name when it is complete and its checksum is right; an
-    existing file with the right checksum is kept.
+    existing file with the right checksum is kept. When the whole checksum is not known, this is said on stderr.
 
     >>> fetch_weights("resnet18")                                          # doctest: +SKIP
     PosixPath('.../resnet18-f37072fd.pth')
@@ -234,7 +250,10 @@ def fetch_weights(name: str) -> Path:
         raise WeightsError(f"weights '{name}' have no direct link: get them by hand from {entry.url} and put {target.name} "
                            f"in {target.parent}")
     try:
-        return download(entry.url, target, size=entry.bytes, flaw=(lambda path: flaw(entry, path)) if entry.sha256 else None,
+        path = download(entry.url, target, size=entry.bytes, flaw=(lambda path: flaw(entry, path)) if entry.sha256 else None,
                         remedy=f"get it by hand and put it at {target}")
     except DataError as error:
         raise WeightsError(str(error)) from error
+    if why := unverified(entry):
+        print(f"adcore: {target.name} is {why}", file=sys.stderr)
+    return path

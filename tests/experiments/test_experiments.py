@@ -249,6 +249,14 @@ def test_the_provenance_has_versions_code_data_weights_device_and_time(fits, mon
     assert 10**7 < origin["peak_bytes"] < 10**11 and origin["finished"].endswith("Z")
 
 
+def test_a_result_with_weights_whose_checksum_is_not_known_says_so(fits, monkeypatch):
+    monkeypatch.setattr(frozen, "FeatureExtractor", shared_extractor)
+    monkeypatch.setattr("adcore.features.weights.unverified", lambda row: "unverified")
+    table = run([Experiment("patchcore", "tiny", "cloth", settings=(("image_size", 64), ("coreset", 50)))], device="cpu")
+    assert table.results[0].provenance["weights"].endswith(" (unverified)")
+    assert set(table.frame["weights_digest"]) == {table.results[0].provenance["weights"]}
+
+
 @pytest.mark.parametrize(("profile", "fitted"), [("quick", 2), ("paper", 1)])
 def test_a_result_of_older_code_is_computed_again_in_quick_but_kept_and_marked_in_paper(fits, monkeypatch, profile, fitted):
     experiment = Experiment(**ONE, profile=profile)

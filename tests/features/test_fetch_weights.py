@@ -11,6 +11,8 @@ from support.web import Answer, Web, honest, says, web
 
 from adcore import cli
 from adcore.data.manifest import entry
+from adcore.experiments import Experiment
+from adcore.experiments.inputs import weights_mark
 
 __all__ = ["web"]
 CONTENT = bytes(range(251)) * 40
@@ -25,9 +27,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def serve(web: Web, monkeypatch: pytest.MonkeyPatch, *answers: Answer, content: bytes = CONTENT, checked: bool = True) -> str:
-    """Put a checkpoint on the server, its address and, as the manifest has it, the beginning of its checksum into the row."""
+    """Put a checkpoint on the server, its address and its checksum into the row."""
     url = web.put("/resnet18.pth", content, *answers)
-    digest = f"prefix:{hashlib.sha256(CONTENT).hexdigest()[:8]}" if checked else ""
+    digest = hashlib.sha256(CONTENT).hexdigest() if checked else ""
     row = replace(entry("resnet18"), url=url, file="resnet18.pth", bytes=None, sha256=digest)
     monkeypatch.setattr("adcore.features.weights._entry", lambda name: row)
     return url
@@ -81,3 +83,22 @@ def test_another_checkpoint_than_the_manifest_s_is_refused_and_not_kept(web, fol
     url = serve(web, monkeypatch, content=CONTENT[::-1])
     assert complaint(capsys).startswith(f"{url} sent a file that is not 'resnet18': expected sha256 ")
     assert names(folder) == []
+
+
+@pytest.mark.parametrize(("known", "why"), [
+    (0, "no checksum of it is known"), (8, "only the first 8 digits of its SHA-256 are known"), (64, "")])
+def test_a_checkpoint_whose_whole_checksum_is_not_known_is_called_unverified(web, folder, monkeypatch, capsys, known, why):
+    digest = hashlib.sha256(CONTENT).hexdigest()[:known]
+    row = replace(entry("moco_v2_800ep"), url=web.put("/x.pth.tar", CONTENT), file="x.pth.tar",
+                  sha256=f"prefix:{digest}" if known == 8 else digest)
+    manifest = {"moco_v2_800ep": row}
+    monkeypatch.setattr("adcore.features.weights.load_manifest", lambda: manifest)
+    monkeypatch.setattr("adcore.data.manifest.load_manifest", lambda: manifest)
+    assert cli.main(["weights", "fetch", "moco_v2_800ep"]) == 0
+    assert capsys.readouterr().err == (f"adcore: x.pth.tar is unverified: {why}\n" if why else "")
+    monkeypatch.setattr("adcore.features.read_checkpoint", lambda path: {})
+    assert cli.main(["weights", "verify", "moco_v2_800ep"]) == 0
+    assert capsys.readouterr().out == f"x.pth.tar: 0 tensors, {f'unverified: {why}' if why else 'file matches the manifest'}\n"
+    experiment = Experiment("patchcore", "mini", "brick", settings=(("backbone", "resnet50"), ("weights", "moco_v2_800ep")))
+    assert weights_mark(experiment) == (" (unverified)" if why else "")
+    assert weights_mark(Experiment("brightness", "mini", "brick")) == ""
