@@ -36,7 +36,8 @@ class ThisPython(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         file = str(adcore.__file__)
-        code = START.format(folder=str(Path(file).parent.parent), file=file)
+        # jupyter_client replaces names in braces in these words.
+        code = START.format(folder=str(Path(file).parent.parent), file=file).replace("{", "\\x7b")
         return KernelSpec(argv=[sys.executable, "-c", code, "-f", "{connection_file}"], display_name="Python 3",
                           language="python", metadata=get_kernel_dict().get("metadata", {}))
 

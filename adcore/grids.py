@@ -26,7 +26,7 @@ import yaml
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import digest_text
 from adcore.notebook import check_parameters, find_notebook, notebook_name
-from adcore.parameters import Word, plain, text_of
+from adcore.parameters import DEEPEST, Word, plain, short, text_of
 from adcore.paths import repository
 
 
@@ -40,6 +40,9 @@ class Words(yaml.SafeLoader):
 Words.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # of its types only the merge key, <<
 Words.add_constructor("tag:yaml.org,2002:str", Words.word)
 
+LONGEST = 200_000  # bytes of a file
+MOST = 10_000  # values of a file, each counted as often as aliases repeat it; runs of a notebook
+LARGEST = 1e6  # of each need
 SHORT = 0.5  # hours; runs up to this length that need no GPU share a cluster job
 
 
@@ -103,10 +106,10 @@ def load_grid(name: str, folder: Path | None = None) -> list[Job]:
     """
     path = _grid_file(name, folder)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Words)
+        content = _content(path)
         entries = [_entry(**row) for row in content["notebooks"]]
         common = plain(_mapping(content.get("needs")))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ParameterError(f"{path} is not a grid ({type(error).__name__}): expected notebooks, a list of "
                              f"notebook, parameters, each, needs") from error
     default = _needs(path, "all notebooks", common, Needs())
@@ -157,6 +160,36 @@ def _grid_file(name: str, folder: Path | None) -> Path:
     return path
 
 
+def _content(path: Path) -> Any:
+    """The file's content, with words. Raises OSError, yaml.YAMLError, ValueError; ParameterError when it is too large."""
+    with path.open("rb") as file:
+        text = file.read(LONGEST + 1)
+    loader = Words(text.decode("utf-8"))
+    try:
+        node = loader.get_single_node() if len(text) <= LONGEST else None
+        if len(text) > LONGEST or _extent(node, {})[0] > MOST:
+            raise ParameterError(f"{path} is too large for a grid: it may have {LONGEST // 1000} kB and {MOST:,} values, each "
+                                 f"counted as often as aliases (*name) repeat it, at most {DEEPEST} in each other")
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _extent(node: yaml.Node | None, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node has, itself included, and how deep they are nested.
+
+    known  extents of nodes: an alias is the node that it repeats, which is looked at once but counted each time
+    """
+    if node is None or id(node) in known:
+        return known.get(id(node), (0, 0))
+    known[id(node)] = (MOST + 1, 0)  # for an alias of a node inside itself
+    value = node.value if isinstance(node, yaml.CollectionNode) else []
+    parts = [_extent(one, known) for item in value for one in (item if isinstance(item, tuple) else (item,))]
+    depth = 1 + max((depth for _, depth in parts), default=0)
+    known[id(node)] = (1 + sum(count for count, _ in parts) if depth <= DEEPEST else MOST + 1, depth)
+    return known[id(node)]
+
+
 def _mapping(value: Any) -> dict[str, Any]:
     """A mapping with string keys; {} for nothing. Raises TypeError."""
     if not isinstance(value or {}, dict) or not all(isinstance(key, str) for key in value or {}):
@@ -183,7 +216,9 @@ def _needs(path: Path, scope: str, given: Mapping[str, Any], default: Needs) -> 
         if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)) or not (
                 0 <= value < math.inf and (integer or value)):
             raise ParameterError(f"{path}, needs of {scope}: {name} takes {'an integer' if integer else 'a number above 0'}, "
-                                 f"not {value!r}")
+                                 f"not {short(repr(value))}")
+        if value >= LARGEST:
+            raise ParameterError(f"{path}, needs of {scope}: {name} takes a number below {LARGEST:g}, not {short(repr(value))}")
         values[name] = value
     return Needs(**values)
 
@@ -191,6 +226,8 @@ def _needs(path: Path, scope: str, given: Mapping[str, Any], default: Needs) -> 
 def _jobs(path: Path, parameters: dict[str, Any], each: dict[str, list[Any]], needs: Needs) -> list[Job]:
     name = notebook_name(path)
     sets = []
+    if math.prod(map(len, each.values())) > MOST:
+        raise ParameterError(f"the lists under 'each' of {name} make more than {MOST:,} runs: shorten them")
     for values in itertools.product(*each.values()) if each else ():
         chosen = check_parameters(path, {**parameters, **dict(zip(each, values, strict=True))})
         sets.append(Job(f"{name}@{digest_text(json.dumps(chosen, sort_keys=True), 8)}", path, chosen, needs=needs))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import atomic, write_json
-from adcore.parameters import Word, typed, unreadable
+from adcore.parameters import Word, short, typed, unreadable
 from adcore.parameters import parse_assignments as parse_assignments  # part of this interface
 from adcore.paths import repository
 
@@ -53,11 +54,16 @@ def find_notebook(name: str | Path) -> Path:
 
 
 def notebook_name(path: Path) -> str:
-    """The name of a notebook: 'uniad2022/02_ablations' inside the notebook folder, the stem of the file elsewhere."""
+    """The name of a notebook: 'uniad2022/02_ablations' inside the notebook folder, the stem of the file elsewhere.
+
+    Its runs have this name too, so that characters with a meaning to Snakemake, to shells or in web addresses become '_':
+    braces, quotes, '*', '@', '%' and the like. 'x (copy)' stays.
+    """
     try:
-        return path.resolve().relative_to(notebook_folder()).with_suffix("").as_posix()
+        name = path.resolve().relative_to(notebook_folder()).with_suffix("").as_posix()
     except (ValueError, AdcoreError):
-        return path.stem
+        name = path.stem
+    return re.sub(r"[^\w ./()+-]", "_", name)
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
@@ -77,10 +83,10 @@ def read_parameters(path: Path) -> dict[str, Any]:
         raise ParameterError(f"{path.name} has {len(cells)} cells tagged 'parameters': expected one")
     parameters = {}
     try:
-        statements = ast.parse(cells[0].source).body
-    except SyntaxError as error:
-        raise ParameterError(f"{path.name}, parameters cell, line {error.lineno}: expected name = literal, found "
-                             f"invalid Python") from error
+        statements = ast.parse(cells[0].source).body  # read, never executed
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:  # all but the first: absurd text
+        line = f"line {error.lineno}" if isinstance(error, SyntaxError) else "all lines"
+        raise ParameterError(f"{path.name}, parameters cell, {line}: expected name = literal, found invalid Python") from error
     for statement in statements:
         try:
             if not isinstance(statement, ast.Assign):
@@ -111,13 +117,13 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         shown = str(value) if isinstance(value, Word) else value
         try:
             checked[name] = typed(value, default)
-        except (ValueError, RecursionError):
+        except ValueError:
             raise unreadable(name, str(value)) from None
         except TypeError:
             several = isinstance(default, (list, tuple, dict))
             raise ParameterError(f"parameter '{name}' of {notebook_name(path)} takes {'a ' if several else ''}"
                                  f"{type(default).__name__} like {default!r}, not "
-                                 f"{'' if several else f'{type(shown).__name__} '}{shown!r}") from None
+                                 f"{'' if several else f'{type(shown).__name__} '}{short(repr(shown))}") from None
     return checked
 
 
@@ -146,7 +152,9 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
     with atomic(output) as temporary:
         failure = ""
         try:
-            papermill.execute_notebook(str(path), str(temporary), checked, kernel_name="python3", progress_bar=False,
+            # papermill formats both paths with the parameters.
+            names = [str(one).replace("{", "{{").replace("}", "}}") for one in (path, temporary)]
+            papermill.execute_notebook(*names, checked, kernel_name="python3", progress_bar=False,
                                        kernel_manager_class=ThisPython)
         except papermill.PapermillExecutionError as error:
             failure = f"failed in cell {error.exec_count}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}"

@@ -5,6 +5,7 @@
 
 A word stays text where the default is text: 01, no and 2024-01-02 are possible names of categories. Values of a dictionary,
 such as settings, are read as in YAML 1.2: true, false, null and decimal numbers (12, .5, 1e-5); any other word is text.
+Brackets may be 20 deep, and an integer may have 300 digits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _INTEGER = re.compile(r"[-+]?[0-9]{1,300}")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\']|\'\')*\'', re.DOTALL)
+_SPACE = re.compile(r"\s*")
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
+DEEPEST = 20  # brackets in brackets
 
 
 class Word(str):
@@ -62,14 +65,20 @@ def parse_settings(assignments: Sequence[str], defaults: Mapping[str, Any]) -> d
         except ValueError:
             raise unreadable(name, word) from None
         except TypeError:
-            raise ParameterError(f"setting '{name}' takes {defaults[name]!r} or the like, not {str(word)!r}") from None
+            shown = short(repr(str(word)))
+            raise ParameterError(f"setting '{name}' takes {defaults[name]!r} or the like, not {shown}") from None
     return values
 
 
 def unreadable(name: str, word: str) -> ParameterError:
-    """The error for a value whose brackets or quotes do not match."""
-    return ParameterError(f"the value of '{name}={word}' cannot be read: write lists as [a, b], and quotes around a text that "
-                          f"has brackets, quotes or commas in it")
+    """The error for a value whose brackets or quotes do not match, or that is nested too deeply."""
+    return ParameterError(f"the value of '{name}={short(word)}' cannot be read: write lists as [a, b], and quotes around a "
+                          f"text that has brackets, quotes or commas in it, with at most {DEEPEST} brackets in each other")
+
+
+def short(text: str) -> str:
+    """The text as it stands in a message: its beginning and its length when it is long."""
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 def typed(value: Any, default: Any) -> Any:
@@ -84,7 +93,7 @@ def typed(value: Any, default: Any) -> Any:
 
     Raises:
         TypeError: a value of another type, or a number that is not finite.
-        ValueError: brackets or quotes that do not match.
+        ValueError: brackets or quotes that do not match, or more than `DEEPEST` brackets in each other.
     """
     if isinstance(value, Word):
         value = _unquoted(value) if isinstance(default, str) else _structure(value)
@@ -158,11 +167,11 @@ def _structure(word: Word) -> Any:
     return value
 
 
-def _value(text: str, start: int, ends: str) -> tuple[Any, int]:
+def _value(text: str, start: int, ends: str, depth: int = 1) -> tuple[Any, int]:
     """The value that begins at `start`, and the place after it and its spaces; a word ends before the characters `ends`."""
     start = _skip(text, start)
     if text[start:start + 1] in _CLOSING:
-        return _group(text, start)
+        return _group(text, start, depth)
     quoted = _QUOTED.match(text, start)
     if quoted:
         return _string(quoted[0]), _skip(text, quoted.end())
@@ -173,18 +182,20 @@ def _value(text: str, start: int, ends: str) -> tuple[Any, int]:
     return word, end
 
 
-def _group(text: str, start: int) -> tuple[Any, int]:
+def _group(text: str, start: int, depth: int) -> tuple[Any, int]:
     """The list, tuple or dictionary whose bracket is at `start`, and the place after it."""
+    if depth > DEEPEST:
+        raise ValueError
     kind = text[start]
     closing, items, place = _CLOSING[kind], [], _skip(text, start + 1)
     while text[place:place + 1] != closing:
         name = ""
         if kind == "{":
-            name, place = _value(text, place, ":," + closing)
+            name, place = _value(text, place, ":," + closing, depth + 1)
             if text[place:place + 1] != ":" or not isinstance(name, str):
                 raise ValueError
             place += 1
-        item, place = _value(text, place, "," + closing)
+        item, place = _value(text, place, "," + closing, depth + 1)
         items.append((str(name), item))
         if text[place:place + 1] == ",":
             place = _skip(text, place + 1)
@@ -198,7 +209,8 @@ def _group(text: str, start: int) -> tuple[Any, int]:
 
 def _skip(text: str, place: int) -> int:
     """The first place from `place` on that has no white space."""
-    return place + len(text[place:]) - len(text[place:].lstrip())
+    found = _SPACE.match(text, place)
+    return found.end() if found else place
 
 
 def _read(word: Word, kind: type) -> Any:

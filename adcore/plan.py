@@ -4,7 +4,8 @@
 
 The experiments of a notebook are listed by functions of its paper's `experiments` module, one per exhibit, which the notebook
 calls too: `table_s2(profile=..., seeds=...)` for those whose results it needs, `table_s2_models(...)` for those whose fitted
-networks it looks into. Times come only from measured results with the same settings.
+networks it looks into. Of the notebook itself only the parameters cell is read, as literals; none of its code is executed.
+Times come only from measured results with the same settings.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def listings(notebook: str) -> list[tuple[Listing, Listing | None]]:
     module = importlib.import_module(f"adcore.papers.{paper}.experiments" if paper else "adcore.papers.experiments")
     found = [(getattr(module, name, None), getattr(module, f"{name}_models", None))
              for name in names or [section.partition("_")[2]]]
-    if not paper and found == [(None, None)]:
+    # What the module only imports is no listing: a notebook called `00_grid` would call `grid`.
+    if not paper and getattr(found[0][0], "__module__", "") != module.__name__:
         raise ParameterError(f"'{notebook}' is not a notebook of the collection")
     return [(results or _none, models) for results, models in found if results or models]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import digest_text, write_text
@@ -78,22 +80,26 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
     Returns Snakemake's exit status: 0 when every notebook succeeded.
 
     Raises:
-        ParameterError: unknown grid, notebook, parameter, exhibit or place.
+        ParameterError: unknown grid, notebook, parameter, exhibit or place, or a runs folder with a brace in its path.
         AdcoreError: not in a checkout, or Snakemake is not installed.
     """
     root = _checkout()
+    if re.search("[{}]", str(runs_folder())):
+        raise ParameterError(f"the runs folder {runs_folder()} has a brace in its path, which Snakemake cannot write to: set "
+                             f"ADCORE_RUNS to another folder")
     jobs = jobs_for(load_grid(grid), exhibits)
     profile = snakemake_profile(on, root)
     print(f"adcore: grid {grid}, {len(jobs)} notebook runs, results in {runs_folder()}", flush=True)
     # The targets are the records of the runs: Snakemake then runs those whose record is missing.
     targets = [str(runs_folder() / "notebooks" / f"{job.id}.json") for job in jobs] if exhibits else []
     words = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(root / "workflow" / "Snakefile"), "--directory",
-             str(root), "--profile", str(profile), *ALWAYS, "--quiet", "rules", "--config", f"grid={grid}"]
+             str(root), "--profile", str(profile), *ALWAYS, "--quiet", "rules", "--config",
+             f"grid={quote(grid)}"]  # Snakemake strips quotes and reads the rest as YAML; the Snakefile decodes it
     outdated = _outdated(jobs)
     words += ["--forcerun", *outdated] if outdated else []
     words += ["--cores", cores] if cores else []
     words += ["--dry-run"] if dry_run else []
-    environment = {**os.environ, "ADCORE_PROGRESS": "0"}
+    environment = {**os.environ, "ADCORE_PROGRESS": "0", "ADCORE_RUNS": str(runs_folder())}  # absolute: it runs elsewhere
     try:
         code = subprocess.run(words, env=environment, cwd=root).returncode
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -81,6 +82,55 @@ def test_a_malformed_grid_is_refused_with_its_file(tmp_path, text):
         load_grid("toy", write_grid(tmp_path, text))
 
 
+BOMB = "\n".join(["a: &a [x, x]", *(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]"
+                                     for before, name in zip("abcdefgh", "bcdefghi", strict=True))])
+
+
+@pytest.mark.parametrize("text", [
+    f"{BOMB}\nnotebooks: []", "notebooks: &a [*a]", f"notebooks: {'[' * 21}{']' * 21}", "notebooks: []" + " " * 200_000,
+    "a: &a {x: 1}\nb: &b {<<: [*a, *a, *a, *a]}\nc: &c {<<: [" + ", ".join(["*b"] * 50) + "]}\nd: {<<: [" +
+    ", ".join(["*c"] * 50) + "]}\nnotebooks: []", f"notebooks: [{'a,' * 10_000}]"])
+def test_a_grid_that_is_too_large_too_deep_or_grows_by_aliases_is_refused(tmp_path, text):
+    with pytest.raises(ParameterError, match=r"/toy\.yaml is too large for a grid: it may have 200 kB and 10,000 values, each"):
+        load_grid("toy", write_grid(tmp_path, text))
+
+
+def test_aliases_and_merged_mappings_in_a_grid_are_read(notebook, tmp_path):
+    jobs = load_grid("toy", write_grid(tmp_path, f"""
+        notebooks:
+          - notebook: {notebook}
+            parameters: &common {{seed: 3}}
+          - notebook: {write_notebook(tmp_path / "other.ipynb")}
+            parameters: {{<<: *common, rate: 2}}
+        """))
+    assert [job.parameters for job in jobs] == [{"seed": 3}, {"seed": 3, "rate": 2.0}]
+
+
+@pytest.mark.parametrize("text", ["[" * 3000, "notebooks: [{notebook: !!int " + "9" * 5000 + "}]", b"\xff"])
+def test_an_absurd_grid_ends_in_a_short_sentence(tmp_path, text):
+    (tmp_path / "toy.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ParameterError, match=r"toy\.yaml is not a grid \(\w+\): expected notebooks") as caught:
+        load_grid("toy", tmp_path)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_grid_that_is_no_file_or_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in (str(tmp_path / "pipe.yaml"), "/dev/zero"):
+        with pytest.raises(ParameterError, match=r"^there is no grid "):
+            load_grid(name)
+    (tmp_path / "toy.yaml").touch()
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(ParameterError, match=r"toy\.yaml is not a grid \(PermissionError\)"):
+        load_grid("toy", tmp_path)
+
+
+def test_more_runs_of_a_notebook_than_anyone_wants_are_refused(notebook, tmp_path):
+    each = {name: list(range(22)) for name in ("seed", "seeds", "rate")}
+    with pytest.raises(ParameterError, match=r"^the lists under 'each' of toy make more than 10,000 runs: shorten them$"):
+        load_grid("toy", write_grid(tmp_path, {"notebooks": [{"notebook": str(notebook), "each": each}]}))
+
+
 @pytest.mark.parametrize("path", sorted((repository() / "workflow" / "grids").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_committed_grid_names_existing_notebooks_and_parameters(path):
     jobs = load_grid(path.stem)
@@ -111,6 +161,9 @@ def test_a_notebook_overrides_single_values_of_the_grids_needs_for_all_its_param
 
 @pytest.mark.parametrize(("needs", "message"), [
     ({"gpus": 1}, r"unknown 'gpus' \(did you mean 'gpu'\?\); they are gpu, memory_gb, hours$"),
+    ({"hours": 1e300}, r"hours takes a number below 1e\+06, not 1e\+300$"),
+    ({"memory_gb": "1e999"}, "memory_gb takes a number above 0, not '1e999'$"),
+    ({"gpu": int("9" * 300)}, r"gpu takes a number below 1e\+06, not 9+\.\.\. \(300 characters\)$"),
     ({"gpu": 0.5}, "gpu takes an integer, not 0.5$"), ({"gpu": -1}, "gpu takes an integer, not -1$"),
     ({"gpu": True}, "gpu takes an integer, not True$"), ({"hours": 0}, "hours takes a number above 0, not 0$"),
     ({"hours": "2"}, "hours takes a number above 0, not '2'$"),

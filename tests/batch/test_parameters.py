@@ -162,6 +162,25 @@ def test_a_number_that_is_not_finite_is_refused(value, default):
         typed(value, default)
 
 
+@pytest.mark.parametrize(("name", "text"), [
+    ("seed", "9" * 5000), ("seed", "-" + "0" * 5000), ("rate", "9" * 5000), ("rate", "1e999"), ("seeds", f"[{'9' * 5000}]"),
+    ("seeds", "[" * 21 + "]" * 21), ("seeds", "[" * 100_000), ("categories", "{a: " * 5000), ("seeds", f"[{'0, ' * 30_000}x]")])
+def test_absurd_numbers_and_nestings_are_refused_in_a_short_sentence(notebook, capsys, name, text):
+    assert cli.main(["run", str(notebook), "-p", f"{name}={text}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(("adcore: parameter", "adcore: the value of")) and err.count("\n") == 1 and len(err) < 500
+
+
+def test_settings_that_are_nested_too_deeply_or_too_long_are_refused_in_a_short_sentence():
+    for text in ("[" * 5000, "(" * 21 + ")" * 21, "{a: " * 5000 + "}" * 5000):
+        with pytest.raises(ParameterError, match=r"^the value of 'taps=.*cannot be read.*at most 20 brackets in each other$"):
+            parse_settings([f"taps={text}"], {"taps": (1,)})
+    assert parse_settings(["n=" + "9" * 5000], {}) == {"n": "9" * 5000}
+    with pytest.raises(ParameterError, match=r"^setting 'name' takes \['a'\] or the like, not .* characters\)$") as caught:
+        parse_settings(["name={" + "a: 1, " * 500 + "}"], {"name": ["a"]})
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("text", ["[1", "[1]]", "[1, , 2]", "(1", "{a}", "{a: }", "{a: 1", "{a, b: 1}", "{[a]: 1}", '["a',
                                   "['a]", "[a] b", '["a" b]', "[,]", "[" * 100_000])
 def test_brackets_or_quotes_that_do_not_match_are_refused_in_a_sentence(notebook, text):
