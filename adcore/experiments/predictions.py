@@ -13,6 +13,7 @@ from adcore.data import map_name
 from adcore.experiments.evaluation import predict_all
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.runner import fitted
+from adcore.experiments.spreadsheet import guarded
 from adcore.files import atomic, write_text
 
 
@@ -55,5 +56,5 @@ def save_predictions(experiments: Iterable[Experiment], to: str | Path, *, out: 
         with atomic(to / folder / "maps.npz") as path:
             np.savez_compressed(path, **named)  # type: ignore[arg-type]
     table = pd.DataFrame(rows, columns=["method", "seed", "category", "defect", "label", "score", "image"])
-    write_text(to / "scores.csv", table.to_csv(index=False))
+    write_text(to / "scores.csv", guarded(table).to_csv(index=False))
     return table

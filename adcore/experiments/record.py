@@ -15,6 +15,7 @@ import pandas as pd
 from adcore.errors import StoreError
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.profiles import method_named
+from adcore.experiments.spreadsheet import guarded, unguarded
 from adcore.experiments.store import ORIGIN, Result, Store
 from adcore.experiments.table import ResultTable
 from adcore.experiments.tidy import load_results
@@ -56,7 +57,7 @@ def exported(frame: pd.DataFrame) -> str:
     today = frame["method"].map(lambda name: method_named(name).version)
     frame = frame.assign(version=frame.get("version", today).fillna(today).astype(int))[COLUMNS]
     order = ["method", "dataset", "category", "settings", "seed", "metric"]
-    return str(frame.sort_values(order, kind="stable").to_csv(index=False, float_format="%.6f"))
+    return str(guarded(frame.sort_values(order, kind="stable")).to_csv(index=False, float_format="%.6f"))
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _read(path: Path) -> pd.DataFrame:
     if frame.empty or empty or words:
         what = f"has an empty cell in '{empty[0]}'" if empty else f"has words in '{words[0]}'" if words else "has no row"
         raise StoreError(f"{path} {what}: export it again")
-    return frame.astype({column: str for column in KNOWN if column != "seed"})
+    return unguarded(frame.astype({column: str for column in KNOWN if column != "seed"}))
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:

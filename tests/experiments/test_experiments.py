@@ -293,6 +293,17 @@ def test_a_damaged_result_is_left_out_of_the_table_with_a_message(fits, capsys):
     assert "is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-0.5", "@SUM(A1)", "\t=1", "'=1+1", "'quoted'"])
+def test_a_name_that_a_spreadsheet_would_compute_is_exported_with_an_apostrophe_and_read_back_without(tmp_path, name):
+    made = result({(name, "image_auroc"): 0.5}, dataset="digits", category=name, score="mean")
+    Store(tmp_path).save(made, pd.DataFrame(), {})
+    (tmp_path / "results").mkdir()
+    export_results(to=tmp_path / "results" / "digits.csv", out=tmp_path)
+    written = pd.read_csv(tmp_path / "results" / "digits.csv", dtype=str)
+    assert written.category.tolist() == [name if name == "'quoted'" else f"'{name}"] and written.value.tolist() == ["0.500000"]
+    assert [record.frame.category.tolist() for record in records(tmp_path / "results")] == [[name]]
+
+
 @pytest.mark.parametrize("name", ["01234", "NA", "null", "1e5"])
 def test_a_category_that_looks_like_a_number_or_a_missing_value_stays_text(tmp_path, name):
     made = result({(name, "image_auroc"): 0.5}, dataset="digits", category=name, score="mean")

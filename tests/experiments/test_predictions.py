@@ -10,6 +10,7 @@ from support.tiny import write_tiny
 
 from adcore.data import read_images
 from adcore.experiments import fitted, grid, save_predictions
+from adcore.experiments.spreadsheet import guarded
 
 SMALL = {"backbone": "resnet18", "taps": (1,), "weights": "random", "image_size": 64, "crop": None, "coreset": 40.0}
 
@@ -37,6 +38,16 @@ def test_scores_and_maps_are_those_of_the_detector(saved):
         assert len(maps.files) == 12
         for sample, one in zip(samples, prediction.map.numpy(), strict=True):
             np.testing.assert_allclose(maps[f"NA/{sample.name}"], one, rtol=2e-3)
+
+
+def test_no_name_in_the_scores_is_a_formula_and_numbers_stay_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADCORE_DATA", str(tmp_path / "data"))
+    write_tiny(tmp_path / "data" / "own", categories=("=1+1",), train=2)
+    table = save_predictions(grid("brightness", dataset="own", image_size=16), tmp_path / "saved", device="cpu", out=tmp_path)
+    written = pd.read_csv(tmp_path / "saved" / "scores.csv")
+    assert set(written.category) == {"'=1+1"} and set(table.category) == {"=1+1"}
+    assert written.score.tolist() == pytest.approx(table.score.tolist())
+    assert guarded(pd.DataFrame({"score": [-0.5]})).score.tolist() == [-0.5]
 
 
 def test_pictures_share_one_scale_and_a_method_without_maps_has_none(saved):
