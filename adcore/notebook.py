@@ -84,9 +84,10 @@ def read_parameters(path: Path) -> dict[str, Any]:
     parameters = {}
     try:
         statements = ast.parse(cells[0].source).body  # read, never executed
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:  # all but the first: absurd text
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:  # the others: absurd text
         line = f"line {error.lineno}" if isinstance(error, SyntaxError) else "all lines"
         raise ParameterError(f"{path.name}, parameters cell, {line}: expected name = literal, found invalid Python") from error
+    lines = cells[0].source.splitlines()
     for statement in statements:
         try:
             if not isinstance(statement, ast.Assign):
@@ -95,7 +96,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
             parameters[target.id] = ast.literal_eval(statement.value)  # type: ignore[attr-defined]
         except (ValueError, AttributeError):
             raise ParameterError(f"{path.name}, parameters cell, line {statement.lineno}: expected name = literal, found "
-                                 f"'{ast.unparse(statement)}'") from None
+                                 f"'{short(lines[statement.lineno - 1].strip())}'") from None
     return parameters
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +98,7 @@ def notebook_runs(root: Path) -> list[NotebookRun]:
     for path in all_notebooks():
         name = notebook_name(path)
         runs.append(_run_of(name, root))
-        sets = sorted((root / "notebooks" / name).parent.glob(f"{glob.escape(Path(name).name)}@*.ipynb"))
+        sets = sorted((root / "notebooks" / name).parent.glob(f"{Path(name).name}@*.ipynb"))
         set_runs = [_run_of(f"{name}@{found.stem.partition('@')[2]}", root) for found in sets]
         runs += [run for run in set_runs if run.state == "failed"]
     return runs

@@ -115,7 +115,8 @@ def test_a_plan_executes_no_code_of_a_notebook(tmp_path, monkeypatch, capsys):
     assert cli.main(["reproduce", "--grid", str(grid), "--plan"]) == 0
     assert "experiments and models to run" in capsys.readouterr().out and not mark.exists()
     for cell in (planted, f"seeds = {planted}", f"seeds = [0 for _ in [{planted}]]", f"seeds: {planted} = 0", f"%run {planted}",
-                 f"seeds = f'{{{planted}}}'", f"@{planted}\ndef f(): pass", "x = '\0'", "(" * 5000):
+                 f"seeds = f'{{{planted}}}'", f"@{planted}\ndef f(): pass", "x = '\0'", "(" * 5000,
+                 *(f"x = {'-' * many}1" for many in (500, 5000, 100_000))):
         write_notebook(path, cell)
         assert cli.main(["reproduce", "--grid", str(grid), "--plan"]) == 2
         assert capsys.readouterr().err.startswith("adcore: 00_start_here.ipynb, parameters cell, ") and not mark.exists()
