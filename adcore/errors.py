@@ -1,6 +1,7 @@
 """Errors that the user can fix: the message is one sentence that says what is wrong, where, and what to do."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -22,6 +23,11 @@ def printable(text: str) -> str:
     a\\x1b[2Jb\\u202ec é
     """
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def tell(message: str) -> None:
+    """Print a message on stderr, made `printable`."""
+    print(f"adcore: {printable(message)}", file=sys.stderr)
 
 
 class AdcoreError(Exception):

@@ -13,7 +13,6 @@ import re
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from adcore.errors import ParameterError, StoreError, printable
+from adcore.errors import ParameterError, StoreError, tell
 
 REMIND = 60.0             # seconds until a process that waits for a lock says again that it waits
 SIGN = b"adcore process "  # a lock file begins so, and goes on with the holder
@@ -106,12 +105,11 @@ def _wait(lock: BaseFileLock, path: Path) -> None:
             return
         except Timeout:
             waited += step
-        holder = printable(_read_start(path)) or "another process"
+        holder = _read_start(path) or "another process"
         if waited >= limit:
             raise StoreError(f"{path} is locked by {holder}, and not released in {limit:g} seconds (ADCORE_LOCK_TIMEOUT): wait "
                              f"for that process or end it, then run this again")
-        print(f"adcore: still waiting for {holder}, after {waited:g} seconds; ADCORE_LOCK_TIMEOUT=SECONDS limits the wait "
-              f"({printable(str(path))})", file=sys.stderr)
+        tell(f"still waiting for {holder}, after {waited:g} seconds; ADCORE_LOCK_TIMEOUT=SECONDS limits the wait ({path})")
 
 
 def _sign(path: Path) -> None:
@@ -146,7 +144,7 @@ def private_folder(target: Path) -> Iterator[Path]:
         StoreError, ParameterError: see `one_at_a_time`.
     """
     def waiting() -> None:
-        print(f"adcore: another process is writing {printable(str(target))}: waiting for it", file=sys.stderr)
+        tell(f"another process is writing {target}: waiting for it")
 
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.new-"

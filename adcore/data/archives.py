@@ -185,7 +185,7 @@ def _untar(file: BinaryIO, folder: Path, guard: _Guard) -> None:
 
     with tarfile.open(fileobj=file, tarinfo=Header) as opened:
         while (member := opened.next()) is not None:
-            opened.members.clear()  # tarfile keeps all headers otherwise
+            opened.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all headers otherwise
             if not (member.isreg() or member.isdir()) or member.issparse():
                 raise guard.refuse(member.name, _LINKS.get(member.type, "is no plain file"))
             guard.admit(member.name, member.isdir())

@@ -20,6 +20,7 @@ from adcore.data.sample import Dataset
 from adcore.data.source import Source
 from adcore.data.split import draw
 from adcore.errors import DataError
+from adcore.files import open_plain
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FILE = "digits.csv.gz"
@@ -61,7 +62,7 @@ def read_digits(path: Path) -> Pack:
         DataError: the file is cut off, or is not rows of 64 levels and a digit.
     """
     try:
-        with gzip.open(path, "rt", encoding="ascii") as file:
+        with open_plain(path) as packed, gzip.open(packed, "rt", encoding="ascii") as file:
             rows = np.loadtxt(file, delimiter=",", ndmin=2)
     except Exception as error:  # gzip and numpy raise OSError, EOFError, zlib.error, ValueError, ...
         raise DataError(f"{path} cannot be read as rows of numbers ({error}): install scikit-learn again") from error

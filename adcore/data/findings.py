@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from adcore.data.mvtec import IMAGE_SUFFIXES, Masks, category_folders, images_and_masks, is_hidden, list_images
 from adcore.data.sample import Dataset, Sample
 from adcore.distributed import is_rank_zero
-from adcore.errors import printable
+from adcore.errors import printable, tell
 
 PARTS = ("train", "test", "ground_truth")
 DOCUMENTS = {".txt", ".md", ".rst", ".pdf", ".html", ".log", ".ini", ""}  # a license or a note is no image left out
@@ -54,7 +53,7 @@ def tell_once(name: str, place: str, findings: Sequence[Finding]) -> None:
     text = "; ".join(finding.line(2) for finding in findings)
     if text and (name, text) not in _told and is_rank_zero():
         _told.add((name, text))
-        print(f"adcore: data set '{name}': {text}; `adcore data verify {place}` says more", file=sys.stderr)
+        tell(f"data set '{name}': {text}; `adcore data verify {place}` says more")
 
 
 def folder_findings(root: Path, dataset: Dataset, categories: Sequence[str] | None = None) -> list[Finding]:

@@ -42,7 +42,7 @@ def photograph(name: str) -> Image.Image:
         return _packaged(name)
     for path in _places(name):
         if path.is_dir():
-            images = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+            images = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.is_file())
             if not images:
                 raise DataError(f"{path} holds no image: name a file, or a folder with images")
             return read_image(images[0])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from adcore.data.manifest import load_manifest
 from adcore.data.sample import Dataset
 from adcore.data.source import Source
 from adcore.data.table_file import load_table
-from adcore.errors import DataError, ParameterError, did_you_mean
+from adcore.errors import DataError, ParameterError, did_you_mean, tell
 from adcore.paths import data_folders
 
 
@@ -69,7 +68,7 @@ def dataset_name(name_or_path: str | Path) -> str:
         name, place = _located(part)
         if place is not None and _PLACES.get(name) != place:
             if name in _PLACES:
-                print(f"adcore: data set '{name}' now is {place}, no longer {_PLACES[name]}", file=sys.stderr)
+                tell(f"data set '{name}' now is {place}, no longer {_PLACES[name]}")
             _PLACES[name] = place
         names.append(name)
     return "+".join(names)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from adcore.cache import entries_used
 from adcore.data import Dataset
 from adcore.detector import Detector
 from adcore.distributed import barrier, is_rank_zero, run_on_rank_zero, world_size
-from adcore.errors import AdcoreError, DataError, ParameterError, StoreError
+from adcore.errors import AdcoreError, DataError, ParameterError, StoreError, tell
 from adcore.experiments.evaluation import evaluate, scores_table, unmeasured
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.inputs import Inputs, changed, weights_mark
@@ -140,7 +139,7 @@ def _alone(path: Path, experiment: Experiment) -> Iterator[None]:
     """A block that only one run at a time enters for this path. Under torchrun, rank 0 holds the lock and the other ranks
     enter after it."""
     def waiting() -> None:
-        print(f"adcore: another process runs '{experiment.title}': waiting for it", file=sys.stderr)
+        tell(f"another process runs '{experiment.title}': waiting for it")
 
     lock = path.with_name(f"{path.name}.lock")
     with one_at_a_time(lock, waiting) if is_rank_zero() else contextlib.nullcontext():
@@ -164,8 +163,7 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
     checkpoint = store.folder(experiment) / f"checkpoint-{_training_key(experiment, dataset)}"
     others = [path for path in checkpoint.parent.glob("checkpoint*") if not path.name.startswith(checkpoint.name)]
     if others and is_rank_zero():
-        print(f"adcore: '{experiment.title}' was interrupted with other code, images or weights: its training starts again",
-              file=sys.stderr)
+        tell(f"'{experiment.title}' was interrupted with other code, images or weights: its training starts again")
     with Meter(device) as fitting, entries_used() as used:
         detector = _fit(experiment, dataset, device, checkpoint, progress)
     start |= {"cache": used} if used else {}

@@ -19,7 +19,6 @@ result with another fingerprint was made by other code: the quick profile runs i
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from adcore.errors import ParameterError, StoreError
+from adcore.errors import ParameterError, StoreError, tell
 from adcore.experiments.experiment import Experiment, as_tuples, key_of
 from adcore.experiments.profiles import method_named
 from adcore.experiments.provenance import fingerprint
@@ -122,7 +121,7 @@ class Store:
             # result.json is moved first: without it there is no result, even if this process is killed in between.
             moved = [_set_aside(one, "corrupt") for one in dict.fromkeys((folder / "result.json", path))]
             what = "set it aside" if all(moved) else "it cannot be set aside"
-            print(f"adcore: {error}; {what}, '{experiment.title}' runs again", file=sys.stderr)
+            tell(f"{error}; {what}, '{experiment.title}' runs again")
             return None
         return result
 
@@ -167,11 +166,11 @@ class Store:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except ParameterError as error:  # also a method or a setting that no longer exists
-                print(f"adcore: {folder / 'result.json'} is older than this code: {error}; left out", file=sys.stderr)
+                tell(f"{folder / 'result.json'} is older than this code: {error}; left out")
             except _DamagedError as error:
-                print(f"adcore: {error}; left out", file=sys.stderr)
+                tell(f"{error}; left out")
             except OSError as error:
-                print(f"adcore: {folder / 'result.json'} cannot be read: {error.strerror or error}; left out", file=sys.stderr)
+                tell(f"{folder / 'result.json'} cannot be read: {error.strerror or error}; left out")
 
     def scores(self, experiment: Experiment) -> pd.DataFrame:
         """Score, label, defect and path of every test image of an experiment."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -22,9 +21,10 @@ from torch import Tensor, nn
 from adcore.data.download import download
 from adcore.data.manifest import Entry, check, direct_link, flaw, load_manifest, unverified
 from adcore.digests import file_digests
-from adcore.errors import DataError, WeightsError
+from adcore.errors import DataError, WeightsError, tell
 from adcore.features.backbones import Backbone
 from adcore.features.checkpoints import part_of, translate, without_prefix
+from adcore.files import open_plain
 from adcore.paths import weight_folders
 
 # Names under which trainers save a state dict beside other things, the preferred first.
@@ -117,7 +117,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         WeightsError: the file is not a checkpoint of tensors.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with open_plain(path) as file:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror or error}): fetch it again") from error
     except Exception as error:
         raise WeightsError(_why_unreadable(path, error)) from error
     while isinstance(loaded, Mapping):
@@ -255,5 +258,5 @@ def fetch_weights(name: str) -> Path:
     except DataError as error:
         raise WeightsError(str(error)) from error
     if why := unverified(entry):
-        print(f"adcore: {target.name} is {why}", file=sys.stderr)
+        tell(f"{target.name} is {why}")
     return path

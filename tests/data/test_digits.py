@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from adcore import cli
 from adcore.data import Dataset, PackedSample, Sample, View, load_dataset
 from adcore.data.classes import SPLITS
-from adcore.data.digits import digits_folder, load_digits
+from adcore.data.digits import digits_folder, load_digits, read_digits
 from adcore.detector import Detector, Prediction
 from adcore.errors import DataError
 from adcore.experiments.evaluation import evaluate
@@ -105,3 +106,9 @@ def test_many_against_many_is_measured_per_image_and_each_image_has_its_own_name
     assert {one["metric"] for one in measures if one["value"] is not None} == {"image_auroc", "image_ap"}
     assert {one["category"] for one in measures} == {"02468"}
     assert {one["why"] for one in measures if one["value"] is None} == {"no masks"}
+
+
+def test_a_pipe_in_place_of_the_digits_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "digits.csv.gz")
+    with pytest.raises(DataError, match=r"cannot be read as rows of numbers \(.*it is no plain file"):
+        read_digits(tmp_path / "digits.csv.gz")

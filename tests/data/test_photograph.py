@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +26,7 @@ def test_a_path_may_begin_with_a_data_set_and_a_folder_stands_for_its_first_imag
     for i, shade in ((2, 20), (1, 10)):
         Image.new("L", (8, 6), shade).save(folder / f"00{i}.png")
     (folder / "000.txt").write_text("no image")
+    os.mkfifo(folder / "000.png")  # which would wait for a writer
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
     for name in (str(folder), str(folder / "001.png"), "mvtec_ad/screw", "mvtec_anomaly_detection/screw/001.png"):
         image = photograph(name)

@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -156,13 +156,18 @@ def test_eight_processes_that_use_one_store_never_see_an_incomplete_result(tmp_p
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_a_read_only_store_can_be_read_and_a_write_raises_one_sentence(tmp_path, one, monkeypatch, capsys, code):
-    def refused(*_: object, **__: object) -> None:
+    def refused(*_: object, **__: object) -> NoReturn:
         raise OSError(code, os.strerror(code))
+
+    opened = os.open
+
+    def to_read(path: Path, flags: int, *rest: int) -> int:
+        return refused() if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else opened(path, flags, *rest)
 
     folder = Store(tmp_path).folder(one.experiment)
     (folder / "scores.csv").write_text("changed")
-    for module, name in ((os, "open"), (os, "replace"), (os, "rename"), (os, "mkdir")):
-        monkeypatch.setattr(module, name, refused)            # patched, because root may write everywhere
+    for name, instead in (("open", to_read), ("replace", refused), ("rename", refused), ("mkdir", refused)):
+        monkeypatch.setattr(os, name, instead)                # patched, because root may write everywhere
     assert len(load_results(tmp_path)) == 2
     assert Store(tmp_path).load(one.experiment) is None
     assert "scores.csv is damaged (its digest does not fit); it cannot be set aside" in capsys.readouterr().err

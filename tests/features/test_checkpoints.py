@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,12 @@ def test_a_checkpoint_that_does_not_fit_completely_is_refused(trainer, change, c
 ])
 def test_only_the_known_extra_tensors_of_a_trainer_are_left_out(state, kept):
     assert set(translate(state)[0]) == kept
+
+
+def test_a_pipe_in_place_of_a_checkpoint_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"x\.pth cannot be read \(it is no plain file\): fetch it again"):
+        read_checkpoint(tmp_path / "x.pth")
 
 
 def test_a_checkpoint_of_a_wider_network_is_refused(backbone, tmp_path):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adcore import files, paths
-from adcore.errors import DataError, ParameterError, StoreError, did_you_mean
+from adcore.errors import DataError, ParameterError, StoreError, did_you_mean, tell
 from adcore.files import atomic, digest_file, digest_text, one_at_a_time, open_plain, private_folder, write_json, write_text
 
 
@@ -326,6 +326,13 @@ def test_a_lock_timeout_that_is_no_number_of_seconds_is_refused(tmp_path, monkey
 def test_an_error_message_shows_control_characters_as_escapes_in_one_line():
     for kind in (DataError, StoreError):
         assert str(kind("a\x1b[2Jb\r\nc\u202ed\u2028e\udc80 é 漢")) == "a\\x1b[2Jb\\r\\nc\\u202ed\\u2028e\\udc80 é 漢"
+
+
+def test_every_message_on_stderr_is_made_printable(capsys):
+    package = Path(files.__file__).parent
+    assert {path.name for path in package.rglob("*.py") if "file=sys.stderr" in path.read_text()} == {"errors.py", "cli.py"}
+    tell("a\x1b[2J\nb")
+    assert capsys.readouterr().err == "adcore: a\\x1b[2J\\nb\n"
 
 
 def test_a_similar_name_is_suggested_and_a_different_one_is_not():

@@ -66,7 +66,7 @@ def _images(name: str) -> list[Path]:
     places = [path] if dataset is None else [dataset.joinpath(*path.parts[1:]), path]
     for folder in places:
         if folder.is_dir():
-            return sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+            return sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
     raise DataError(f"negatives '{name}' are not here: put photographs, ImageNet's or any others, into a folder {name} below "
                     f"ADCORE_DATA, or set negatives='{PACKAGED}' for the few that come with installed packages")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 
 import numpy as np
@@ -312,6 +313,7 @@ def test_held_out_photographs_are_always_the_same_and_never_trained_on(tmp_path,
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (i, i, i)).save(folder / f"{i}.png")
     (tmp_path / "imagenet" / "list.txt").write_text("no image")
+    os.mkfifo(tmp_path / "imagenet" / "pipe.png")  # which would wait for a writer
     monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
     found = find_negatives("imagenet", 0.3)
     assert found == find_negatives("imagenet", 0.3) and (len(found.train), len(found.held_out)) == (7, 3)
