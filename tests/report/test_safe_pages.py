@@ -16,6 +16,7 @@ from PIL import Image
 from support.report import NAMES, PIXEL, Tags, outside_references, write_notebook, write_records
 
 from adcore import notebook
+from adcore.experiments import comparison
 from adcore.experiments import record as recording
 from adcore.figures.tables import comparison_html
 from adcore.report import card, cluster, executed, pages, write_report
@@ -89,7 +90,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         hostile_copy(runs / "notebooks" / f"{run}.ipynb")
     write_records(root)
     for path in [root / "results" / "real_images.csv", *(root / "benchmarks").glob("*.csv")]:
-        words = {"tile": NAME + "$x$", "mtd": NAME, "quick": NAME, "a chip": NAME, "abc": NAME, "adeval": NAME + "$",
+        words = {"tile": NAME + "$\\frac$", "mtd": NAME, "quick": NAME, "a chip": NAME, "abc": NAME, "adeval": NAME + "$",
                  "100x256x256": NAME, "aupro": "<b>$\\frac$", "points": NAME, "gmm": NAME + "$\\a$"}
         pd.read_csv(path).replace(words).to_csv(path, index=False)
     speed = root / "benchmarks" / "results.csv"
@@ -98,8 +99,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     row = {"row": NAME, "column": NAME, "metric": NAME, "unit": NAME, "published": NAME, "measured": NAME, "std": NAME,
            "seeds": NAME, "verdict": "other", "why": NAME}
     for exhibit, rows in (("uniad2022.table_s2", [row]), ("uniad2022.table_s3", [{**row, "verdict": NAME}])):
-        comparison = {"context": f"data set {NAME}", "profile": "quick", "rows": rows}
-        (runs / "exhibits" / f"{exhibit}.json").write_text(json.dumps(comparison))
+        stored = {"context": f"data set {NAME}", "profile": "quick", "rows": rows}
+        (runs / "exhibits" / f"{exhibit}.json").write_text(json.dumps(stored))
     outcome = {name: NAME if kind is str else kind(1) for name, kind in cluster.FIELDS.items()}
     (root / "results" / cluster.CLUSTER_TEST).write_text(json.dumps(outcome))
     with pytest.MonkeyPatch.context() as patch:
@@ -169,6 +170,8 @@ def test_a_stored_comparison_with_an_unknown_verdict_is_damaged(report):
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"context": 1, "profile": "quick", "rows": 3}',
                                      '{"context": "", "profile": "quick", "rows": {"verdict": ["other"]}}',
                                      '{"context": "", "profile": "other", "rows": []}',
+                                     json.dumps({"context": "", "profile": "quick", "rows": {
+                                         name: ["other"] for name in comparison.SHOWN}}),
                                      '{"context": "", "profile": "paper", "rows": [{"row": "a"}]}'])
 def test_a_comparison_with_other_content_is_damaged(tmp_path, content):
     (tmp_path / "exhibits").mkdir()
