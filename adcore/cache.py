@@ -56,8 +56,8 @@ def entry(path: Path) -> dict[str, Any] | None:
         if (about["entry"], about["digest"]) == (path.name, digest):
             _note(path, digest)
             return dict(about)
-    except (FileNotFoundError, NotADirectoryError):  # a run that was killed between the two writes leaves the entry without its description
-        return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None  # a run that was killed between the two writes leaves an entry without a description
     except (OSError, ValueError, KeyError, TypeError):
         pass
     warnings.warn(f"{path} is damaged or another entry: it is computed again", stacklevel=3)

@@ -86,7 +86,7 @@ def test_make_installs_only_files_whose_digest_is_listed():
     installs = re.findall(r"pip install (?:.+\\\n)*.+", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert len(installs) == 2
     for words in installs:
-        assert "--constraint .ci/hashes.txt" in words and "--build-constraint .ci/hashes.txt" in words or (
+        assert ("--constraint .ci/hashes.txt" in words and "--build-constraint .ci/hashes.txt" in words) or (
             "--require-hashes --requirement .ci/uv.txt" in words), words
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     assert {Requirement(line).name for line in build} <= {Requirement(line).name for line in pins()}
