@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ class Comparison:
                    {"exhibit": self.exhibit, "context": self.context, "profile": self.profile, "rows": rows})
 
     def _repr_html_(self) -> str:
-        return f"{comparison_html(self.frame)}<p><small>{self.context}</small></p>"
+        return f"{comparison_html(self.frame)}<p><small>{escape(self.context, quote=False)}</small></p>"
 
     def __repr__(self) -> str:
         return f"{self.exhibit} ({self.context})\n{self.frame[SHOWN].to_string(index=False)}"

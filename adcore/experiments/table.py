@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,14 +173,14 @@ class ResultTable:
     def _repr_html_(self) -> str:
         table = self.mean_std().reset_index() if len(self.frame) else self.frame
         if table.empty:
-            return f"<p><small>no number · {self.settings_line()}</small></p>"
+            return f"<p><small>no number · {escape(self.settings_line(), quote=False)}</small></p>"
         table["value"] = [f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
                           for mean, std in zip(table["mean"], table["std"], strict=True)]
         groups = self.swept() or ["method"]
         wide = table.pivot_table(index=groups, columns="metric", values="value", aggfunc="first", sort=False)
         wide.columns.name = None
         return (f"<div class='adcore-measured'>{wide.to_html(border=0, na_rep='–')}<p><small>measured, percent · "
-                f"{self.settings_line()}</small></p></div>")
+                f"{escape(self.settings_line(), quote=False)}</small></p></div>")
 
     def __repr__(self) -> str:
         return self.summary()

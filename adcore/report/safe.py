@@ -45,7 +45,7 @@ def only_safe(page: str) -> str:
 
     Other tags become visible text. Every `<` of what is returned begins a tag, and attributes are quoted.
     """
-    from bleach.sanitizer import Cleaner  # type: ignore[import-untyped]
+    from bleach.sanitizer import Cleaner
 
     cleaner = Cleaner(tags=TAGS, attributes=_allowed, protocols={"http", "https", "mailto", "data"}, css_sanitizer=Styles())
     return str(cleaner.clean(page))
@@ -62,7 +62,7 @@ class Styles:
 
     def sanitize_css(self, style: str) -> str:
         """'color: red; position: fixed' -> 'color: red'."""
-        import tinycss2  # type: ignore[import-untyped]
+        import tinycss2
 
         found = [one for one in tinycss2.parse_declaration_list(style) if one.type == "declaration"]
         return "; ".join(one.serialize() for one in found if _PROPERTIES.fullmatch(one.lower_name)

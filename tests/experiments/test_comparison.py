@@ -235,6 +235,14 @@ def test_published_and_measured_numbers_are_labeled():
     assert made.context in page and made.context in repr(made)
 
 
+def test_names_are_escaped_in_what_a_notebook_shows():
+    attack = "<img src=x onerror=alert(1)>"
+    one = result({(attack, "image_auroc"): 0.965}, dataset=attack, seed=4)
+    for page in (table(one)._repr_html_(), compare_results(S6, table(one))._repr_html_(),
+                 table(result({(attack, "image_auroc"): None}, dataset=attack))._repr_html_()):
+        assert "<img" not in page and "&lt;img src=x" in page
+
+
 def test_the_html_shows_every_verdict_as_a_word_and_missing_numbers_as_empty():
     rows = [{"row": "r", "column": "c", "metric": "m", "unit": "%", "published": 1.0, "measured": NAN, "std": None,
              "seeds": NAN, "verdict": word, "why": ""} for word in VERDICTS]
