@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Exact versions; a file with another digest than the listed one is refused, also of the packages that build adcore.
+# Compiled once, so that not every notebook and test compiles torch at its start where Python may write no bytecode.
 INSTALL := $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint .ci/hashes.txt \
-  --build-constraint .ci/hashes.txt --editable
+  --build-constraint .ci/hashes.txt --compile-bytecode --editable
 CORES ?= all
 GRID ?= quick
 
