@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -34,29 +35,30 @@ class Claim:
 
 def check_claims(exhibit: str, claims: Sequence[Claim], table: ResultTable,
                  metrics: Sequence[str] = ("image_auroc", "pixel_auroc")) -> pd.DataFrame:
-    """One row per claim and metric: published gain, measured gain (mean and std over seeds, in points) and a word.
+    """One row per claim and metric: published gain, measured gain (mean over seeds) and its span over seeds, and a word.
 
-    word  'agrees' or 'disagrees' with the sign of the published gain; 'within noise' when the measured gain is smaller than
-          its standard deviation over seeds or, with one seed, than half a point; 'printed equal' when the published cells
-          are equal, so that there is no sign to compare; 'not run'
+    word  'agrees' or 'disagrees' with the sign of the published gain; 'undecided' when the measured gain is not larger than
+          its span; 'printed equal' when the published cells are equal, so that there is no sign to compare; 'not run'
+
+    Gains are in points. The span is the largest gain of a seed minus the smallest. A gain with one seed has the widest span
+    that another claim of the call has in this metric, and is undecided when there is none.
 
     Raises:
         ParameterError: a cell that the exhibit does not have.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for claim in claims:
         for metric in metrics:
             (value, good), (other, bad) = (_cell(exhibit, cell, metric) for cell in (claim.better, claim.worse))
             gain = (_by_seed(table, good, metric) - _by_seed(table, bad, metric)).dropna()
-            row: dict[str, Any] = {"claim": claim.text, "metric": metric, "published": round(value - other, 1),
-                                   "measured": None, "std": None, "seeds": len(gain), "word": "not run"}
-            if len(gain):
-                spread = float(gain.std()) if len(gain) > 1 else 0.5
-                row |= {"measured": round(float(gain.mean()), 1), "std": round(spread, 1) if len(gain) > 1 else None,
-                        "word": "printed equal" if value == other else "within noise" if abs(gain.mean()) < spread else
-                        "agrees" if (gain.mean() > 0) == (value > other) else "disagrees"}
-            rows.append(row)
-    return pd.DataFrame(rows)
+            rows.append({"claim": claim.text, "metric": metric, "published": value - other, "measured": gain.mean(),
+                         "span": gain.max() - gain.min() if len(gain) > 1 else np.nan, "seeds": len(gain)})
+    frame = pd.DataFrame(rows)
+    span = frame["span"].fillna(frame.groupby("metric")["span"].transform("max")).fillna(np.inf)
+    same = (frame["measured"] > 0) == (frame["published"] > 0)
+    frame["word"] = np.select([frame["seeds"] == 0, frame["published"] == 0, frame["measured"].abs() <= span, same],
+                              ["not run", "printed equal", "undecided", "agrees"], "disagrees")
+    return frame.round(1)
 
 
 def rank_correlation(exhibit: str, table: ResultTable, metric: str) -> tuple[float, int]:

@@ -31,7 +31,7 @@ def table(values: dict[str, list[float]], root=None) -> ResultTable:
     return ResultTable(results, Store(root))
 
 
-def check(values: dict[str, list[float]], better: str, worse: str) -> tuple[str, float | None, float]:
+def check(values: dict[str, list[float]], better: str, worse: str) -> tuple[str, float, float]:
     (row,) = check_claims(S2, [Claim("it is so", better, worse)], table(values), ["image_auroc"]).to_dict("records")
     return row["word"], row["measured"], row["published"]
 
@@ -41,14 +41,28 @@ def test_a_claim_agrees_when_the_measured_gain_has_the_published_sign():
     assert check({"1 query": [0.7, 0.72], "1 query + NMA": [0.6, 0.61]}, "1 query + NMA", "1 query")[:2] == ("disagrees", -10.5)
 
 
-def test_a_gain_is_paired_by_seed_and_is_noise_below_its_standard_deviation():
-    # 1 and 9 points: mean 5, standard deviation 5.66.
-    assert check({"1 query": [0.60, 0.60], "1 query + NMA": [0.61, 0.69]}, "1 query + NMA", "1 query")[0] == "within noise"
+def test_a_gain_is_paired_by_seed_and_decides_nothing_within_its_span():
+    # 1 and 8 points: mean 4.5, span 7.
+    assert check({"1 query": [0.60, 0.60], "1 query + NMA": [0.61, 0.68]}, "1 query + NMA", "1 query")[0] == "undecided"
+    # 5 and 11 points: mean 8, span 6.
+    assert check({"1 query": [0.60, 0.60], "1 query + NMA": [0.65, 0.71]}, "1 query + NMA", "1 query")[0] == "agrees"
     # The seeds differ by 20 points, but the gain is the same for both.
     assert check({"1 query": [0.60, 0.80], "1 query + NMA": [0.65, 0.85]}, "1 query + NMA", "1 query") == ("agrees", 5.0, 8.5)
-    # With one seed there is no standard deviation: gains below half a point are noise.
-    assert check({"1 query": [0.600], "1 query + NMA": [0.604]}, "1 query + NMA", "1 query")[0] == "within noise"
-    assert check({"1 query": [0.600], "1 query + NMA": [0.606]}, "1 query + NMA", "1 query")[0] == "agrees"
+
+
+@pytest.mark.parametrize(("gain", "word"), [(0.024, "undecided"), (0.026, "agrees"), (-0.024, "undecided"),
+                                            (-0.026, "disagrees")])
+def test_one_seed_is_held_against_the_widest_span_of_the_other_claims(gain, word):
+    values = {"w/o query": [0.5, 0.5], "layer-wise query": [0.60, 0.61], "layer-wise query + FJ": [0.60, 0.625],
+              "1 query": [0.6], "1 query + NMA": [0.6 + gain]}
+    claims = [Claim("one", "1 query + NMA", "1 query"), Claim("a span of 1", "layer-wise query", "w/o query"),
+              Claim("a span of 2.5", "layer-wise query + FJ", "w/o query")]
+    found = check_claims(S2, claims, table(values), ["image_auroc"])
+    assert found["word"].tolist()[0] == word and found["span"].fillna(-1).tolist() == [-1, 1.0, 2.5]
+
+
+def test_one_seed_alone_decides_nothing():
+    assert check({"1 query": [0.5], "1 query + NMA": [0.9]}, "1 query + NMA", "1 query")[:2] == ("undecided", 40.0)
 
 
 def test_equal_printed_cells_have_no_order_to_agree_with():
@@ -60,9 +74,10 @@ def test_equal_printed_cells_have_no_order_to_agree_with():
 
 
 def test_only_common_seeds_are_compared_and_without_any_the_claim_is_not_run():
-    values = {"1 query": [0.6], "1 query + NMA": [0.7, 0.1]}
+    values = {"1 query": [0.6, 0.6], "1 query + NMA": [0.7, 0.7, 0.1]}
     assert check(values, "1 query + NMA", "1 query")[:2] == ("agrees", 10.0)
-    assert check(values, "w/o query", "1 query")[:2] == ("not run", None)
+    word, measured, _ = check(values, "w/o query", "1 query")
+    assert word == "not run" and math.isnan(measured)
 
 
 def test_a_claim_about_an_unknown_cell_is_refused():
