@@ -178,12 +178,17 @@ def stored_maps(dataset: Dataset, tables: Mapping[str, ResultTable], columns: in
     return heat_maps(chosen, shown, View(size))
 
 
-def side_by_side(pictures: Mapping[str, Any]) -> Figure:
-    """Pictures in one row with their titles: images (3, H, W) in [0, 1], or maps (H, W) in heat colors with a color bar."""
+def side_by_side(pictures: Mapping[str, Any], *, one_scale: bool = False) -> Figure:
+    """Pictures in one row with their titles: images (3, H, W) in [0, 1], or maps (H, W) in heat colors with a color bar.
+
+    one_scale  all maps share the colors, from the lowest value to the highest
+    """
+    maps = [np.asarray(picture) for picture in pictures.values() if np.asarray(picture).ndim == 2]
+    limits = {"vmin": min(map(np.min, maps)), "vmax": max(map(np.max, maps))} if one_scale and maps else {}
     figure, axes_row = plt.subplots(1, len(pictures), figsize=(3.1 * len(pictures), 2.9), squeeze=False)
     for axes, (title, picture) in zip(axes_row[0], pictures.items(), strict=True):
         picture = np.asarray(picture)
-        drawn = axes.imshow(picture.transpose(1, 2, 0) if picture.ndim == 3 else picture, cmap=HEAT)
+        drawn = axes.imshow(picture.transpose(1, 2, 0) if picture.ndim == 3 else picture, cmap=HEAT, **limits)
         if picture.ndim == 2:
             figure.colorbar(drawn, ax=axes, shrink=0.85)
         axes.set_title(title)

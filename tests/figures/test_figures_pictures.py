@@ -142,3 +142,11 @@ def test_a_defective_image_without_a_mask_has_no_black_picture_as_its_mask(sampl
     assert len(grid[1, 0].images) == 1 and not grid[1, 0].texts
     assert not grid[1, 1].images and [text.get_text() for text in grid[1, 1].texts] == ["no mask"]
     assert contours(grid[2, 1]) == 0
+
+
+@pytest.mark.parametrize(("one_scale", "limits"), [(False, [(0, 1), (2, 8)]), (True, [(0, 8), (0, 8)])])
+def test_maps_side_by_side_share_their_colors_only_when_asked(one_scale, limits):
+    maps = {"small": np.array([[0.0, 1.0]]), "large": np.array([[2.0, 8.0]])}
+    figure = figures.side_by_side({"image": np.full((3, 2, 2), 0.5), **maps}, one_scale=one_scale)
+    drawn = {axes.get_title(): axes.images[0] for axes in figure.axes if axes.get_title()}
+    assert [drawn[title].get_clim() for title in maps] == limits
