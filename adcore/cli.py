@@ -134,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     remeasure.add_argument("--device", default="auto")
     remeasure.set_defaults(command=_remeasure)
 
+    checkpoints = commands.add_parser("checkpoints", help="train the networks of results/checkpoints again")
+    checkpoints.add_argument("names", nargs="*", help="which (default: all)")
+    checkpoints.add_argument("--device", default="auto")
+    checkpoints.set_defaults(command=_checkpoints)
+
     bench = commands.add_parser("bench", help="time adcore against other libraries, into benchmarks/results.csv")
     bench.add_argument("names", nargs="*", help="which benchmarks (default: all)")
     bench.set_defaults(command=_bench)
@@ -289,6 +294,12 @@ def _remeasure(arguments: argparse.Namespace) -> None:
     from adcore.parameters import parse_assignments
     only = {column: str(value) for column, value in parse_assignments(arguments.only).items()}
     print(remeasure(arguments.name, only, device=arguments.device))
+
+
+def _checkpoints(arguments: argparse.Namespace) -> None:
+    from adcore.experiments.networks import train_networks
+    for line in train_networks(arguments.names, device=arguments.device):
+        print(line)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,8 +147,11 @@ def _alone(path: Path, experiment: Experiment) -> Iterator[None]:
         yield
 
 
-def run_one(experiment: Experiment, store: Store, device: torch.device, progress: bool | None = None) -> Result:
+def run_one(experiment: Experiment, store: Store, device: torch.device, progress: bool | None = None,
+            after_fit: Callable[[Detector], None] | None = None) -> Result:
     """Run one experiment and store its result. A killed run resumes from its last checkpoint.
+
+    after_fit  is given the fitted detector before it is tested
 
     Raises:
         AdcoreError: see `run`.
@@ -166,6 +169,8 @@ def run_one(experiment: Experiment, store: Store, device: torch.device, progress
         tell(f"'{experiment.title}' was interrupted with other code, images or weights: its training starts again")
     with Meter(device) as fitting, entries_used() as used:
         detector = _fit(experiment, dataset, device, checkpoint, progress)
+    if after_fit is not None:
+        after_fit(detector)
     start |= {"cache": used} if used else {}
     return run_on_rank_zero(partial(_tested, detector, experiment, dataset, store, start, fitting, world_size(), progress))
 

@@ -108,16 +108,16 @@ class Store:
         folder = self.folder(experiment)
         path = folder / "result.json"
         try:
-            result, digests = _read(path)
+            result, digests = read_result(path)
             for name, digest in digests.items():
                 path = folder / name
-                if not path.is_file() or _file_digest(path) != digest:
-                    raise _DamagedError(f"{path} is damaged (its digest does not fit)")
+                if not path.is_file() or file_digest(path) != digest:
+                    raise DamagedError(f"{path} is damaged (its digest does not fit)")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror or error}; see to its permissions or its disk") from error
-        except _DamagedError as error:
+        except DamagedError as error:
             # result.json is moved first: without it there is no result, even if this process is killed in between.
             moved = [_set_aside(one, "corrupt") for one in dict.fromkeys((folder / "result.json", path))]
             what = "set it aside" if all(moved) else "it cannot be set aside"
@@ -142,7 +142,7 @@ class Store:
         write_text(folder / "scores.csv", scores.to_csv(index=False))
         with atomic(folder / "maps.npz") as temporary:
             np.savez_compressed(temporary, **maps)  # type: ignore[arg-type]
-        digests = {name: _file_digest(folder / name) for name in BESIDE}
+        digests = {name: file_digest(folder / name) for name in BESIDE}
         write_text(folder / "result.json", sealed({**body_of(result), "files": digests}))
 
     def results(self) -> Iterator[Result]:
@@ -155,7 +155,7 @@ class Store:
         identities: dict[tuple[str, ...], dict[str, Any]] = {}  # a config takes long to build, and many results share one
         for folder in _folders(self.root):
             try:
-                result, _ = _read(folder / "result.json")
+                result, _ = read_result(folder / "result.json")
                 e = result.experiment
                 kind = (e.method, e.dataset, e.profile, repr(e.settings))
                 if kind not in identities:
@@ -167,7 +167,7 @@ class Store:
                 continue
             except ParameterError as error:  # also a method or a setting that no longer exists
                 tell(f"{folder / 'result.json'} is older than this code: {error}; left out")
-            except _DamagedError as error:
+            except DamagedError as error:
                 tell(f"{error}; left out")
             except OSError as error:
                 tell(f"{folder / 'result.json'} cannot be read: {error.strerror or error}; left out")
@@ -199,7 +199,7 @@ def sealed(body: dict[str, Any]) -> str:
     return f'{{\n  "digest": "{digest_text(rest)}",\n{rest}'
 
 
-class _DamagedError(StoreError):
+class DamagedError(StoreError):
     """A file's content is not what was written."""
 
 
@@ -209,7 +209,7 @@ def _folders(root: Path) -> list[Path]:
     return [path for method in methods for path in sorted(method.iterdir())]
 
 
-def _read(path: Path) -> tuple[Result, dict[str, str]]:
+def read_result(path: Path) -> tuple[Result, dict[str, str]]:
     """A result, and the digests of the files beside it. Raises OSError when the system refuses to read the file."""
     content = path.read_bytes()
     try:
@@ -222,10 +222,10 @@ def _read(path: Path) -> tuple[Result, dict[str, str]]:
         if digest is None:
             _well_formed(result)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _DamagedError(f"{path} is damaged ({error.__class__.__name__})") from error
+        raise DamagedError(f"{path} is damaged ({error.__class__.__name__})") from error
     # Older versions took the digest of the parsed body, newer ones take that of the text.
     if digest is not None and digest != digest_text(text.split("\n", 2)[-1]) and digest != _digest(body):
-        raise _DamagedError(f"{path} is damaged (its digest does not fit)")
+        raise DamagedError(f"{path} is damaged (its digest does not fit)")
     return result, files
 
 
@@ -245,7 +245,7 @@ def _digest(body: dict[str, Any]) -> str:
     return digest_text(json.dumps(body, sort_keys=True))
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     return digest_file(path)[:16]
 
 
