@@ -1,4 +1,4 @@
-"""The interactive part of a notebook: sliders when a person runs it, one static figure in a batch run."""
+"""The interactive part of a notebook: menus and sliders when a person runs it, one static figure in a batch run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from adcore.figures import show
+from adcore.figures.style import picture, show
 from adcore.progress import interactive
+
+# Stands before the controls. JupyterLab saves a reference to the controls and not the controls: in a notebook that is opened
+# again, "Error displaying widget" would be in their place. The style hides it, or hides the sentence where the controls work.
+NOTE = """<style>
+.jp-OutputArea-child:has(.adcore-controls):has(+ .jp-OutputArea-child .jupyter-widgets > *) { display: none }
+.jp-OutputArea-child:has(.adcore-controls) + .jp-OutputArea-child:not(:has(.jupyter-widgets > *)) { display: none }
+</style><em class="adcore-controls">Run this notebook to change the figure by its controls: NAMES.</em>"""
 
 
 def explore(draw: Callable[..., Figure], **controls: Any) -> None:
-    """Show a figure with sliders and menus that redraw it.
+    """Show a figure, and above it the menus and sliders that redraw it.
 
-    In a batch run, and where ipywidgets is not installed, show it once with the start values.
+    The figure is an ordinary picture, which a saved notebook keeps. In a batch run, and where ipywidgets is not installed,
+    it is shown without the controls, with their start values.
 
     draw      makes the figure from the controls' values
     controls  name -> list of choices (a menu starting at the first) or (low, high, step) (a slider starting in the middle)
@@ -25,17 +33,24 @@ def explore(draw: Callable[..., Figure], **controls: Any) -> None:
         return
     try:
         import ipywidgets
-        from IPython.display import display
+        from IPython.display import DisplayHandle, display
     except ImportError:
         print("the sliders need ipywidgets: pip install 'adcore[notebooks]'")
         show(draw(**start))
         return
 
-    def redraw(**values: Any) -> None:
-        show(draw(**values))
+    widgets = {name: _widget(ipywidgets, name, control, start[name]) for name, control in controls.items()}
+    place = DisplayHandle()
 
-    sliders = {name: _widget(ipywidgets, name, control, start[name]) for name, control in controls.items()}
-    display(ipywidgets.VBox([ipywidgets.HBox(list(sliders.values())), ipywidgets.interactive_output(redraw, sliders)]))
+    def redraw(_: Any) -> None:
+        place.update(picture(draw(**{name: widget.value for name, widget in widgets.items()})))
+
+    box = ipywidgets.HBox(list(widgets.values()))
+    display({"text/html": NOTE.replace("NAMES", ", ".join(controls)), "text/plain": ""}, raw=True)
+    display({**box._repr_mimebundle_(), "text/plain": ""}, raw=True)
+    place.display(picture(draw(**start)))
+    for widget in widgets.values():
+        widget.observe(redraw, "value")
 
 
 def _first(control: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,21 +33,27 @@ def use_style() -> None:
 
 
 def show(figure: Figure) -> None:
-    """Show a figure in its notebook and close it.
-
-    The notebook keeps the smaller of two files: photographs are several times smaller as JPEG, charts as PNG.
-    """
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell is None:
+    """Show a figure in its notebook and close it."""
+    if getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)() is None:
         plt.show()
+        plt.close(figure)
     else:
-        from IPython.display import Image, display
-        pictures = {"png": io.BytesIO(), "jpeg": io.BytesIO()}
-        figure.savefig(pictures["png"], format="png")
-        figure.savefig(pictures["jpeg"], format="jpeg", pil_kwargs={"quality": 76})
-        kind, smallest = min(pictures.items(), key=lambda pair: pair[1].tell())
-        display(Image(smallest.getvalue(), format=kind))
+        from IPython.display import display
+        display(picture(figure))
+
+
+def picture(figure: Figure) -> Any:
+    """The figure as an `IPython.display.Image`; it is closed.
+
+    This is the smaller of two files: photographs are several times smaller as JPEG, charts as PNG.
+    """
+    from IPython.display import Image
+    files = {"png": io.BytesIO(), "jpeg": io.BytesIO()}
+    figure.savefig(files["png"], format="png")
+    figure.savefig(files["jpeg"], format="jpeg", pil_kwargs={"quality": 76})
     plt.close(figure)
+    kind, smallest = min(files.items(), key=lambda pair: pair[1].tell())
+    return Image(smallest.getvalue(), format=kind)
 
 
 def record(figure: Figure, exhibit: str, context: str, profile: str, out: str | Path | None = None) -> None:
