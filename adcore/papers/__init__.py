@@ -7,6 +7,6 @@
 """
 
 from adcore.papers.errata import errata, errata_of
-from adcore.papers.published import exhibits, papers, published
+from adcore.papers.published import bibliography, exhibits, glossary, papers, published
 
-__all__ = ["errata", "errata_of", "exhibits", "papers", "published"]
+__all__ = ["bibliography", "errata", "errata_of", "exhibits", "glossary", "papers", "published"]

@@ -3,6 +3,8 @@
     papers.csv                        one row per paper
     errata.csv                        one row per error, open point or choice, see `errata.py`
     exhibits.csv                      one row per exhibit: table, figure, algorithm, equations or protocol
+    bibliography.csv                  one row per work that the papers or the code here build on
+    glossary.csv                      one row per term
     <paper>/published/<exhibit>.csv   one row per printed number
 
 Numbers are stored as printed: percentages as percentages, and misprints unchanged, with the error described in `note`.
@@ -39,6 +41,18 @@ def papers() -> pd.DataFrame:
     """The five papers: index `id`; columns title, authors (separated by '; '), venue, year, arxiv, url."""
     table = read_table("papers.csv")
     return table.assign(year=table["year"].astype(int)).set_index("id")
+
+
+def bibliography() -> pd.DataFrame:
+    """Works that the five papers or the code here build on: index `id`; columns of `papers()` except arxiv, papers (ids,
+    separated by ';') and used_for."""
+    table = read_table("bibliography.csv")
+    return table.assign(year=table["year"].astype(int)).set_index("id")
+
+
+def glossary() -> pd.DataFrame:
+    """The terms of the field as they are used here: index `term`; columns meaning and notebook, where it is introduced."""
+    return read_table("glossary.csv").set_index("term")
 
 
 def exhibits() -> pd.DataFrame:

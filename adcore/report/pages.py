@@ -13,11 +13,12 @@ from urllib.parse import quote
 import pandas as pd
 from markupsafe import Markup
 
+from adcore.data.manifest import load_manifest
 from adcore.errors import StoreError
 from adcore.experiments.provenance import commit
 from adcore.experiments.record import METRICS, Record, records, summarize
 from adcore.figures.tables import comparison_html, published_html
-from adcore.papers import errata, exhibits, papers
+from adcore.papers import bibliography, errata, exhibits, glossary, papers
 from adcore.papers.errata import KINDS
 from adcore.paths import repository, runs_folder
 from adcore.report.card import NotebookRun, cells, count_exhibits, notebook_runs, stored_comparison
@@ -63,7 +64,8 @@ def _write(folder: Path, root: Path) -> None:
     pages = _notebook_pages(runs, folder)
     # File and title of each page, for the navigation bar.
     links = [("index.html", "Score card"), *[(f"{paper}.html", paper) for paper in papers().index],
-             ("errata.html", "Errata"), ("record.html", "Real images"), ("benchmarks.html", "Speed")]
+             ("errata.html", "Errata"), ("record.html", "Real images"), ("benchmarks.html", "Speed"),
+             ("glossary.html", "Glossary"), ("bibliography.html", "Bibliography")]
     shared: dict[str, Any] = {"links": links, "commit": commit() or "unknown"}
 
     def page(template: str, name: str, **values: Any) -> None:
@@ -80,6 +82,9 @@ def _write(folder: Path, root: Path) -> None:
              exhibits=[_exhibit(name, row, root, folder) for name, row in exhibits().iterrows() if row.paper == paper])
     page("errata.html", "errata.html", papers=papers().to_dict("index"), sections=errata_sections(), kinds=KINDS, pages=pages)
     page("record.html", "record.html", tables=tables)
+    page("glossary.html", "glossary.html", terms=glossary().to_dict("index"), pages=pages)
+    page("bibliography.html", "bibliography.html", papers=papers().to_dict("index"), works=bibliography().to_dict("records"),
+         datasets=[entry for entry in load_manifest().values() if entry.kind == "dataset" and entry.citation != "adcore"])
     frames = {name: benchmarks_on_record(name) for name in ("results", "whole", "growth", "kcenter_memory")}
     speed = {name: None if frame is None else _table(frame) for name, frame in frames.items()}
     page("benchmarks.html", "benchmarks.html", chart=benchmark_chart(frames["results"]),
