@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
@@ -69,8 +70,29 @@ class NotebookError(StoreError):
     """An executed notebook of which no page can be made."""
 
 
-def to_html(notebook: Path, target: Path) -> None:
+_LINK = re.compile(r"\[(?P<label>[^\]\n]+)\]\((?P<file>[^()\s:]+)\.ipynb\)")
+
+
+def with_page_links(markdown: str, here: Path, pages: Collection[Path]) -> str:
+    """Links to other notebooks become links to their pages; where there is no page, the label alone.
+
+    here   the page in which the text stands
+    pages  the pages of all notebooks
+
+    >>> with_page_links("see [maps](../b/02.ipynb) and [more](03.ipynb)", Path("r/a/01.html"), [Path("r/b/02.html")])
+    'see [maps](../b/02.html) and more'
+    """
+    def replace(match: re.Match[str]) -> str:
+        found = Path(os.path.normpath(here.parent / f"{match['file']}.html")) in pages
+        return f"[{match['label']}]({match['file']}.html)" if found else match["label"]
+
+    return _LINK.sub(replace, markdown)
+
+
+def to_html(notebook: Path, target: Path, pages: Collection[Path] = ()) -> None:
     """Write an executed notebook as one HTML page.
+
+    pages  the pages of all notebooks, to which its links may lead
 
     Raises:
         NotebookError: the file cannot be read as an executed notebook.
@@ -89,7 +111,8 @@ def to_html(notebook: Path, target: Path) -> None:
         for cell in content.cells:
             if cell.cell_type == "markdown":
                 # Without the empty line, nbconvert's parser takes the solution of an exercise for a part of the list before it.
-                cell.source = with_mathml(re.sub(r"\n(?=<details\b)", "\n\n", cell.source), kept.put)
+                cell.source = with_page_links(re.sub(r"\n(?=<details\b)", "\n\n", cell.source), target, pages)
+                cell.source = with_mathml(cell.source, kept.put)
             for output in cell.get("outputs", ()):
                 _keep_safe(output.get("data", {}), kept.put)
         exporter = HTMLExporter(template_file="base.html.j2", config=Config(NbConvertBase={"display_data_priority": KINDS}))

@@ -97,11 +97,12 @@ def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:
     A run whose page cannot be made is marked as failed in `runs`.
     """
     pages = {}
+    targets = {run.name: folder / "notebooks" / f"{run.name}.html" for run in runs if run.executed is not None}
     for number, run in enumerate(runs):
         if run.executed is not None:
-            target = folder / "notebooks" / f"{run.name}.html"
+            target = targets[run.name]
             try:
-                to_html(run.executed, target)
+                to_html(run.executed, target, targets.values())
                 pages[run.name] = quote(target.relative_to(folder).as_posix(), safe="/@")
             except NotebookError as error:
                 runs[number] = replace(run, state="failed", executed=None, error=str(error))

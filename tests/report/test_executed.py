@@ -40,3 +40,11 @@ def test_a_formula_in_an_output_becomes_mathml(tmp_path):
     page = (tmp_path / "a.html").read_text()
     assert "<mfrac><mrow><mi>α</mi></mrow><mrow><mi>L</mi></mrow></mfrac>" in page
     assert "displaystyle (9)" not in page and "-alpha/L*h(u)" not in page and "TPEK" not in page
+
+
+def test_links_to_other_notebooks_lead_to_their_pages_and_are_plain_text_where_there_is_none(tmp_path):
+    cell = nbformat.v4.new_markdown_cell("see [`b/02`](../b/02.ipynb), [`b/03`](../b/03.ipynb) and [all](https://a.org/x.ipynb)")
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "01.ipynb")
+    to_html(tmp_path / "01.ipynb", tmp_path / "a" / "01.html", [tmp_path / "b" / "02.html"])
+    links = [attributes["href"] for tag, attributes in Tags((tmp_path / "a" / "01.html").read_text()).tags if tag == "a"]
+    assert [link for link in links if not link.startswith("#")] == ["../b/02.html", "https://a.org/x.ipynb"]
