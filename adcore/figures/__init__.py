@@ -11,6 +11,7 @@ from adcore.figures.charts import (
     probability_histograms,
     receptive_fields,
     score_histograms,
+    strips,
     visible_keys,
 )
 from adcore.figures.colors import color_clouds, color_transport
@@ -34,5 +35,5 @@ __all__ = ["COLORS", "HATCHES", "HEAT", "LINES", "MARKERS", "activation_pairs", 
            "best_and_worst", "boxed", "cell_centers", "color_clouds", "color_transport", "contact_sheet", "framed",
            "grouped_bars", "heat_maps", "heated", "intervals", "labeled_points", "largest_defects", "line_chart",
            "line_panels", "localizations", "outline", "overlay", "paired_views", "probability_histograms", "receptive_fields",
-           "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "use_style",
+           "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "strips", "use_style",
            "vector_fields", "visible_keys", "wiring_diagrams"]

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from adcore.figures.pictures import overlay
-from adcore.figures.style import bare
+from adcore.figures.style import bare, outline
 
 
 def heated(image: Any, where: Any) -> np.ndarray:
@@ -34,10 +34,11 @@ def boxed(image: Any, box: Sequence[int], width: int = 2, color: str = "#66E0FF"
     return picture
 
 
-def activation_pairs(rows: Mapping[str, Sequence[tuple[str, Any, Any]]], names: tuple[str, str]) -> Figure:
+def activation_pairs(rows: Mapping[str, Sequence[tuple[str, Any, Any, Any]]], names: tuple[str, str]) -> Figure:
     """Pairs of pictures, as in Fig. 1 of atacnet: in each row several examples, each with a left and a right picture.
 
-    rows   label of the row -> (title, left picture (3, H, W), right picture (3, H, W)) of each example
+    rows   label of the row -> (title, left picture (3, H, W), right picture (3, H, W), mask) of each example; the defect that
+           the mask (H, W) marks is outlined in both pictures; None without a mask
     names  of the left and the right pictures
     """
     most = max(len(row) for row in rows.values())
@@ -46,9 +47,11 @@ def activation_pairs(rows: Mapping[str, Sequence[tuple[str, Any, Any]]], names: 
                                 figsize=(2.9 * most, 1.45 * height / width * len(rows) + 0.5))
     for line, (label, examples) in zip(grid, rows.items(), strict=True):
         line[0].set_ylabel(label, fontweight="bold", rotation=0, labelpad=10, va="center")
-        for i, (title, *pair) in enumerate(examples):
+        for i, (title, *pair, mask) in enumerate(examples):
             for axes, picture in zip(line[2 * i:2 * i + 2], pair, strict=True):
                 axes.imshow(np.clip(np.asarray(picture).transpose(1, 2, 0), 0, 1))
+                if mask is not None:
+                    outline(axes, np.asarray(mask))
             line[2 * i].set_title(title, fontsize=8, loc="left")
         for axes in line[2 * len(examples):]:
             axes.set_visible(False)

@@ -233,3 +233,29 @@ def intervals(values: Mapping[str, tuple[float, float]], xlabel: str, title: str
     axes.invert_yaxis()
     axes.set(xlabel=xlabel, title=title)
     return figure
+
+
+def strips(table: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, title: str = "") -> Figure:
+    """Single values as points in groups, one column of points per series; a black line at the mean of each column.
+
+    table  group -> series -> values, such as one per seed or one per image; a missing series leaves a gap in its group
+    """
+    series = list(dict.fromkeys(name for group in table.values() for name in group))
+    step = 0.8 / max(1, len(series))
+    figure, axes = plt.subplots(figsize=(min(9.0, 1.6 + 0.5 * len(table) * (len(series) + 0.6)), 3.0), layout="constrained")
+    for i, name in enumerate(series):
+        for middle, group in enumerate(table.values()):
+            values = np.asarray(group.get(name, ()), float)
+            x = middle + step * (i - (len(series) - 1) / 2)
+            axes.plot(np.full(len(values), x), values, MARKERS[i % 7], color=COLORS[i % 7], markersize=5, alpha=0.6)
+            if len(values):
+                axes.hlines(values.mean(), x - 0.3 * step, x + 0.3 * step, colors="black", linewidth=1.6, zorder=3)
+    keys = [plt.Line2D([], [], linestyle="", marker=MARKERS[i % 7], color=COLORS[i % 7], label=name)
+            for i, name in enumerate(series)]
+    figure.legend(handles=[*keys, plt.Line2D([], [], color="black", label="mean")], loc="outside lower center", ncols=4,
+                  frameon=False)
+    axes.set(ylabel=ylabel, title=title, xticks=range(len(table)), xticklabels=[group.replace("_", " ") for group in table],
+             xlim=(-0.6, len(table) - 0.4))
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="x", visible=False)
+    return figure

@@ -12,10 +12,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from adcore.data import Sample, View
 from adcore.errors import ParameterError
-from adcore.figures.style import HEAT, bare
+from adcore.figures.style import bare, outline
 from adcore.metrics import pixel_scores
-
-RED = np.array([1.0, 0.1, 0.1])
 
 
 def best_and_worst(masks: Sequence[Any], maps: Sequence[Any], best: int = 6, worst: int = 2) -> list[int]:
@@ -43,51 +41,47 @@ def best_and_worst(masks: Sequence[Any], maps: Sequence[Any], best: int = 6, wor
 
 def localizations(categories: Mapping[str, tuple[Sequence[Sample], Sequence[Any]]], view: View, best: int = 6,
                   worst: int = 2) -> Figure:
-    """One row per example and three columns per category: image, ground truth in red, map overlaid on the image.
+    """Two rows per category: the images, and their maps in shades of red over the paled images. The defect is outlined.
 
-    The best examples come first; a line separates the failures below.
+    The best examples are on the left, the failures on the right.
 
     categories  name -> samples, and the (H, W) map of each sample at the view's size. The maps of a category share one color
-                scale, from the median of all its maps to their 99.5th percentile
+                scale, from the median of all its maps, which is transparent, to their 99.5th percentile
 
     Raises:
         ParameterError: see `best_and_worst`.
     """
-    chosen = {}
-    for name, (samples, maps) in categories.items():
-        masks = [np.zeros(view.shape, bool) if s.mask is None else view.mask(s.mask).numpy() for s in samples]
-        chosen[name] = [(samples[i], masks[i], maps[i]) for i in best_and_worst(masks, maps, best, worst)]
-    rows = max(map(len, chosen.values()))
-    # A narrow empty column between categories.
-    widths = ([1, 1, 1, 0.12] * len(chosen))[:-1]
-    figure, grid = plt.subplots(rows, len(widths), figsize=(sum(widths) * 0.84, 0.86 * rows + 0.3), squeeze=False,
-                                gridspec_kw={"width_ratios": widths, "wspace": 0.02, "hspace": 0.02})
+    widths = [*[1.0] * best, *([0.12] if best and worst else []), *[1.0] * worst]  # a gap between successes and failures
+    height, width = view.shape
+    figure, grid = plt.subplots(2 * len(categories), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths},
+                                figsize=(1.13 * sum(widths), 1.14 * height / width * 2 * len(categories) + 0.2))
     if isinstance(layout := figure.get_layout_engine(), ConstrainedLayoutEngine):
-        layout.set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+        layout.set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
     for axes in grid.flat:
         bare(axes)
         axes.set_visible(False)
-    for number, (name, examples) in enumerate(chosen.items()):
-        low, high = np.percentile(np.stack([np.asarray(one) for one in categories[name][1]]), (50, 99.5))
-        for row, (sample, mask, scores) in enumerate(examples):
-            image = view.image(sample.image).permute(1, 2, 0).numpy()
-            for axes, picture in zip(grid[row, 4 * number:], (image, marked(image, mask), image), strict=False):
+    for pair, (name, (samples, maps)) in zip(grid.reshape(len(categories), 2, -1), categories.items(), strict=True):
+        masks = [np.zeros(view.shape, bool) if s.mask is None else view.mask(s.mask).numpy() for s in samples]
+        order = best_and_worst(masks, maps, best, worst)
+        low, high = np.percentile(np.stack([np.asarray(one) for one in maps]), (50, 99.5))
+        places = [*range(min(best, len(order))), *range(len(widths) - max(0, len(order) - best), len(widths))]
+        for place, i in zip(places, order, strict=True):
+            image = view.image(samples[i].image).permute(1, 2, 0).numpy()
+            for axes, picture, color in zip(pair[:, place], (image, paled(image)), ("#FF2D2D", "black"), strict=True):
                 axes.set_visible(True)
                 axes.imshow(picture)
-            height, width = view.shape
-            grid[row, 4 * number + 2].imshow(np.asarray(scores), cmap=HEAT, vmin=low, vmax=max(high, low + 1e-12), alpha=0.65,
-                                             extent=(-0.5, width - 0.5, height - 0.5, -0.5))
-        for axes, title in zip(grid[0, 4 * number:], ("image", "gt", "map"), strict=False):
-            axes.set_title(title, fontsize=8, pad=2)
-        grid[0, 4 * number + 1].annotate(name.replace("_", " "), (0.5, 1), (0, 15), "axes fraction", "offset points",
-                                         ha="center", fontsize=9.5, fontweight="bold")
-        for axes in grid[best, 4 * number:4 * number + 3] if len(examples) > best else ():
-            axes.plot([-0.04, 1.04], [1.06, 1.06], color="black", linewidth=1.4, transform=axes.transAxes, clip_on=False)
+                outline(axes, masks[i], color)
+            scores = np.asarray(maps[i])
+            opacity = ((scores - low) / max(high - low, 1e-12)).clip(0, 0.9)
+            pair[1, place].imshow(scores, cmap="YlOrRd", vmin=low, vmax=max(high, low + 1e-12), alpha=opacity)
+        pair[0, places[0]].set_ylabel(name.replace("_", " "), fontsize=9.5, fontweight="bold")
+        pair[1, places[0]].set_ylabel("map", fontsize=9)
+    for title, place in (("best", 0), ("worst", len(widths) - worst)):
+        if place < len(widths):
+            grid[0, place].set_title(title, fontsize=9.5, loc="left")
     return figure
 
 
-def marked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) in [0, 1] with the masked pixels mixed half with red."""
-    shown = image.copy()
-    shown[mask] = (shown[mask] + RED) / 2
-    return shown
+def paled(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) in [0, 1] in gray, mixed half with white."""
+    return np.repeat(0.5 + 0.5 * image.mean(2, keepdims=True), 3, 2)

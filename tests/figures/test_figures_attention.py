@@ -38,13 +38,16 @@ def test_the_maximum_of_a_coarse_map_is_the_warmest_place_of_the_picture():
 
 def test_pairs_are_drawn_left_and_right_with_a_title_and_short_rows_leave_places_empty():
     red, blue = (np.stack([np.full((6, 6), r), np.zeros((6, 6)), np.full((6, 6), 1 - r)]) for r in (1.0, 0.0))
-    figure = activation_pairs({"A": [("cable", red, blue), ("pill", blue, red)], "G": [("cable good", red, blue)]},
-                              ("Grad-CAM", "ATAC-Net"))
+    mask = np.eye(6, dtype=bool)
+    figure = activation_pairs({"A": [("cable", red, blue, mask), ("pill", blue, red, None)],
+                               "G": [("cable good", red, blue, ~mask & mask)]}, ("Grad-CAM", "ATAC-Net"))
     grid = np.array(figure.axes).reshape(2, 4)
     assert [axes.get_title(loc="left") for axes in grid[0]] == ["cable", "", "pill", ""]
     assert [axes.get_visible() for axes in grid[1]] == [True, True, False, False]
     assert grid[0, 0].images[0].get_array()[0, 0].tolist() == [1, 0, 0]
     assert grid[0, 1].images[0].get_array()[0, 0].tolist() == [0, 0, 1]
+    # The defect is outlined in both pictures of its pair, and nothing where there is no mask or an empty one.
+    assert [[len(axes.collections) for axes in line] for line in grid] == [[1, 1, 0, 0], [0, 0, 0, 0]]
     assert [axes.get_ylabel() for axes in grid[:, 0]] == ["A", "G"]
     assert [axes.get_xlabel() for axes in grid[1, :2]] == ["Grad-CAM", "ATAC-Net"]
     # The label of each column is below its last visible picture.
