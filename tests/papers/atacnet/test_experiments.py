@@ -46,6 +46,14 @@ def test_every_seed_repeats_table_1_and_the_grad_cam_step_can_be_added():
     assert {one.seed for one in some} == {0, 1, 2} and {one.category for one in some} == {"brick", "gear"}
 
 
+def test_quick_trainings_of_table_1_have_100_steps_and_settings_replace_them():
+    (quick,), (paper,) = (table_1(profile=profile, categories=["brick"], steps=["atacnet"]) for profile in ("quick", "paper"))
+    assert (values(quick)["epochs"], values(quick)["steps"]) == (5, 20)
+    assert (values(paper)["epochs"], values(paper)["steps"]) == (50, 20) and "epochs" not in dict(paper.settings)
+    (shorter,) = table_1(categories=["brick"], steps=["atacnet"], settings={"epochs": 1})
+    assert (values(shorter)["epochs"], values(shorter)["steps"]) == (1, 20)
+
+
 def test_table_2_has_nine_defect_types_with_two_counts_and_three_methods_and_covers_every_published_auroc_once():
     experiments = table_2(**paper_parameters("atacnet/03_unseen_anomalies", "known", "counts", "settings"))
     assert len(experiments) == len(set(experiments)) == 9 * 2 * 3
