@@ -30,7 +30,8 @@ def score_histograms(scores: Any, title: str = "image score") -> Figure:
         for label, name, color, hatch in ((0, "normal", COLORS[0], ""), (1, "anomalous", COLORS[1], "////")):
             axes.hist(part.score[part.label == label], bins=bins, color=color, alpha=0.6, label=name, hatch=hatch,
                       edgecolor="white", linewidth=0.5)
-        axes.set(title=category.replace("_", " "), xlabel=title, yticks=[])
+        axes.set(title=category.replace("_", " "), xlabel=title)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     grid[0, 0].set_ylabel("images")
     grid[0, -1].legend()
     return figure

@@ -108,6 +108,17 @@ def test_bar_panels_have_bars_in_column_order_around_their_group_and_one_integer
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stride 4", "stride 8"]
 
 
+def test_score_histograms_count_every_image_once_on_an_axis_with_whole_numbers():
+    scores = pd.DataFrame({"category": ["gear"] * 7 + ["chip"] * 3, "label": [0, 0, 0, 0, 1, 1, 1, 0, 1, 1],
+                           "score": [1, 1, 2, 3, 4, 5, 6, 0.1, 0.2, 0.3]})
+    figure = figures.score_histograms(scores)
+    figure.canvas.draw()
+    for axes, count in zip(figure.axes, (7, 3), strict=True):
+        assert sum(bar.get_height() for bar in axes.patches) == count
+        shown = [float(text.get_text()) for text in axes.get_yticklabels() if text.get_text()]
+        assert len(shown) >= 2 and all(value.is_integer() for value in shown)
+
+
 def test_probability_histograms_count_every_value_once_on_one_logarithmic_axis():
     values = {"before": np.r_[np.zeros(100), 0.51, 1.0], "after": np.linspace(0, 1, 30), "more": np.zeros((2, 3))}
     figure = figures.probability_histograms(values, "probability", "cells")
