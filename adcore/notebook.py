@@ -1,11 +1,13 @@
 """Run notebooks in batch; a notebook's parameters are checked before it starts.
 
-papermill only warns about an unknown parameter and then runs the default value; here an unknown parameter is an error.
+papermill only warns about an unknown parameter and then runs the default value; here an unknown parameter is an error, also
+in a notebook that papermill or an editor runs (`checked`).
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import atomic, write_json
-from adcore.parameters import Word, short, typed, unreadable
+from adcore.parameters import EXAMPLES, Word, short, typed, unreadable
 from adcore.parameters import parse_assignments as parse_assignments  # part of this interface
 from adcore.paths import repository
 
@@ -108,24 +110,74 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ParameterError: unknown name, wrong type, or a word that cannot be read.
     """
-    known = read_parameters(path)
-    checked: dict[str, Any] = {}
+    return _checked(given, read_parameters(path), notebook_name(path))
+
+
+def checked(name: str, namespace: dict[str, Any]) -> None:
+    """Check the parameters of the notebook that runs, and give them the types of `adcore.parameters.EXAMPLES`.
+
+    Every notebook calls it in the cell after its parameters: papermill accepts any type and only warns about an unknown name,
+    and a reader may edit the parameters cell itself. The sentences are those of `check_parameters`.
+
+    name       of the notebook
+    namespace  its `globals()`. IPython's `In` in it holds the source of each executed cell.
+
+    Raises:
+        ParameterError: unknown name, or wrong type.
+    """
+    written: dict[str, Any] = {}
+    injected: dict[str, Any] = {}
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters\n"):   # papermill's cell, which follows the parameters cell
+            injected = _literals(source)
+        elif "profile" in (values := _literals(source)):
+            written, injected = values, {}
+    known = {one: value if _fits(value, EXAMPLES[one]) else EXAMPLES[one] for one, value in written.items() if one in EXAMPLES}
+    given = {one: namespace[one] for one in {**written, **injected} if one in namespace}
+    words = {one: Word(value) for one, value in given.items() if isinstance(value, str) and not isinstance(known.get(one), str)}
+    namespace.update(_checked({**given, **words}, known, name))
+
+
+def _literals(source: str) -> dict[str, Any]:
+    """The assignments `name = value` of a cell that has nothing else, or {}; a value that is no literal counts as None."""
+    values: dict[str, Any] = {}
+    try:
+        for statement in ast.parse(source).body:
+            target, = statement.targets           # type: ignore[attr-defined]
+            values[target.id] = None
+            with contextlib.suppress(ValueError):  # papermill writes float('nan')
+                values[target.id] = ast.literal_eval(statement.value)  # type: ignore[attr-defined]
+    except (SyntaxError, ValueError, AttributeError):
+        return {}
+    return values
+
+
+def _fits(value: Any, example: Any) -> bool:
+    try:
+        return repr(typed(value, example)) == repr(value)
+    except (TypeError, ValueError):
+        return False
+
+
+def _checked(given: Mapping[str, Any], known: Mapping[str, Any], notebook: str) -> dict[str, Any]:
+    """The given values with the types of the known ones. Raises ParameterError, see `check_parameters`."""
+    values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            raise ParameterError(f"unknown parameter '{name}' for {notebook_name(path)}{did_you_mean(name, known)}; it takes "
+            raise ParameterError(f"unknown parameter '{name}' for {notebook}{did_you_mean(name, known)}; it takes "
                                  f"{', '.join(known)}")
         default = known[name]
         shown = str(value) if isinstance(value, Word) else value
         try:
-            checked[name] = typed(value, default)
+            values[name] = typed(value, default)
         except ValueError:
             raise unreadable(name, str(value)) from None
         except TypeError:
             several = isinstance(default, (list, tuple, dict))
-            raise ParameterError(f"parameter '{name}' of {notebook_name(path)} takes {'a ' if several else ''}"
+            raise ParameterError(f"parameter '{name}' of {notebook} takes {'a ' if several else ''}"
                                  f"{type(default).__name__} like {default!r}, not "
                                  f"{'' if several else f'{type(shown).__name__} '}{short(repr(shown))}") from None
-    return checked
+    return values
 
 
 def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, *, record: Path | None = None) -> Path:
@@ -142,20 +194,20 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
     from adcore.executor import ThisPython
 
     path = find_notebook(name)
-    checked = check_parameters(path, parameters)
+    values = check_parameters(path, parameters)
     os.environ["ADCORE_PROGRESS"] = "0"  # the notebook would keep every redrawn progress bar
     start = time.perf_counter()
     digest = ""
     if record is not None:
         record.unlink(missing_ok=True)  # from an earlier run: if this run fails, no record may remain
         from adcore.run_digest import RunDigests
-        digest = RunDigests().of(path, checked)  # before the run: files may change while it lasts
+        digest = RunDigests().of(path, values)  # before the run: files may change while it lasts
     with atomic(output) as temporary:
         failure = ""
         try:
             # papermill formats both paths with the parameters.
             names = [str(one).replace("{", "{{").replace("}", "}}") for one in (path, temporary)]
-            papermill.execute_notebook(*names, checked, kernel_name="python3", progress_bar=False,
+            papermill.execute_notebook(*names, values, kernel_name="python3", progress_bar=False,
                                        kernel_manager_class=ThisPython)
         except papermill.PapermillExecutionError as error:
             failure = f"failed in cell {error.exec_count}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}"
@@ -164,7 +216,7 @@ def run_notebook(name: str | Path, parameters: Mapping[str, Any], output: Path, 
     if failure:
         raise AdcoreError(f"{notebook_name(path)} {failure}; see {output}")
     if record is not None:
-        write_json(record, {"notebook": notebook_name(path), "parameters": checked,
+        write_json(record, {"notebook": notebook_name(path), "parameters": values,
                             "seconds": round(time.perf_counter() - start, 1), "executed": output.name, "digest": digest})
     return output
 

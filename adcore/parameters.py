@@ -27,6 +27,18 @@ _SPACE = re.compile(r"\s*")
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 DEEPEST = 20  # brackets in brackets
 
+# Every parameter of a notebook, with a value of its type: the type is the same in all notebooks. A reader may edit and save a
+# parameters cell, so that the type cannot be read from it.
+EXAMPLES: dict[str, Any] = {
+    "profile": "quick", "dataset": "mini", "folder": "", "category": "brick", "categories": ["brick"], "splits": ["01234"],
+    "left_out": ["0"], "known": {"brick": ["crack"]}, "examples": {"brick": "paint"}, "photograph": "astronaut",
+    "target": "coins", "pretraining": "mini:chip", "sources": ["mini:chip"], "seed": 0, "seeds": [0], "counts": [1],
+    "method": "patchcore", "methods": ["patchcore"], "backbone": "resnet50", "backbones": ["resnet50"],
+    "pretrainings": ["random"], "ablations": ["a"], "steps": ["cutmix"], "queries": ["one"], "image_size": 96,
+    "image_sizes": [96], "size": 384, "height": 256, "border": 8, "best": 6, "worst": 2, "levels": [0.5], "alpha": 0.5,
+    "side": 30.0, "threshold": 0.5, "settings": {}, "quick_settings": {}, "quick_decoder": {}, "sensitivity": {},
+    "sensitivity_epochs": 3, "device": "auto", "out": ""}
+
 
 class Word(str):
     """Text as it was typed, without quotes, whose type is not known yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from adcore.grids import Job
 from adcore.notebook import (
     all_notebooks,
     check_parameters,
+    checked,
     find_notebook,
     notebook_name,
     read_parameters,
     run_notebook,
 )
-from adcore.parameters import parse_assignments, parse_settings, typed
+from adcore.parameters import EXAMPLES, parse_assignments, parse_settings, typed
 
 
 @pytest.fixture
@@ -80,6 +82,73 @@ def test_an_integer_is_accepted_for_a_float_and_a_single_value_for_a_list(notebo
 def test_a_wrong_name_or_type_is_refused(notebook, given, message):
     with pytest.raises(ParameterError, match=f"^{re.escape(message)}"):
         check_parameters(notebook, given)
+
+
+# --- the check inside a notebook ---------------------------------------------------------------------------------------------
+
+CELL = "profile = 'quick'  # quick or paper\nheight = 64\nalpha = 0.5\nseeds = [0, 1]\nsettings = {}\n"
+LINE = "from adcore.notebook import checked\nchecked('toy', globals())"
+
+
+def namespace(*cells: str) -> dict[str, Any]:
+    """The variables of a notebook in which these cells have run; IPython adds `In`."""
+    variables: dict[str, Any] = {"In": ["", *cells, LINE]}
+    for cell in cells:
+        exec(cell, variables)
+    return variables
+
+
+@pytest.mark.parametrize(("cells", "message"), [
+    ((CELL, "# Parameters\nheight = 'abc'\n"), "parameter 'height' of toy takes int like 64, not str 'abc'"),
+    ((CELL, "# Parameters\nseeds = ['a']\n"), "parameter 'seeds' of toy takes a list like [0, 1], not ['a']"),
+    ((CELL, "# Parameters\nalpha = float('nan')\n"), "parameter 'alpha' of toy takes float like 0.5, not float nan"),
+    ((CELL, "# Parameters\nprofile = 3\n"), "parameter 'profile' of toy takes str like 'quick', not int 3"),
+    ((CELL, "# Parameters\nheigth = 3\n"), "unknown parameter 'heigth' for toy (did you mean 'height'?); it takes profile, "
+                                            "height, alpha, seeds, settings"),
+    ((CELL, "# Parameters\ndataset = 'mini'\n"), "unknown parameter 'dataset' for toy; it takes profile, height"),
+    ((CELL + "heigth = 3\n",), "unknown parameter 'heigth' for toy (did you mean 'height'?); it takes profile, height"),
+    ((CELL.replace("64", "'abc'"),), "parameter 'height' of toy takes int like 256, not str 'abc'"),
+    ((CELL.replace("64", "'abc'"), "x = 1", CELL.replace("64", "None"), "y = 2"),
+     "parameter 'height' of toy takes int like 256, not NoneType None")],
+    ids=range(9))
+def test_a_running_notebook_refuses_a_wrong_name_or_type_by_papermill_or_in_an_edited_cell(cells, message):
+    with pytest.raises(ParameterError, match=f"^{re.escape(message)}"):
+        checked("toy", namespace(*cells))
+
+
+@pytest.mark.parametrize("cells", [
+    (CELL, "# Parameters\nalpha = 1\nseeds = '(7, 8)'\nheight = '32'\nsettings = '{lr: 1e-3}'\n"),
+    (CELL.replace("0.5", "1").replace("[0, 1]", "(7, 8)").replace("64", "32").replace("{}", "{'lr': 1e-3}"),),
+    ("x = 1", CELL, "# Parameters\nheigth = 3\n", CELL, "alpha, seeds = 1, [7, 8]", "height = 32", "settings = {'lr': 1e-3}")])
+def test_a_running_notebook_converts_what_the_command_line_converts(cells):
+    variables = namespace(*cells)
+    checked("toy", variables)
+    found = {name: variables[name] for name in ("profile", "height", "alpha", "seeds", "settings")}
+    assert same(found, {"profile": "quick", "height": 32, "alpha": 1.0, "seeds": [7, 8], "settings": {"lr": 0.001}})
+
+
+def test_outside_ipython_nothing_is_checked():
+    variables = {"height": "abc"}
+    checked("toy", variables)
+    assert variables == {"height": "abc"}
+
+
+@pytest.mark.parametrize("path", all_notebooks(), ids=notebook_name)
+def test_a_parameter_has_the_same_type_in_every_notebook(path):
+    parameters = read_parameters(path)
+    assert parameters.keys() <= EXAMPLES.keys(), "add the new parameter to EXAMPLES in adcore/parameters.py"
+    for name, value in parameters.items():
+        assert same(typed(value, EXAMPLES[name]), value)
+
+
+@pytest.mark.parametrize("word", ["height=abc", "heigth=3"])
+def test_papermill_and_the_run_command_end_with_the_same_sentence(tmp_path, capsys, word):
+    path = write_notebook(tmp_path / "toy.ipynb", CELL, LINE)
+    assert cli.main(["run", str(path), "-p", word]) == 2
+    sentence = capsys.readouterr().err.removeprefix("adcore: ")
+    program = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", "-p", *word.split("=")]
+    done = subprocess.run([*program, path, tmp_path / "out.ipynb"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.rstrip().endswith(f"ParameterError: {sentence.rstrip()}")
 
 
 def read(text: str, default: Any) -> Any:
