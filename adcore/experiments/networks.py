@@ -14,13 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
+from adcore.data import Sample, map_name
 from adcore.detector import Detector
 from adcore.errors import ParameterError, StoreError, WeightsError, did_you_mean
+from adcore.experiments.evaluation import predict_all
 from adcore.experiments.experiment import Experiment
 from adcore.experiments.runner import run_one
 from adcore.experiments.store import Result, Store, body_of, file_digest, read_result, sealed
@@ -45,6 +48,11 @@ class TrainedNetwork(NamedTuple):
     def table(self) -> ResultTable:
         """What it measured on the test images of its data set."""
         return ResultTable([self.result], Store())
+
+    def maps(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        """Anomaly maps of samples: 'category/folder/file' -> (H, W)."""
+        _, maps = predict_all(self.detector, samples, False)
+        return {} if maps is None else {map_name(sample): one for sample, one in zip(samples, maps, strict=True)}
 
 
 def trained(name: str, *, device: str = "auto", folder: Path | None = None) -> TrainedNetwork:

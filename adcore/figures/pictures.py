@@ -159,14 +159,14 @@ def overlay(image: Any, errors: Any) -> np.ndarray:
     return 0.5 * np.asarray(image) + 0.5 * heat.transpose(2, 0, 1)
 
 
-def stored_maps(dataset: Dataset, tables: Mapping[str, ResultTable], columns: int = 9) -> Figure:
-    """Heat maps of several methods on the same test images, from the maps in the results store.
+def stored_maps(dataset: Dataset, methods: Mapping[str, ResultTable | Mapping[str, np.ndarray]], columns: int = 9) -> Figure:
+    """Heat maps of several methods on the same test images.
 
-    tables  title of the method -> its results; the maps of the first seed are shown
+    methods  title of the method -> its results, of which the stored maps of the first seed are shown, or its maps by name
 
     Each category has a normal image, then defective ones; `columns` is the approximate number of images in total.
     """
-    maps = {title: table.maps() for title, table in tables.items()}
+    maps = {title: one if isinstance(one, Mapping) else one.maps() for title, one in methods.items()}
     available = [sample for sample in dataset.test if all(map_name(sample) in found for found in maps.values())]
     count = max(1, columns // len(dataset.categories))
     chosen: list[Sample] = []
