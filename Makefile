@@ -10,10 +10,10 @@ CORES ?= all
 GRID ?= quick
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-faults test-fuzz test-slurm lint lab notebooks report bench lock clean
+.PHONY: help setup reproduce test test-faults test-fuzz test-slurm test-browser lint lab notebooks report bench lock clean
 
 help:  ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(VENV)/.ready  ## the environment alone, in .venv
 
@@ -43,6 +43,10 @@ test-fuzz: setup  ## every reader under 10,000 mutated files
 test-slurm: setup  ## a grid on a real SLURM cluster of one node, with kills (root, Debian)
 	$(INSTALL) '.[all,slurm]'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/slurm/exercise.py
+
+test-browser: setup  ## notebooks in JupyterLab in a headless Chromium, with pictures in runs/browser (Debian: chromium)
+	$(INSTALL) '.[all,browser]'
+	ADCORE_BROWSER=runs/browser $(BIN)/python -m pytest tests/browser -v -rs
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check
