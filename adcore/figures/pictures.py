@@ -93,18 +93,19 @@ def _draw_map(axes: Axes, scores: Any, limits: tuple[float, float], shape: tuple
 
 
 def reconstructions(samples: Sequence[Sample], pictures: Mapping[str, Sequence[Any]], view: View,
-                    masks: bool = True) -> Figure:
+                    masks: bool = True, size: float = 1.3) -> Figure:
     """The input and further pictures of each sample, one row per sample, as Figs. S2 and S3 of uniad2022.
 
     pictures  title of the column -> one picture per sample, of any size: an image (3, H, W) in [0, 1], an anomaly map (h, w),
               drawn in heat colors, or a bool mask (h, w), drawn in black and white
     masks     outline each sample's defect on the input and on the anomaly maps
+    size      width of each picture in inches
 
     All maps of one column and category have the same color scale, as in `heat_maps`.
     """
     height, width = view.shape
     columns = 1 + len(pictures)
-    figure, grid = plt.subplots(len(samples), columns, figsize=(1.3 * columns, 1.34 * height / width * len(samples)),
+    figure, grid = plt.subplots(len(samples), columns, figsize=(size * columns, 1.03 * size * height / width * len(samples)),
                                 squeeze=False)
     for row, (line, sample) in enumerate(zip(grid, samples, strict=True)):
         defect = view.mask(sample.mask).numpy() if masks and sample.mask is not None else np.zeros(view.shape, bool)

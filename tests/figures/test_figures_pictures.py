@@ -47,6 +47,8 @@ def contours(axes: Axes) -> int:
 def test_reconstructions_have_one_row_per_sample_and_one_titled_column_per_picture(samples):
     pictures = columns_of(samples)
     figure = figures.reconstructions(samples, pictures, VIEW)
+    larger = figures.reconstructions(samples, pictures, VIEW, size=2.6)
+    assert larger.get_size_inches() == pytest.approx(2 * figure.get_size_inches())
     grid = np.array(figure.axes).reshape(4, 4)
     assert [axes.get_title() for axes in grid[0]] == ["input", "rebuilt", "ground truth", "map"]
     assert [line[0].get_ylabel() for line in grid] == ["cloth\ngood", "cloth\nblob", "felt\ngood", "felt\nblob"]
