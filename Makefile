@@ -10,7 +10,7 @@ CORES ?= all
 GRID ?= quick
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-faults test-fuzz test-slurm test-browser lint lab notebooks report bench lock clean
+.PHONY: help setup reproduce test test-faults test-fuzz test-slurm test-browser lint lab notebooks slides report bench lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -58,6 +58,12 @@ lab: setup  ## JupyterLab at the first notebook
 notebooks: setup  ## execute every notebook in place, so that the committed outputs are today's
 	$(BIN)/adcore refresh
 
+slides: setup  ## lecture slides of every notebook, in slides/ (opening them needs a network, for reveal.js and MathJax)
+	cd notebooks && for name in *.ipynb */*.ipynb; do \
+	  ../$(BIN)/jupyter nbconvert --log-level WARN --to slides --SlidesExporter.reveal_scroll=True \
+	    --SlidesExporter.reveal_width=1280 --SlidesExporter.reveal_height=720 \
+	    --output-dir "../slides/$$(dirname $$name)" "$$name" || exit 1; done
+
 report: setup  ## write report/index.html from what has been run
 	@$(BIN)/adcore report
 
@@ -78,4 +84,4 @@ lock: setup  ## choose exact versions anew, for every supported Python
 	rm .ci/hashes.new
 
 clean:  ## remove the environment, the report and tools' caches; results in runs/ stay
-	rm -rf $(VENV) report .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) report slides .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
