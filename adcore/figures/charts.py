@@ -237,7 +237,7 @@ def intervals(values: Mapping[str, tuple[float, float]], xlabel: str, title: str
 
 
 def strips(table: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, title: str = "") -> Figure:
-    """Single values as points in groups, one column of points per series; a black line at the mean of each column.
+    """Single values as points in groups, one column of points per series; a black line at the mean of several.
 
     table  group -> series -> values, such as one per seed or one per image; a missing series leaves a gap in its group
     """
@@ -249,12 +249,13 @@ def strips(table: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, titl
             values = np.asarray(group.get(name, ()), float)
             x = middle + step * (i - (len(series) - 1) / 2)
             axes.plot(np.full(len(values), x), values, MARKERS[i % 7], color=COLORS[i % 7], markersize=5, alpha=0.6)
-            if len(values):
+            if len(values) > 1:
                 axes.hlines(values.mean(), x - 0.3 * step, x + 0.3 * step, colors="black", linewidth=1.6, zorder=3)
     keys = [plt.Line2D([], [], linestyle="", marker=MARKERS[i % 7], color=COLORS[i % 7], label=name)
             for i, name in enumerate(series)]
-    figure.legend(handles=[*keys, plt.Line2D([], [], color="black", label="mean")], loc="outside lower center", ncols=4,
-                  frameon=False)
+    if axes.collections:
+        keys.append(plt.Line2D([], [], color="black", label="mean"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False)
     axes.set(ylabel=ylabel, title=title, xticks=range(len(table)), xticklabels=[group.replace("_", " ") for group in table],
              xlim=(-0.6, len(table) - 0.4))
     axes.tick_params(axis="x", length=0)

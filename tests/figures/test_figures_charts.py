@@ -138,12 +138,14 @@ def test_intervals_are_means_with_one_deviation_on_either_side_and_the_first_row
     plt.close(figure)
 
 
-def test_strips_show_every_value_above_its_group_and_a_line_at_the_mean(style):
+def test_strips_show_every_value_above_its_group_and_a_line_at_the_mean_of_several(style):
     figure = figures.strips({"good": {"a": [1, 3], "b": [5.0]}, "hole_1": {"b": [2, 4, 9]}}, "score")
     (axes,) = figure.axes
     points = [(round(float(x), 9), float(y)) for line in axes.lines for x, y in line.get_xydata()]
     assert points == [(-0.2, 1), (-0.2, 3), (0.2, 5), (1.2, 2), (1.2, 4), (1.2, 9)]
-    assert [lines.get_segments()[0][0, 1] for lines in axes.collections] == [2, 5, 5]
+    assert [lines.get_segments()[0][0, 1] for lines in axes.collections] == [2, 5]    # none at a single value
     assert [label.get_text() for label in axes.get_xticklabels()] == ["good", "hole 1"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "mean"]
-    plt.close(figure)
+    single = figures.strips({"good": {"a": [1]}}, "score")
+    assert not single.axes[0].collections and [text.get_text() for text in single.legends[0].get_texts()] == ["a"]
+    plt.close("all")
