@@ -26,7 +26,7 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-APART = ("bench", "slurm", "kubernetes")  # extras that `all` leaves out
+APART = ("bench", "browser", "slurm", "kubernetes")  # extras that `all` leaves out
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
@@ -108,7 +108,7 @@ def test_every_dependency_has_one_accepted_version_for_each_supported_python(pyt
             assert requirement.specifier.contains(Version(version), prereleases=True), requirement
 
 
-def test_the_extra_all_contains_every_extra_except_those_for_benchmarks_and_clusters():
+def test_the_extra_all_contains_every_extra_except_those_for_benchmarks_browsers_and_clusters():
     (everything,) = map(Requirement, EXTRAS["all"])
     assert everything.extras == set(EXTRAS) - {"all", *APART}
 
