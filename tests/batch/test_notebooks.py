@@ -66,6 +66,13 @@ def test_the_parameters_are_literals_with_the_quick_profile_and_the_default_stor
 
 
 @each
+def test_the_cell_after_the_parameters_checks_them(path):
+    cells = code_cells(path)
+    (at,) = (i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", ()))
+    assert f'checked("{notebook_name(path)}", globals())' in cells[at + 1].source.splitlines()
+
+
+@each
 def test_papermill_sees_every_parameter_with_its_default(path):
     """papermill skips a line with two equals signs, also when the second is in a comment."""
     seen = {name: ast.literal_eval(one["default"]) for name, one in papermill.inspect_notebook(str(path)).items()}
