@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
 from adcore.data import Sample, map_name
-from adcore.detector import Detector
 from adcore.errors import ParameterError, StoreError, WeightsError, did_you_mean
 from adcore.experiments.evaluation import predict_all
 from adcore.experiments.experiment import Experiment
+from adcore.experiments.record import METRICS
 from adcore.experiments.runner import run_one
 from adcore.experiments.store import Result, Store, body_of, file_digest, read_result, sealed
 from adcore.experiments.table import ResultTable
@@ -43,7 +44,7 @@ NETWORKS: dict[str, Experiment] = {
 class TrainedNetwork(NamedTuple):
     """A network of results/checkpoints: the detector, ready to predict, and the result of its experiment."""
 
-    detector: Detector
+    detector: Any       # a Detector with a `network` and the `losses` of its training
     result: Result
 
     @property
@@ -88,6 +89,18 @@ def trained(name: str, *, device: str = "auto", folder: Path | None = None) -> T
     detector.network.load_state_dict({**detector.network.state_dict(), **changed})      # half precision becomes float32
     detector.losses = list(made["losses"])
     return TrainedNetwork(detector, result)
+
+
+def overview(names: Sequence[str]) -> pd.DataFrame:
+    """One row per network: epochs, loss of the first and the last epoch, means over categories in percent, minutes, commit."""
+    rows = {}
+    for name in names:
+        network = trained(name, device="cpu")
+        losses, made = network.detector.losses, network.result.provenance
+        percent = {title: 100 * network.table.value(metric) for metric, title in METRICS.items()}
+        rows[name] = {"epochs": len(losses), "first loss": losses[0], "last loss": losses[-1], **percent,
+                      "minutes": made["seconds"] / 60, "seed": network.result.experiment.seed, "commit": made["commit"]}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def train_networks(names: Sequence[str] = (), *, out: str | Path | None = None, device: str = "auto",
