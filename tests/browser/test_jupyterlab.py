@@ -59,7 +59,7 @@ def opened(browser: Any, lab: Lab, name: str, *, kernel: bool = True) -> Any:
     return page
 
 
-def run_all(page: Any, minutes: int = 10) -> None:
+def run_all(page: Any, minutes: int = 20) -> None:
     """Run > Run All Cells, until no prompt has a star."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
