@@ -82,33 +82,51 @@ def receptive_fields(fields: Mapping[str, ReceptiveField], analytic: Mapping[str
 
     fields    tap -> its receptive field, measured by the gradient
     analytic  tap -> its size in pixels by the analytic formula, written beside the measured size
+
+    The shade is the square root of the gradient's norm, relative to its largest. A box below a quarter of the image's width
+    is enlarged in a corner.
     """
-    figure, axes_row = plt.subplots(1, len(fields), figsize=(2.4 * len(fields), 2.75), squeeze=False)
+    side = 2.4 if len(fields) > 1 else 3.8
+    figure, axes_row = plt.subplots(1, len(fields), figsize=(side * len(fields), side + 0.8), squeeze=False)
     for axes, (tap, field) in zip(axes_row[0], fields.items(), strict=True):
-        shade = np.abs(field.gradient) / max(float(np.abs(field.gradient).max()), 1e-30)
-        axes.imshow(1 - np.sqrt(shade), cmap="gray", vmin=0, vmax=1)  # the root makes the faint border visible, as in print
+        height, width = field.gradient.shape
         top, left, bottom, right = field.box
-        axes.add_patch(plt.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False,
-                                     edgecolor=COLORS[1], linewidth=1.4))
         beside = f", analytic {analytic[tap]}" if analytic and tap in analytic else ""
+        axes.set(xticks=[0, width // 2, width], yticks=[0, height // 2, height], xlabel="pixels")
         axes.set_title(f"{tap}\nmeasured {field.size}{beside}", fontsize=8)
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        for spine in axes.spines.values():  # the border of the image, which a deep field may reach
-            spine.set(visible=True, linewidth=0.6, color="#888")
+        views = {axes: (0, width, height, 0)}
+        if right - left < width / 4:
+            margin = (right - left) // 3
+            inset = axes.inset_axes((0.56, 0.56, 0.44, 0.44), xticks=[], yticks=[])
+            views[inset] = (left - margin, right + margin, bottom + margin, top - margin)
+        shade = np.sqrt(np.abs(field.gradient) / max(float(np.abs(field.gradient).max()), 1e-30))
+        for view, limits in views.items():
+            view.imshow(1 - shade, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
+            view.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=COLORS[1],
+                                         linewidth=1.4, label="box around the gradients at or above the threshold"))
+            view.set(xlim=limits[:2], ylim=limits[2:])
+            view.grid(False)
+            for spine in view.spines.values():  # the border of the image, which a deep field may reach
+                spine.set(visible=True, linewidth=0.6, color="#888")
+            if view is not axes:
+                axes.indicate_inset_zoom(view, edgecolor="#888", linewidth=0.6)
+    figure.legend(*axes_row[0, 0].get_legend_handles_labels(), loc="outside lower center", frameon=False)
     return figure
 
 
 def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str,
-               title: str = "") -> Figure:
+               title: str = "", levels: Mapping[str, float] | None = None) -> Figure:
     """One line per series with its own color, line style and, up to 60 points, marker.
 
     series  name -> (x, y)
+    levels  name -> y of a thin black line across the chart, such as a threshold
     """
     figure, axes = plt.subplots(figsize=(5.2, 3.0))
     for i, (name, (x, y)) in enumerate(series.items()):
         marker = MARKERS[i % 7] if len(x) <= 60 else ""
         axes.plot(x, y, color=COLORS[i % 7], linestyle=LINES[i % 7], marker=marker, markersize=4, label=name)
+    for i, (name, level) in enumerate((levels or {}).items(), start=1):
+        axes.axhline(level, color="black", linestyle=LINES[i % 7], linewidth=1, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(fontsize=7.5)
     return figure

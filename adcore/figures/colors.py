@@ -1,4 +1,4 @@
-"""Figures of color transport: the images, and their colors as points in the cube of red, green and blue."""
+"""Figures of color transport: the images, and their colors as points by red and blue."""
 
 from __future__ import annotations
 
@@ -37,26 +37,23 @@ def color_transport(source: Any, target: Any, moved: Mapping[str, Sequence[Any]]
     return figure
 
 
-def color_clouds(pictures: Mapping[str, Any], points: int = 1500) -> Figure:
-    """One cube of red, green and blue per image (3, H, W), with `points` of its pixels as points in their own colors.
+def color_clouds(pictures: Mapping[str, Any], points: int = 800) -> Figure:
+    """One panel per image (3, H, W): `points` of its pixels, in their own colors, by their red and blue.
 
-    Each cube shows the dashed line from black to white, on which the points of a gray image lie. All cubes have equal limits.
+    On the dashed line both are equal, as in every gray image. The title gives the root mean square (RMS) of R - B over all
+    pixels. All panels have equal limits.
     """
     clouds = {title: _some(np.asarray(picture), points) for title, picture in pictures.items()}
-    everything = np.concatenate(list(clouds.values()))
-    low, high = min(0.0, float(everything.min())), max(1.0, float(everything.max()))
-    figure = plt.figure(figsize=(2.35 * len(clouds), 2.45))
-    for column, (title, cloud) in enumerate(clouds.items(), start=1):
-        axes: Any = figure.add_subplot(1, len(clouds), column, projection="3d")
-        axes.scatter(*cloud.T, c=cloud.clip(0, 1), s=5, edgecolors="#333333", linewidths=0.15, depthshade=False)
-        axes.plot([0, 1], [0, 1], [0, 1], color="black", linewidth=0.9, linestyle="--")
-        axes.set(xlim=(low, high), ylim=(low, high), zlim=(low, high), xticks=[0, 1], yticks=[1], zticks=[1])
-        axes.set_title(title, y=0.99, pad=0)
-        for name, label in (("x", "R"), ("y", "G"), ("z", "B")):
-            getattr(axes, f"set_{name}label")(label, labelpad=-12)
-            axes.tick_params(axis=name, pad=-4, labelsize=7)
-        axes.view_init(elev=18, azim=-62)
-        axes.set_box_aspect((1, 1, 1), zoom=1.0)
+    shown = np.concatenate(list(clouds.values()))[:, ::2]
+    low, high = min(0.0, float(shown.min())), max(1.0, float(shown.max()))
+    figure, row = plt.subplots(1, len(clouds), figsize=(2.3 * len(clouds), 2.7), squeeze=False, sharey=True)
+    for axes, (title, cloud) in zip(row[0], clouds.items(), strict=True):
+        red, _, blue = np.asarray(pictures[title])
+        axes.scatter(*cloud[:, ::2].T, c=cloud.clip(0, 1), s=7, edgecolors="#666666", linewidths=0.2)
+        axes.plot([0, 1], [0, 1], color="black", linewidth=1.1, linestyle="--", zorder=0.5)
+        axes.set(title=f"{title}\nRMS of R \u2212 B: {np.sqrt(np.mean((red - blue) ** 2)):.3f}", xlabel="R",
+                 xlim=(low - 0.03, high + 0.03), ylim=(low - 0.03, high + 0.03), aspect="equal")
+    row[0, 0].set_ylabel("B")
     return figure
 
 

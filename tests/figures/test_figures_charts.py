@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pytest import approx
 
 from adcore import figures
+from adcore.papers.heckler2023.receptive_field import ReceptiveField
 
 pytestmark = pytest.mark.usefixtures("style")
 
@@ -149,3 +150,33 @@ def test_strips_show_every_value_above_its_group_and_a_line_at_the_mean_of_sever
     single = figures.strips({"good": {"a": [1]}}, "score")
     assert not single.axes[0].collections and [text.get_text() for text in single.legends[0].get_texts()] == ["a"]
     plt.close("all")
+
+
+def spot(size: int, box: tuple[int, int, int, int]) -> ReceptiveField:
+    gradient = np.zeros((size, size), np.float32)
+    gradient[box[0]:box[2], box[1]:box[3]] = 0.25
+    gradient[box[0], box[1]] = 1
+    return ReceptiveField("tap", 3, 4, max(box[2] - box[0], box[3] - box[1]), box, gradient, False)
+
+
+def test_a_receptive_field_is_drawn_in_pixels_with_its_box_and_a_small_one_is_enlarged():
+    figure = figures.receptive_fields({"small": spot(80, (30, 40, 38, 50)), "large": spot(80, (20, 10, 60, 50))}, {"small": 12})
+    small, large = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["small\nmeasured 10, analytic 12", "large\nmeasured 40"]
+    for axes, (left, top, width, height) in ((small, (40, 30, 10, 8)), (large, (10, 20, 40, 40))):
+        assert (axes.get_xlim(), axes.get_ylim()) == ((0, 80), (80, 0)) and list(axes.get_xticks()) == [0, 40, 80]
+        assert axes.patches[0].get_bbox().bounds == (left, top, width, height)
+        assert sorted(set(np.asarray(axes.images[0].get_array()).ravel().tolist())) == [0, 0.5, 1], "the root of the gradient"
+    (inset,) = small.child_axes
+    assert not large.child_axes
+    assert (inset.get_xlim(), inset.get_ylim()) == ((37, 53), (41, 27))
+    assert inset.patches[0].get_bbox().bounds == (40, 30, 10, 8)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["box around the gradients at or above the threshold"]
+
+
+def test_a_level_of_a_line_chart_is_a_line_without_markers_across_it():
+    (axes,) = figures.line_chart({"a": ([0, 1], [1, 3])}, "x", "y", levels={"threshold": 2.0}).axes
+    level = next(line for line in axes.lines if line.get_label() == "threshold")
+    assert list(level.get_ydata()) == [2, 2] and list(level.get_xdata()) == [0, 1] and level.get_marker() == "None"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "threshold"]

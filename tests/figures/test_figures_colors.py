@@ -26,15 +26,19 @@ def test_each_method_has_a_row_with_source_target_and_transported_images_and_the
     assert [axes.get_xlabel() for axes in grid[:, 1]] == ["chroma 0.000"] * 2
 
 
-def test_a_cube_shows_pixels_of_its_image_in_their_colors_and_all_cubes_have_equal_limits():
+def test_a_cloud_shows_pixels_of_its_image_in_their_colors_by_red_and_blue():
     image, gray = torch.rand(3, 20, 10, dtype=torch.float64), torch.linspace(-0.2, 0.8, 12).double().expand(3, 3, 12)
     figure = figures.color_clouds({"source": image, "target": gray}, points=50)
-    assert [axes.get_title() for axes in figure.axes] == ["source", "target"]
+    rms = float((image[0] - image[2]).square().mean().sqrt())
+    assert [axes.get_title() for axes in figure.axes] == [f"source\nRMS of R \u2212 B: {rms:.3f}",
+                                                          "target\nRMS of R \u2212 B: 0.000"]
     for axes, picture, count in zip(figure.axes, (image, gray), (50, 36), strict=True):
-        assert (axes.get_xlim(), axes.get_ylim(), axes.get_zlim()) == (figure.axes[0].get_xlim(),) * 3
-        scatter = axes.collections[0]
-        points = np.stack(scatter._offsets3d, axis=1)
-        assert points.shape == (count, 3) and {tuple(p) for p in points} <= {tuple(p) for p in picture.flatten(1).T.tolist()}
-        assert np.allclose(scatter._facecolors[:, :3], points.clip(0, 1))
-        assert [list(line) for line in axes.lines[0].get_data_3d()] == [[0, 1]] * 3, "the line from black to white"
+        assert (axes.get_xlim(), axes.get_ylim()) == (figure.axes[0].get_xlim(),) * 2
+        (scatter,) = axes.collections
+        points, shades = np.asarray(scatter.get_offsets()), scatter.get_facecolors()[:, :3]
+        assert points.shape == (count, 2) and np.allclose(shades[:, ::2], points.clip(0, 1))
+        found = {tuple(point) for point in picture[::2].flatten(1).T.tolist()}
+        assert {tuple(point) for point in points} <= found
+        assert [list(line) for line in axes.lines[0].get_data()] == [[0, 1]] * 2, "the line of gray"
     assert figure.axes[0].get_xlim()[0] <= -0.2 + 1e-9
+    assert figure.axes[0].get_aspect() == 1

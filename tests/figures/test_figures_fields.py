@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.quiver import Quiver
+from matplotlib.quiver import Quiver, QuiverKey
 from pytest import approx
 
 from adcore import figures
@@ -32,7 +32,24 @@ def test_stream_lines_follow_the_field_and_are_thicker_where_it_is_stronger():
     along = (steps * middles * np.array([1.0, 3.0])).sum(1)
     assert (along >= -1e-9).mean() > 0.98 and len(segments) > 100
     strength = np.hypot(middles[:, 0], 3 * middles[:, 1])
-    assert np.corrcoef(strength, widths)[0, 1] > 0.98 and widths.max() < 2.5
+    assert np.corrcoef(strength, widths)[0, 1] > 0.98 and 1 < widths.max() < 3.5
+
+
+def test_widths_have_one_scale_in_all_panels_and_faint_lines_are_not_drawn():
+    beside = np.where(PLANE[..., :1] > 0, [1.0, 0.0], [0.002, 0.0])
+    figure = figures.vector_fields(X, Y, {"strong": (4 * AWAY, PLANE[..., 0], "x"), "weak": (beside, PLANE[..., 0], "x")})
+    lines = [next(c for c in axes.collections if isinstance(c, LineCollection)) for axes in figure.axes[:2]]
+    strongest = 4 * np.linalg.norm(AWAY, axis=-1).max()
+    assert np.max(lines[1].get_linewidths()) == approx(3 / strongest)
+    assert np.array(lines[1].get_segments())[..., 0].min() > -0.3 < 0 < np.array(lines[1].get_segments())[..., 0].max()
+    assert np.array(lines[0].get_segments())[..., 0].min() < -1
+
+
+def test_the_bar_of_a_probability_runs_from_0_to_1_and_the_axes_are_named():
+    figure = figures.vector_fields(X, Y, {"a": (AWAY, 0.2 + 0.1 * PLANE[..., 0], "P"), "b": (AWAY, PLANE[..., 0], "x")})
+    panels, bars = figure.axes[:2], figure.axes[2:]
+    assert [bar.get_xlim() for bar in bars] == [(0, 1), (-2, 2)]
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in panels] == [("$u_1$", "$u_2$"), ("$u_1$", "")]
 
 
 def test_each_panel_has_a_title_a_shade_and_the_label_of_the_shade():
@@ -75,20 +92,23 @@ def test_a_field_that_does_not_fit_the_plane_is_refused():
         figures.vector_fields(X, Y, {"a": (AWAY.transpose(1, 0, 2), PLANE[..., 0], "x")})
 
 
-def test_only_points_that_send_a_gradient_have_an_arrow_and_all_panels_have_one_scale():
+def test_only_used_points_have_an_arrow_and_all_panels_have_one_scale():
     points, pushes = PLANE[::5, ::5].reshape(-1, 2), AWAY[::5, ::5].reshape(-1, 2)
-    sends = points[:, 0] > 0
+    used = points[:, 0] > 0
     figure = figures.arrows(X, Y, PLANE[..., 0], {"all": (points, pushes, np.ones(len(points), bool)),
-                                                  "some": (points, pushes / 2, sends)}, PLANE[..., 0])
-    quivers = [next(c for c in axes.collections if isinstance(c, Quiver)) for axes in figure.axes]
+                                                  "some": (points, pushes / 2, used)}, PLANE[..., 0], "shade of x")
+    quivers = [next(c for c in axes.collections if isinstance(c, Quiver)) for axes in figure.axes[:2]]
     assert quivers[0].scale == quivers[1].scale
-    np.testing.assert_array_equal(quivers[1].XY, points[sends])
-    np.testing.assert_allclose(np.column_stack([quivers[1].U, quivers[1].V]), pushes[sends] / 2)
+    np.testing.assert_array_equal(quivers[1].XY, points[used])
+    np.testing.assert_allclose(np.column_stack([quivers[1].U, quivers[1].V]), pushes[used] / 2)
     longest = np.linalg.norm(pushes, axis=1).max() / quivers[0].scale
     assert longest == approx(0.12 * 4)
     drawn = {line.get_label(): np.column_stack(line.get_data()) for line in figure.axes[1].lines}
-    np.testing.assert_array_equal(drawn["kept back"], points[~sends])
-    assert names(figure) == ["sends its gradient", "kept back", "as likely normal as outlier"]
+    np.testing.assert_array_equal(drawn["removed by the filter"], points[~used])
+    assert names(figure) == ["used", "removed by the filter", "as likely normal as outlier"]
+    (key,) = (artist for artist in figure.axes[1].artists if isinstance(artist, QuiverKey))
+    assert (key.U, key.label, key.Q) == (1, "length 1", quivers[1])
+    assert [axes.get_xlabel() for axes in figure.axes] == ["$u_1$", "$u_1$", "shade of x", "shade of x"]
 
 
 def test_a_batch_without_any_gradient_can_be_drawn():
