@@ -17,23 +17,32 @@ if TYPE_CHECKING:
     from adcore.papers.heckler2023.receptive_field import ReceptiveField
 
 
-def score_histograms(scores: Any, title: str = "image score") -> Figure:
-    """Histograms of the scores of normal and anomalous test images, one panel per category.
+def score_histograms(scores: Any, title: str = "image score", fractions: bool = False, columns: int = 5) -> Figure:
+    """Histograms of the scores of normal and anomalous test images, one panel per category, `columns` panels in a row.
 
-    scores  DataFrame with one row per image: category, label (0 or 1), score
+    scores     DataFrame with one row per image: category, label (0 or 1), score
+    fractions  fraction of the normal and of the anomalous images in each bin instead of their number
     """
     categories = list(dict.fromkeys(scores["category"]))
-    figure, grid = plt.subplots(1, len(categories), figsize=(2.4 * len(categories), 1.9), squeeze=False)
-    for axes, category in zip(grid[0], categories, strict=True):
+    columns = min(columns, len(categories))
+    rows = -(-len(categories) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(2.2 * columns, 1.7 * rows + 0.5), squeeze=False)
+    for axes in grid.flat[len(categories):]:
+        axes.set_visible(False)
+    for axes, category in zip(grid.flat, categories, strict=False):
         part = scores[scores.category == category]
         bins = np.linspace(part.score.min(), part.score.max(), 16)
         for label, name, color, hatch in ((0, "normal", COLORS[0], ""), (1, "anomalous", COLORS[1], "////")):
-            axes.hist(part.score[part.label == label], bins=bins, color=color, alpha=0.6, label=name, hatch=hatch,
-                      edgecolor="white", linewidth=0.5)
-        axes.set(title=category.replace("_", " "), xlabel=title)
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    grid[0, 0].set_ylabel("images")
-    grid[0, -1].legend()
+            found = part.score[part.label == label]
+            axes.hist(found, bins=bins, weights=np.full(len(found), 1 / max(1, len(found))) if fractions else None, color=color,
+                      alpha=0.6, label=name, hatch=hatch, edgecolor="white", linewidth=0.5)
+        axes.set_title(category.replace("_", " "))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=not fractions))
+    for axes in grid.flat[:len(categories)][-columns:]:
+        axes.set_xlabel(title)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("fraction of images" if fractions else "images")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -191,12 +200,15 @@ def bar_panels(panels: Mapping[str, Any], ylabel: str, columns: int = 2) -> Figu
 
 def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
                  errors: Mapping[str, Mapping[str, float]] | None = None,
-                 published: Mapping[str, Mapping[str, float]] | None = None, title: str = "") -> Figure:
+                 published: Mapping[str, Mapping[str, float]] | None = None, title: str = "",
+                 levels: Mapping[str, float] | None = None, numbers: str = "") -> Figure:
     """Groups of bars with one bar per series; each series has its own color and hatch.
 
     table      group -> series -> value; a missing series leaves a gap in its group
     errors     group -> series -> half the length of the error bar
     published  group -> series -> printed value, drawn as a black line across the bar
+    levels     name -> height of a thin dotted line across the chart, such as chance
+    numbers    format of the values above the bars, such as '{:.0f}'; empty for none
     """
     series = list(dict.fromkeys(name for group in table.values() for name in group))
 
@@ -209,12 +221,16 @@ def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
     for i, (name, x) in enumerate(places.items()):
         axes.bar(x, values(table, name), 0.92 * step, color=COLORS[i % 7], hatch=HATCHES[i % 7], edgecolor="white",
                  linewidth=0.5, label=name)
+        if numbers:
+            axes.bar_label(axes.containers[-1], fmt=numbers, fontsize=7, padding=2)
         if errors:
             axes.errorbar(x, values(table, name), values(errors, name), fmt="none", ecolor="black", elinewidth=1, capsize=2)
     if published:
         x, printed = np.concatenate(list(places.values())), np.concatenate([values(published, name) for name in places])
         ticks = axes.hlines(printed, x - 0.46 * step, x + 0.46 * step, colors="black", linewidth=2, zorder=3, label="published")
         ticks.set_path_effects([patheffects.withStroke(linewidth=3.4, foreground="white")])
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color="black", linestyle=":", linewidth=1, label=name)
     axes.set(ylabel=ylabel, title=title, xticks=middles, xticklabels=[group.replace("_", " ") for group in table])
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)

@@ -69,6 +69,17 @@ def test_error_bars_have_the_length_of_their_errors():
     assert sorted((low, high) for low, high in spans if np.isfinite([low, high]).all()) == [(69.5, 70.5), (93.0, 97.0)]
 
 
+def test_levels_are_lines_with_an_entry_in_the_legend_and_numbers_are_above_their_bars():
+    figure = figures.grouped_bars(TABLE, "", levels={"chance": 50}, numbers="{:.0f}")
+    axes, (legend,) = figure.axes[0], figure.legends
+    (line,) = axes.lines
+    assert set(line.get_ydata()) == {50} and "chance" in [text.get_text() for text in legend.get_texts()]
+    heights = [height for drawn in bars(figure).values() for _, height in drawn]
+    found = {text.xy[1]: text.get_text() for text in axes.texts if text.get_text()}
+    assert found == {height: f"{height:.0f}" for height in heights if np.isfinite(height)}
+    assert not figures.grouped_bars(TABLE, "").axes[0].texts
+
+
 def test_labeled_points_have_their_positions_and_names_and_marked_ones_another_marker():
     figure = figures.labeled_points({"US": (9.55, 60.3), "ours": (7.48, 6.46)}, "parameters", "FLOPs", marked=["ours"])
     (axes,) = figure.axes
@@ -118,6 +129,19 @@ def test_score_histograms_count_every_image_once_on_an_axis_with_whole_numbers()
         assert sum(bar.get_height() for bar in axes.patches) == count
         shown = [float(text.get_text()) for text in axes.get_yticklabels() if text.get_text()]
         assert len(shown) >= 2 and all(value.is_integer() for value in shown)
+
+
+def test_score_histograms_of_fractions_give_both_classes_the_same_area_and_the_legend_covers_no_panel():
+    scores = pd.DataFrame({"category": ["a", "b", "c"] * 20, "label": [0] * 54 + [1] * 6, "score": np.arange(60.0)})
+    figure = figures.score_histograms(scores, fractions=True, columns=2)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["a", "b", "c"]
+    assert [axes.get_xlabel() for axes in panels] == ["", "image score", "image score"]
+    for axes in panels:
+        assert [sum(bar.get_height() for bar in drawn) for drawn in axes.containers] == approx([1, 1])
+        assert axes.get_legend() is None
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["normal", "anomalous"]
 
 
 def test_probability_histograms_count_every_value_once_on_one_logarithmic_axis():
