@@ -219,16 +219,18 @@ def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str,
     middles, step = np.arange(len(table)), 0.8 / max(1, len(series))
     places = {name: middles + step * (i - (len(series) - 1) / 2) for i, name in enumerate(series)}
     for i, (name, x) in enumerate(places.items()):
-        axes.bar(x, values(table, name), 0.92 * step, color=COLORS[i % 7], hatch=HATCHES[i % 7], edgecolor="white",
+        drawn = axes.bar(x, values(table, name), 0.92 * step, color=COLORS[i % 7], hatch=HATCHES[i % 7], edgecolor="white",
                  linewidth=0.5, label=name)
         if numbers:
-            axes.bar_label(axes.containers[-1], fmt=numbers, fontsize=7, padding=2)
+            axes.bar_label(drawn, fmt=numbers, fontsize=7, padding=2)
         if errors:
             axes.errorbar(x, values(table, name), values(errors, name), fmt="none", ecolor="black", elinewidth=1, capsize=2)
     if published:
         x, printed = np.concatenate(list(places.values())), np.concatenate([values(published, name) for name in places])
         ticks = axes.hlines(printed, x - 0.46 * step, x + 0.46 * step, colors="black", linewidth=2, zorder=3, label="published")
         ticks.set_path_effects([patheffects.withStroke(linewidth=3.4, foreground="white")])
+    if numbers:
+        axes.margins(y=0.1)
     for name, level in (levels or {}).items():
         axes.axhline(level, color="black", linestyle=":", linewidth=1, label=name)
     axes.set(ylabel=ylabel, title=title, xticks=middles, xticklabels=[group.replace("_", " ") for group in table])
