@@ -106,7 +106,7 @@ def receptive_fields(fields: Mapping[str, ReceptiveField], analytic: Mapping[str
         views = {axes: (0, width, height, 0)}
         if right - left < width / 4:
             margin = (right - left) // 3
-            inset = axes.inset_axes((0.56, 0.56, 0.44, 0.44), xticks=[], yticks=[])
+            inset = axes.inset_axes((0.62, 0.62, 0.38, 0.38), xticks=[], yticks=[])
             views[inset] = (left - margin, right + margin, bottom + margin, top - margin)
         shade = np.sqrt(np.abs(field.gradient) / max(float(np.abs(field.gradient).max()), 1e-30))
         for view, limits in views.items():
