@@ -92,12 +92,17 @@ def trained(name: str, *, device: str = "auto", folder: Path | None = None) -> T
 
 
 def overview(names: Sequence[str]) -> pd.DataFrame:
-    """One row per network: epochs, loss of the first and the last epoch, means over categories in percent, minutes, commit."""
+    """One row per network: epochs, loss of the first and the last epoch, means over categories in percent, minutes, commit.
+
+    For a reconstruction, 'copied' is the fraction of the defects that it reconstructs (`uniad2022.shortcut.copied`), in percent.
+    """
     rows = {}
     for name in names:
         network = trained(name, device="cpu")
         losses, made = network.detector.losses, network.result.provenance
-        percent = {title: 100 * network.table.value(metric) for metric, title in METRICS.items()}
+        measured = set(network.table.frame["metric"])
+        percent = {title: 100 * network.table.value(metric) for metric, title in {**METRICS, "copied": "copied"}.items()
+                   if metric in measured}
         rows[name] = {"epochs": len(losses), "first loss": losses[0], "last loss": losses[-1], **percent,
                       "minutes": made["seconds"] / 60, "seed": network.result.experiment.seed, "commit": made["commit"]}
     return pd.DataFrame.from_dict(rows, orient="index")
