@@ -94,7 +94,7 @@ def trained(name: str, *, device: str = "auto", folder: Path | None = None) -> T
 def overview(names: Sequence[str]) -> pd.DataFrame:
     """One row per network: epochs, loss of the first and the last epoch, means over categories in percent, minutes, commit.
 
-    For a reconstruction, 'copied' is the fraction of the defects that it reconstructs (`uniad2022.shortcut.copied`), in percent.
+    'copied' is the percentage of the defects that a reconstruction contains, see `uniad2022.shortcut.copied`.
     """
     rows = {}
     for name in names:
