@@ -272,26 +272,36 @@ def intervals(values: Mapping[str, tuple[float, float]], xlabel: str, title: str
     return figure
 
 
-def strips(table: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, title: str = "") -> Figure:
+def strips(table: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, title: str = "",
+           names: Sequence[Any] = ()) -> Figure:
     """Single values as points in groups, one column of points per series; a black line at the mean of several.
 
     table  group -> series -> values, such as one per seed or one per image; a missing series leaves a gap in its group
+    names  what the i-th value of each series is, such as its seed: values of the same name have the same marker, and a gray
+           line joins them within a group
     """
     series = list(dict.fromkeys(name for group in table.values() for name in group))
     step = 0.8 / max(1, len(series))
     figure, axes = plt.subplots(figsize=(min(9.0, 1.6 + 0.5 * len(table) * (len(series) + 0.6)), 3.0), layout="constrained")
-    for i, name in enumerate(series):
-        for middle, group in enumerate(table.values()):
+    for middle, group in enumerate(table.values()):
+        paths: dict[int, list[tuple[float, float]]] = {}
+        for i, name in enumerate(series):
             values = np.asarray(group.get(name, ()), float)
             x = middle + step * (i - (len(series) - 1) / 2)
-            axes.plot(np.full(len(values), x), values, MARKERS[i % 7], color=COLORS[i % 7], markersize=5, alpha=0.6)
+            for j, value in enumerate(values):
+                axes.plot(x, value, MARKERS[(j if names else i) % 7], color=COLORS[i % 7], markersize=5, alpha=0.6)
+                paths.setdefault(j, []).append((x, value))
             if len(values) > 1:
                 axes.hlines(values.mean(), x - 0.3 * step, x + 0.3 * step, colors="black", linewidth=1.6, zorder=3)
-    keys = [plt.Line2D([], [], linestyle="", marker=MARKERS[i % 7], color=COLORS[i % 7], label=name)
-            for i, name in enumerate(series)]
+        for path in (path for path in paths.values() if names and len(path) > 1):
+            axes.plot(*zip(*path, strict=True), color="#888", linewidth=0.8, zorder=1)
+    keys = [plt.Line2D([], [], linestyle="", marker="s" if names else MARKERS[i % 7], color=COLORS[i % 7], label=name)
+            for i, name in enumerate(series) if name]
+    keys += [plt.Line2D([], [], linestyle="", marker=MARKERS[j % 7], color="#888", label=str(name))
+             for j, name in enumerate(names)]
     if axes.collections:
         keys.append(plt.Line2D([], [], color="black", label="mean"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=keys, loc="outside lower center", ncols=5 if names else 4, frameon=False)
     axes.set(ylabel=ylabel, title=title, xticks=range(len(table)), xticklabels=[group.replace("_", " ") for group in table],
              xlim=(-0.6, len(table) - 0.4))
     axes.tick_params(axis="x", length=0)

@@ -176,6 +176,19 @@ def test_strips_show_every_value_above_its_group_and_a_line_at_the_mean_of_sever
     plt.close("all")
 
 
+def test_strips_of_named_values_have_one_marker_per_name_and_a_line_through_the_series_of_a_group(style):
+    figure = figures.strips({"zoom": {"first": [1, 3], "final": [2, 5]}, "plain": {"final": [4, 6]}}, "AUROC", names=[7, 8])
+    (axes,) = figure.axes
+    joined = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert [line.get_ydata().tolist() for line in joined] == [[1, 2], [3, 5]]
+    points = {float(line.get_ydata()[0]): line.get_marker() for line in axes.lines if line not in joined}
+    assert points[1] == points[2] == points[4] != points[3] == points[5] == points[6]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "final", "7", "8", "mean"]
+    unnamed = figures.strips({"a": {"": [1, 2]}}, "AUROC", names=["seed 0", "seed 1"])
+    assert [text.get_text() for text in unnamed.legends[0].get_texts()] == ["seed 0", "seed 1", "mean"]
+    plt.close("all")
+
+
 def spot(size: int, box: tuple[int, int, int, int]) -> ReceptiveField:
     gradient = np.zeros((size, size), np.float32)
     gradient[box[0]:box[2], box[1]:box[3]] = 0.25
