@@ -60,8 +60,8 @@ notebooks: setup  ## execute every notebook in place, so that the committed outp
 
 slides: setup  ## lecture slides of every notebook, in slides/ (opening them needs a network, for reveal.js and MathJax)
 	cd notebooks && for name in *.ipynb */*.ipynb; do \
-	  ../$(BIN)/jupyter nbconvert --log-level WARN --to slides --SlidesExporter.reveal_scroll=True \
-	    --SlidesExporter.reveal_width=1280 --SlidesExporter.reveal_height=720 \
+	  ../$(BIN)/jupyter nbconvert --log-level WARN --to slides --no-prompt --SlidesExporter.reveal_scroll=True \
+	    --SlidesExporter.reveal_width=1180 --SlidesExporter.reveal_height=720 \
 	    --output-dir "../slides/$$(dirname $$name)" "$$name" || exit 1; done
 
 report: setup  ## write report/index.html from what has been run
