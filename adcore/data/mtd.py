@@ -4,8 +4,8 @@
     MT_<Defect>/Imgs/*.jpg, *.png image and mask of Blowhole, Break, Crack, Fray, Uneven
 
 Images vary in size. Masks have soft edges, for which no threshold is published: every pixel above zero is marked. A fifth of
-the normal images, drawn once with a fixed seed, is kept for testing, as in the DS2 supplement (Sec. 4). The paper's own draw
-is not published, so ours holds out other images.
+the normal images, drawn once with a fixed seed, is kept for testing, as in the DS2 supplement (Sec. 4). The published code of
+DS2 has a list of its own, so ours holds out other images.
 """
 
 from __future__ import annotations
