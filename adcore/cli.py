@@ -1,6 +1,6 @@
 """The command line.
 
-`adcore doctor | data | weights | run | measure | remeasure | refresh | reproduce | report | results | bench`
+`adcore doctor | data | weights | run | measure | remeasure | checkpoints | refresh | reproduce | report | results | bench`
 """
 
 from __future__ import annotations
