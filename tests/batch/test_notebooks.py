@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
 from adcore.grids import load_grid
 from adcore.notebook import all_notebooks, notebook_name, read_parameters
-from adcore.papers import exhibits
+from adcore.papers import exhibits, papers
+from adcore.paths import repository
 
 NOTEBOOKS = all_notebooks()
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=notebook_name)
@@ -96,6 +98,50 @@ def test_a_notebook_has_all_required_parts(path):
         assert part in prose, part
     claims = [cell for cell in code_cells(path) if re.search(r"^(?:\s*)assert ", cell.source, flags=re.M)]
     assert len(claims) >= 3, "claims, shapes and the block rebuilt by hand need assertions"
+
+
+def markdown_cells(path: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+
+
+@each
+def test_a_notebook_that_is_named_in_the_text_is_linked_and_every_linked_file_exists(path):
+    names = {notebook_name(one) for one in NOTEBOOKS}
+    for text in markdown_cells(path):
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            assert re.match(r"https://|#", link) or (path.parent / link).is_file(), link
+        for word in re.findall(r"(?<!\[)`([\w/]+)`", text):
+            assert not {word, f"{notebook_name(path).partition('/')[0]}/{word}"} & names - {notebook_name(path)}, word
+
+
+@each
+def test_a_papers_notebook_links_to_the_paper(path):
+    paper = notebook_name(path).partition("/")[0]
+    if paper in papers().index:
+        assert f"]({papers().loc[paper, 'url']})" in markdown_cells(path)[0]
+
+
+@each
+def test_each_section_begins_a_slide_and_parameters_and_imports_are_on_none(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        kind = cell.metadata["slideshow"]["slide_type"]
+        if cell.cell_type == "markdown":
+            assert not re.search(r"\n## ", cell.source), "a section begins in a cell of its own"
+            assert "\n<details" not in cell.source.replace("\n\n<details", ""), "nbconvert needs an empty line before <details>"
+            expected = "slide" if re.match("##? ", cell.source) else "subslide"
+            assert kind == ("skip" if cell.source == "## Errata and choices" else expected), cell.source
+        else:
+            assert kind in ("skip", "subslide", "-")
+            assert kind == "skip" or "parameters" not in cell.metadata.get("tags", ())
+
+
+def test_the_first_notebook_has_a_table_of_all_notebooks_with_their_seconds():
+    (table,) = (text for text in markdown_cells(NOTEBOOKS[0]) if "| notebook | shows |" in text)
+    seconds = pd.read_csv(repository() / "benchmarks" / "notebooks.csv", index_col="notebook")
+    assert set(seconds.index) == {notebook_name(path) for path in NOTEBOOKS}
+    for name, row in seconds.iterrows():
+        (line,) = (line for line in table.splitlines() if f"`{name}`" in line)
+        assert line.endswith(f"| {row.cold:.0f} | {row.warm:.0f} |"), line
 
 
 def made_for(path: Path, **given) -> list[bool]:
