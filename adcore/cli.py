@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--dataset", default="mini", help="a name, a folder in MVTec layout, or a csv of images")
     measure.add_argument("--categories", nargs="*", default=[], help="default: all")
     measure.add_argument("--seeds", nargs="+", type=int, default=[0])
-    measure.add_argument("--profile", default="quick", help="quick or paper")
+    measure.add_argument("--profile", default="quick", help="quick, open or paper")
     measure.add_argument("--device", default="auto")
     measure.add_argument("-p", dest="settings", action="append", default=[], metavar="setting=value")
     _add_again(measure)

@@ -46,6 +46,7 @@ class Detector(ABC):
     pretrains  True if `pretrain` must run before `fit`; the config then has a setting `pretraining`
     version    increased when a change of the code changes the numbers of the same settings
     quick      settings of the quick profile that differ from the paper's
+    open       settings of the open profile that differ from the paper's: those that need a download, and no others
     extractor  the pretrained backbone, a `FeatureExtractor`; None for a method without one
     """
 
@@ -56,6 +57,7 @@ class Detector(ABC):
     version: ClassVar[int] = 1
     Config: ClassVar[type[Any]]
     quick: ClassVar[Mapping[str, Any]] = {}
+    open: ClassVar[Mapping[str, Any]] = {}
     extractor: Any = None
 
     def __init__(self, config: Any = None, *, device: str | torch.device = "cpu", seed: int = 0) -> None:

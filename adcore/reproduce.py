@@ -19,7 +19,7 @@ from adcore.notebook import is_current as run_is_current
 from adcore.paths import repository, runs_folder
 from adcore.run_digest import RunDigests
 
-PROFILES = ("quick", "paper")  # profiles of experiments; each has a grid with the same name
+PROFILES = ("quick", "open", "paper")  # profiles of experiments; each has a grid with the same name
 PLACES = ("local", "slurm", "kubernetes")  # folders in workflow/profiles
 # A failed notebook does not stop the others. A run writes its record last and in one step, so an existing record is complete,
 # even if Snakemake or another notebook of the same job was killed: Snakemake must neither delete it nor run it again.
@@ -44,7 +44,7 @@ def grid_named(grid: str | None, profile: str | None) -> str:
     """
     if profile is not None and profile not in PROFILES:
         raise ParameterError(f"unknown profile '{profile}'{did_you_mean(profile, PROFILES)}: --profile takes "
-                             f"{' or '.join(PROFILES)}; use --on for a cluster or a Snakemake profile")
+                             f"{', '.join(PROFILES)}; use --on for a cluster or a Snakemake profile")
     if grid is not None and profile is not None and grid != profile:
         raise ParameterError(f"--profile {profile} and --grid {grid} name two grids: use only one of the options")
     chosen = grid or profile or "quick"

@@ -142,7 +142,7 @@ def test_settings_equal_to_the_defaults_do_not_change_the_key(settings):
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(ParameterError, match=r"unknown method 'unyad' \(did you mean 'uniad'\?\); there are uniad, mlp"):
         grid("unyad")
-    with pytest.raises(ParameterError, match="unknown profile 'fast': use quick or paper"):
+    with pytest.raises(ParameterError, match="unknown profile 'fast': use quick, open, paper"):
         grid(UniAD, profile="fast")
     with pytest.raises(ParameterError, match=r"UniADConfig has no setting 'epoch'; it has amp, backbone, .*, epochs"):
         grid(UniAD, epoch=3)

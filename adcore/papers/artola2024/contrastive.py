@@ -195,6 +195,7 @@ class Contrastive(Detector):
     name: ClassVar[str] = "contrastive"
     paper: ClassVar[str] = "artola2024"
     Config: ClassVar[type[Any]] = ContrastiveConfig
+    open: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (3, 4), "negatives": "photographs"}
     quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (3,), "image_size": 96, "dim": 16,
                                        "components": 4, "epochs": 12, "cells": 512, "lr": 1e-3, "negatives": "photographs",
                                        "held_out": 0.3, "smallest_crop": 0.25}

@@ -118,6 +118,7 @@ class FewShot(Detector):
     """A detector trained end to end on normal images and a few labeled anomalies. Subclasses build `network`."""
 
     paper: ClassVar[str] = "atacnet"
+    open: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (5,)}  # stride 32
     network: nn.Module
 
     def __init__(self, config: Any = None, *, device: Any = "cpu", seed: int = 0) -> None:

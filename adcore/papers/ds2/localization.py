@@ -360,6 +360,7 @@ class GDE(PatchDensity):
 
     name: ClassVar[str] = "gde"
     Config: ClassVar[type[Any]] = GDEConfig
+    open: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "tap": 5}  # stride 32
     quick: ClassVar[dict[str, Any]] = {
         "backbone": "efficientnet_lite0", "tap": 5, "image_size": 128, "stride": 16, "density_images": 24}
 

@@ -181,6 +181,7 @@ class AsymST(FrozenTaps):
     name: ClassVar[str] = "asymst"
     version: ClassVar[int] = 2  # 2: one gain per subnet, scores before the last resizing, no incomplete batch
     Config: ClassVar[type[Any]] = AsymSTConfig
+    open: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (5,)}  # stride 32
     quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (4,), "image_size": 128,
                                        "teacher_hidden": 16, "student_hidden": 64, "student_blocks": 2, "standardize": True,
                                        "epochs": 24, "lr": 1e-3}

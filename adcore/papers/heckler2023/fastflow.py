@@ -100,6 +100,7 @@ class FastFlow(FrozenTaps):
     name: ClassVar[str] = "fastflow"
     version: ClassVar[int] = 2  # 2: no incomplete batch
     Config: ClassVar[type[Any]] = FastFlowConfig
+    open: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (2, 3, 4)}  # strides 4, 8 and 16
     quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (4,), "image_size": 128, "epochs": 30,
                                        "batch_size": 8}
 

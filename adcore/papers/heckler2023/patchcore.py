@@ -125,6 +125,7 @@ class PatchCore(FrozenTaps):
     name: ClassVar[str] = "patchcore"
     version: ClassVar[int] = 2  # 2: squared distances, border and length of the blur, and bank size as in the code
     Config: ClassVar[type[Any]] = PatchCoreConfig
+    open: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (3, 4)}  # strides 8 and 16
     quick: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0", "taps": (2, 3), "image_size": 160, "crop": None,
                                        "embed_dim": 0, "coreset": 2000}
 

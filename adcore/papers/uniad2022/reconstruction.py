@@ -76,6 +76,7 @@ class Reconstruction(Detector):
 
     paper: ClassVar[str] = "uniad2022"
     pooled: ClassVar[bool] = True
+    open: ClassVar[dict[str, Any]] = {"backbone": "efficientnet_lite0"}  # its taps 1 to 4 have b4's strides
 
     def __init__(self, config: Any = None, *, device: str | torch.device = "cpu", seed: int = 0) -> None:
         super().__init__(config, device=device, seed=seed)
