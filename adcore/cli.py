@@ -105,11 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     reproduce = commands.add_parser("reproduce", help="run notebooks, here or on a cluster, then write the report")
     reproduce.add_argument("--exhibit", dest="exhibits", action="append", default=[], metavar="ID",
                            help="only the notebook of this table or figure, such as uniad2022.table_s2; may be repeated")
-    reproduce.add_argument("--profile", help="quick (default) or paper: the grid with that name")
+    reproduce.add_argument("--profile", help="quick (default), open or paper: the grid with that name")
     reproduce.add_argument("--grid", help="another grid: a name in workflow/grids, or the path of a .yaml file")
     reproduce.add_argument("--on", default="local", metavar="PLACE",
                            help="local (default), slurm, kubernetes, or the folder of a Snakemake profile")
     reproduce.add_argument("--cores", help="number of cores (default: as set for the place; locally, all)")
+    reproduce.add_argument("--minutes", type=float,
+                           help="stop in time with all work saved; the same command goes on. For borrowed and spot machines")
     instead = reproduce.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="list the notebook runs without running them")
     instead.add_argument("--plan", action="store_true", help="list the experiments, their requirements and estimated hours")
@@ -271,7 +273,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         from adcore.plan import plan
         print(plan(jobs_for(load_grid(grid), arguments.exhibits)))
         return 0
-    return reproduce(grid, arguments.cores, arguments.on, arguments.exhibits, dry_run=arguments.dry_run)
+    return reproduce(grid, arguments.cores, arguments.on, arguments.exhibits, dry_run=arguments.dry_run,
+                     minutes=arguments.minutes)
 
 
 def _report(arguments: argparse.Namespace) -> None:

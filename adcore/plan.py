@@ -202,7 +202,7 @@ def rows(jobs: Sequence[Job], out: str | Path | None = None) -> list[Row]:
         row = Row(job, asked(job.notebook, {**read_parameters(job.path), **job.parameters}))
         # A fitted network is stored apart from the result of the same experiment.
         wanted = [(one, False) for one in row.asked.experiments] + [(one, True) for one in row.asked.models]
-        todo = [(one, fits) for one, fits in wanted if not (_fitted if fits else _stored)(one, store)]
+        todo = [(one, fits) for one, fits in wanted if not (_fitted if fits else is_stored)(one, store)]
         row.here = len(wanted) - len(todo)
         row.missing = _missing(job, [one for one, _ in wanted])
         row.estimates = [clock.estimate(one) for one, fits in todo if (one.key, fits) not in planned]
@@ -237,7 +237,7 @@ def _name(job: Job, whole: Mapping[str, Any]) -> str:
     return " ".join([job.id, *own])
 
 
-def _stored(experiment: Experiment, store: Store) -> bool:
+def is_stored(experiment: Experiment, store: Store) -> bool:
     """True when `run` would take the result from the store. Data and weights are not compared, a plan reads no image."""
     result = store.load(experiment)
     return result is not None and (experiment.profile != "quick" or result.made_by_this_code)

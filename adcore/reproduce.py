@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from adcore.deadline import TimeUp, deadline, remaining
 from adcore.errors import AdcoreError, ParameterError, did_you_mean
 from adcore.files import digest_text, write_text
 from adcore.grids import Job, jobs_for, load_grid
@@ -69,11 +73,13 @@ def snakemake_profile(on: str, root: Path) -> Path:
 
 
 def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", exhibits: Sequence[str] = (), *,
-              dry_run: bool = False) -> int:
+              dry_run: bool = False, minutes: float | None = None) -> int:
     """Run the missing notebook runs of a grid, write the report and print the score card.
 
     on        one of `PLACES`, or the folder of a Snakemake profile
     exhibits  run only the notebooks that regenerate these exhibits
+    minutes   stop in time: first all experiments (`adcore.budget`), then the notebooks that show them; 0 is returned when the
+              time is up, and the same call goes on
 
     A failed notebook does not stop the others; its executed copy keeps the traceback, and the report lists it.
 
@@ -88,6 +94,10 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
         raise ParameterError(f"the runs folder {runs_folder()} has a brace in its path, which Snakemake cannot write to: set "
                              f"ADCORE_RUNS to another folder")
     jobs = jobs_for(load_grid(grid), exhibits)
+    if minutes is not None:
+        if on != "local":
+            raise ParameterError(f"--minutes works on this machine only: leave out --on {on}, where `needs` limits each job")
+        return _within(minutes, grid, jobs, cores, exhibits)
     profile = snakemake_profile(on, root)
     print(f"adcore: grid {grid}, {len(jobs)} notebook runs, results in {runs_folder()}", flush=True)
     # The targets are the records of the runs: Snakemake then runs those whose record is missing.
@@ -100,10 +110,7 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
     words += ["--cores", cores] if cores else []
     words += ["--dry-run"] if dry_run else []
     environment = {**os.environ, "ADCORE_PROGRESS": "0", "ADCORE_RUNS": str(runs_folder())}  # absolute: it runs elsewhere
-    try:
-        code = subprocess.run(words, env=environment, cwd=root).returncode
-    except KeyboardInterrupt:
-        code = 130
+    code = _snakemake(words, environment, root)
     if dry_run:
         return code
     if code and subprocess.run([sys.executable, "-c", "import snakemake"], capture_output=True).returncode:
@@ -118,6 +125,44 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
     print(score_card())
     print(f"report: {path}")
     return code
+
+
+def _snakemake(words: Sequence[str], environment: dict[str, str], root: Path) -> int:
+    """Exit status of Snakemake; 130 after an interruption by a person. Raises TimeUp after it has ended its notebooks."""
+    limited = remaining() < math.inf
+    with subprocess.Popen(words, env=environment, cwd=root, start_new_session=limited) as process:
+        try:
+            return process.wait()
+        except TimeUp:
+            for number in (signal.SIGINT, signal.SIGKILL):     # of the whole group: Snakemake, its notebooks, their kernels
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+            raise
+        except KeyboardInterrupt:   # the terminal has told Snakemake too
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+            return 130
+
+
+def _within(minutes: float, grid: str, jobs: Sequence[Job], cores: str | None, exhibits: Sequence[str]) -> int:
+    from adcore.budget import work_through
+    end = time.monotonic() + 60 * minutes
+    outcome = work_through(jobs, minutes)
+    print(f"adcore: grid {grid}, {outcome}", flush=True)
+    if outcome.left or outcome.problems:
+        return int(bool(outcome.problems))
+    if importlib.util.find_spec("snakemake") is None:
+        print("adcore: the notebooks that show them need Snakemake, which is not installed here")
+        return 0
+    try:
+        with deadline(end - time.monotonic()):
+            return reproduce(grid, cores, exhibits=exhibits)
+    except TimeUp:
+        print("adcore: the time was up while notebooks ran: the same command goes on")
+        return 0
 
 
 def _outdated(jobs: Sequence[Job]) -> list[str]:

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from adcore import distributed
+from adcore.deadline import TimeUp, remaining
 from adcore.errors import AdcoreError, ParameterError
 from adcore.files import atomic
 from adcore.memory import kept_memory
@@ -128,6 +129,7 @@ def _widened(value: Any) -> Any:
 Batches = Callable[[], Iterator[tuple[Tensor, ...]]]
 Scheduler = torch.optim.lr_scheduler.LRScheduler
 SAVE_EVERY = 30.0  # seconds between two checkpoints of one training
+MARGIN = 1.0  # seconds that must be left after the next epoch, see `adcore.deadline`
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
 
     Raises:
         AdcoreError: the loss is not finite, ranks see different checkpoints, or the checkpoint is of other images or weights.
+        TimeUp: the next epoch would end after the deadline; the checkpoint is written.
         ParameterError: no data, tensors of different lengths, or a batch norm that cannot be synchronized.
     """
     device, checkpoint = next(module.parameters()).device, run.checkpoint
@@ -204,6 +207,7 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
     saved = time.monotonic()
     with progress_bar(total=epochs, initial=len(losses), desc=run.desc, unit="epoch", enabled=run.progress) as bar:
         for epoch in range(len(losses), epochs):
+            started = time.monotonic()
             with seeded(epoch_seed(seed, epoch)):
                 losses.append(_epoch(module, loss_of_slice, batches(), optimizer, scheduler if each_step else None, clip_norm))
             if not math.isfinite(losses[-1]):
@@ -212,10 +216,14 @@ def train(module: nn.Module, loss_of: Callable[..., Tensor], data: Tensor | tupl
                 scheduler.step()
             bar.set_postfix(loss=f"{losses[-1]:.4g}", refresh=False)
             bar.update()
-            due = time.monotonic() - saved > SAVE_EVERY or epoch + 1 == epochs
+            last, now = epoch + 1 == epochs, time.monotonic()
+            stop = not last and remaining() < 1.5 * (now - started) + MARGIN
+            due = now - saved > SAVE_EVERY or last or stop
             if checkpoint is not None and due and distributed.is_rank_zero():
                 _save(checkpoint, run.inputs, module, optimizer, scheduler, losses)
                 saved = time.monotonic()
+            if stop:
+                raise TimeUp
     distributed.barrier()  # all ranks find the last checkpoint
     module.eval()
     return losses

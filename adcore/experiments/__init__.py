@@ -5,6 +5,7 @@
 """
 
 from adcore.experiments.comparison import Comparison, compare_results, compare_values
+from adcore.experiments.departures import departing
 from adcore.experiments.evaluation import evaluate, predict_all
 from adcore.experiments.experiment import Experiment, as_tuples, grid
 from adcore.experiments.ordering import Claim, check_claims, rank_correlation
@@ -16,5 +17,5 @@ from adcore.experiments.table import ResultTable
 from adcore.experiments.tidy import load_results
 
 __all__ = ["Claim", "Comparison", "Experiment", "Result", "ResultTable", "Store", "as_tuples", "check_claims",
-           "compare_results", "compare_values", "evaluate", "fitted", "grid", "load_results", "on_record", "predict_all",
-           "rank_correlation", "recorded", "run", "save_predictions"]
+           "compare_results", "compare_values", "departing", "evaluate", "fitted", "grid", "load_results", "on_record",
+           "predict_all", "rank_correlation", "recorded", "run", "save_predictions"]

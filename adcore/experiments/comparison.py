@@ -4,11 +4,12 @@ A verdict is one of
     reproduced      the measured number is within the tolerance of the published one
     higher, lower   it is outside
     other           the cell holds words, and they differ from the published ones
+    departs         measured on images of the paper's data set, but not all as in the paper; `why` lists what differs
     not run         no measured number may be compared; the column `why` says why
 
 The tolerance is the larger of two printed standard deviations and 0.5 points for a percentage, and half a unit of the last
-printed digit for anything else. A result on other data, in another profile or with smaller settings is shown, but its
-verdict is 'not run': it reproduces nothing.
+printed digit for anything else. A result on other data, in another profile or with smaller settings is shown, but it reproduces
+nothing: its verdict is 'departs' where its images are the paper's (`adcore.experiments.departures`), and 'not run' elsewhere.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from adcore.papers.ds2.localization import OBJECTS, TEXTURES
 if TYPE_CHECKING:
     from adcore.experiments.table import ResultTable
 
-VERDICTS = ("reproduced", "higher", "lower", "other", "not run")
+VERDICTS = ("reproduced", "higher", "lower", "other", "departs", "not run")
 GROUPS = {"object": OBJECTS, "texture": TEXTURES}  # categories of MVTec AD over which DS2 prints means
 SHOWN = ["row", "column", "metric", "unit", "published", "measured", "std", "seeds", "verdict", "why"]
 
@@ -62,7 +63,8 @@ class Comparison:
 
     frame    the cells, with the columns `SHOWN`
     context  data, seeds and commit of the measured numbers
-    profile  'quick' when the measured numbers are a demonstration; otherwise 'paper', also for cells that need no training
+    profile  'quick' when the measured numbers are a demonstration, 'open' when they depart; otherwise 'paper', also for cells
+             that need no training
     """
 
     exhibit: str
@@ -161,7 +163,7 @@ def compare_results(exhibit: str, table: ResultTable, computed: Mapping[tuple[st
                 row["verdict"] = verdict(row["measured"], cell["value"], allowed)
         rows.append(row)
     return Comparison(exhibit, pd.DataFrame(rows, columns=SHOWN), f"measured: {table.settings_line()}",
-                      "paper" if set(table.frame.profile) == {"paper"} else "quick")
+                      next(iter(profiles)) if len(profiles := set(table.frame.profile)) == 1 else "quick")
 
 
 def matching(frame: pd.DataFrame, match: Mapping[str, Any], metric: str) -> pd.DataFrame:

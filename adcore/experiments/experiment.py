@@ -19,6 +19,8 @@ from adcore.files import digest_text
 from adcore.settings import plain
 from adcore.training import checked_seed
 
+_CONFIGS: dict[tuple[str, str, str], Any] = {}  # of this process: making one takes long, and many experiments share it
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -41,8 +43,11 @@ class Experiment:
         Raises:
             ParameterError: unknown method, profile or setting.
         """
-        method = method_named(self.method)
-        return method.Config.make({**profile_settings(method, self.profile), **dict(self.settings)})
+        kind = self.method, self.profile, repr(self.settings)   # by repr: 1, 1.0 and True would be the same key
+        if kind not in _CONFIGS:
+            method = method_named(self.method)
+            _CONFIGS[kind] = method.Config.make({**profile_settings(method, self.profile), **dict(self.settings)})
+        return _CONFIGS[kind]
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the numbers, as plain values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,22 +24,27 @@ from adcore.paths import repository
 
 COLUMNS = ["method", "dataset", "category", "profile", "settings", "seed", "metric", "value", "seconds", "peak_bytes", "device",
            "machine", "commit", "data", "weights_digest", "finished", "version", "key"]
+LATER = ["fit_seconds", "test_seconds", "test_images"]  # older files do not have these columns: they are read as empty
 
 KNOWN = ["method", "dataset", "category", "profile", "seed", "metric", "key"]  # in every row
-NUMBERS = ["seed", "value", "seconds", "peak_bytes", "version"]
+NUMBERS = ["seed", "value", "seconds", "peak_bytes", "version", *LATER]
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
 
 def export_results(dataset: str | None = None, profile: str | None = None, to: Path | None = None,
-                   out: str | Path | None = None) -> str:
+                   out: str | Path | None = None, only: Iterable[Experiment] | None = None) -> str:
     """Write the store's numbers, some or all, to a csv file; without `to`, return the csv text. Empty metrics are left out.
+
+    only  the experiments to write, as far as they are stored; None for all
 
     Raises:
         StoreError: nothing to export, or the file cannot be written.
     """
     frame = load_results(out)
     frame = frame if frame.empty else frame[frame["value"].notna()]
+    if only is not None and not frame.empty:
+        frame = frame[frame["key"].isin({experiment.key for experiment in only})]
     for column, wanted in (("dataset", dataset), ("profile", profile)):
         if wanted is not None and not frame.empty:
             frame = frame[frame[column] == wanted]
@@ -55,7 +60,8 @@ def export_results(dataset: str | None = None, profile: str | None = None, to: P
 def exported(frame: pd.DataFrame) -> str:
     """Rows of results as csv text. Those without a version come from the store, which holds none of an older version."""
     today = frame["method"].map(lambda name: method_named(name).version)
-    frame = frame.assign(version=frame.get("version", today).fillna(today).astype(int))[COLUMNS]
+    frame = frame.assign(version=frame.get("version", today).fillna(today).astype(int))
+    frame = frame.reindex(columns=[*COLUMNS, *LATER])
     order = ["method", "dataset", "category", "settings", "seed", "metric"]
     return str(guarded(frame.sort_values(order, kind="stable")).to_csv(index=False, float_format="%.6f"))
 
@@ -106,6 +112,7 @@ def _read(path: Path) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in frame]
     if missing:
         raise StoreError(f"{path} has no column '{missing[0]}': export it again")
+    frame = frame.assign(**{column: float("nan") for column in LATER if column not in frame})
     empty = [column for column in KNOWN if frame[column].isna().any()]
     words = [column for column in NUMBERS if not (frame.empty or pd.api.types.is_numeric_dtype(frame[column]))]
     if frame.empty or empty or words:
@@ -136,6 +143,24 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def costs(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each method costs: one row per method, means over seeds. A seed without some of the categories is left out.
+
+    frame  rows of a record or of a table of results
+
+    fit_seconds   of the trainings for all categories together
+    milliseconds  for each test image, reading and measuring included
+    peak_gb       the largest of the categories
+    """
+    found = frame.groupby(["method", "seed"], sort=False)["category"].nunique()
+    complete = found[found == frame["category"].nunique()].index
+    once = frame.drop_duplicates("key").groupby(["method", "seed"], sort=False)
+    sums = once[["fit_seconds", "test_seconds", "test_images"]].sum(min_count=1).loc[complete]
+    table = pd.DataFrame({"fit_seconds": sums["fit_seconds"], "milliseconds": 1000 * sums["test_seconds"] / sums["test_images"],
+                          "peak_gb": once["peak_bytes"].max().loc[complete] / 1e9})
+    return table.groupby("method", sort=False).mean()
+
+
 def on_record(name: str, **only: str) -> pd.DataFrame:
     """One csv of results/ as a table, for the notebooks: `on_record("real_images", method="uniad")`.
 
@@ -154,7 +179,12 @@ def recorded(name: str, **only: str) -> ResultTable:
     Raises:
         StoreError: there is no such record.
     """
-    frame = record_rows(name, only).astype({"settings": object}).fillna({"settings": ""})
+    return ResultTable(results_in(record_rows(name, only)), Store())
+
+
+def results_in(frame: pd.DataFrame) -> list[Result]:
+    """The results that rows of a record hold, in the order of their settings."""
+    frame = frame.astype({"settings": object}).fillna({"settings": ""})
     results = []
     for _, part in frame.groupby(["method", "dataset", "settings", "seed", "profile", "key"], sort=False):
         first = part.iloc[0]
@@ -167,7 +197,7 @@ def recorded(name: str, **only: str) -> ResultTable:
         origin = {"weights" if column == "weights_digest" else column: first[column] for column in ORIGIN}
         origin["version"] = int(first["version"])
         results.append(Result(experiment, measures, origin))
-    return ResultTable(results, Store())
+    return results
 
 
 def parse_settings(text: str) -> tuple[tuple[str, Any], ...]:

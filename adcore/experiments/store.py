@@ -36,7 +36,8 @@ from adcore.files import atomic, digest_file, digest_text, write_text
 from adcore.paths import runs_folder
 
 BESIDE = ("scores.csv", "maps.npz")  # result.json holds their digests; params.yaml is only for people
-ORIGIN = ("seconds", "peak_bytes", "device", "machine", "commit", "data", "weights_digest", "finished")
+ORIGIN = ("seconds", "fit_seconds", "test_seconds", "test_images", "peak_bytes", "device", "machine", "commit", "data",
+          "weights_digest", "finished")
 
 
 @dataclass(frozen=True)

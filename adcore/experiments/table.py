@@ -11,6 +11,7 @@ import pandas as pd
 
 from adcore.errors import ParameterError
 from adcore.experiments.comparison import Comparison, compare_results
+from adcore.experiments.departures import with_departures
 
 if TYPE_CHECKING:
     from adcore.experiments.store import Result, Store
@@ -131,7 +132,7 @@ class ResultTable:
         Raises:
             ParameterError: unknown exhibit.
         """
-        comparison = compare_results(exhibit, self, computed)
+        comparison = with_departures(compare_results(exhibit, self, computed), self.results)
         comparison.record(self.store.root)
         return comparison
 

@@ -16,7 +16,8 @@ def _number(value: Any, digits: str = "") -> str:
 
 def comparison_html(frame: pd.DataFrame) -> str:
     """A comparison's cells as an HTML table. The verdict is written as a word, not only shown by a color."""
-    colors = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b", "not run": "#777"}
+    colors = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b",
+              "departs": "#7a5195", "not run": "#777"}
     lines = []
     for row in frame.to_dict("records"):
         spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""

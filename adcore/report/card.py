@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 import pandas as pd
 
 from adcore.errors import ParameterError
-from adcore.experiments.comparison import VERDICTS
+from adcore.experiments.comparison import SHOWN, VERDICTS, Comparison
+from adcore.experiments.departures import recorded_results, with_departures
+from adcore.experiments.profiles import PROFILES
 from adcore.experiments.provenance import commit
+from adcore.experiments.store import Result
 from adcore.figures.tables import comparison_html
 from adcore.notebook import all_notebooks, notebook_name
 from adcore.papers import exhibits, papers, published
 from adcore.paths import runs_folder
 
+SCHEDULE = "at the paper's schedule"  # column: cells that depart, though not in how long and how a network is trained
 OF_NUMBERS = tuple(verdict for verdict in VERDICTS if verdict != "other")  # 'other' is a verdict on text
 
 
@@ -42,7 +47,7 @@ def stored_comparison(exhibit: str, root: Path) -> dict[str, Any] | None:
     path = root / "exhibits" / f"{exhibit}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["profile"] not in ("quick", "paper") or not isinstance(found["rows"], list):
+        if found["profile"] not in PROFILES or not isinstance(found["rows"], list):
             return None
         comparison_html(pd.DataFrame(found["rows"]))  # raises unless all columns are there and each verdict is a known one
         return {"context": str(found["context"]), "profile": found["profile"], "rows": found["rows"]}
@@ -56,6 +61,18 @@ def cells(exhibit: str) -> pd.DataFrame | None:
         return published(exhibit)
     except ParameterError:
         return None
+
+
+def judged(exhibit: str, root: Path, recorded: Sequence[Result]) -> Comparison | None:
+    """Every printed cell of an exhibit: as its notebook last compared it, and where that gave no verdict, as the record in
+    results/ departs from it. None when the paper prints no numbers for the exhibit."""
+    printed, found = cells(exhibit), stored_comparison(exhibit, root)
+    if printed is None:
+        return None
+    blank = printed.assign(published=printed["value"].astype(object).where(printed["metric"] != "text", printed["text"]),
+                           measured=None, std=None, seeds=None, verdict="not run", why="")[SHOWN]
+    frame = pd.DataFrame(found["rows"]) if found and found["rows"] else blank
+    return with_departures(Comparison(exhibit, frame, found["context"] if found else "", ""), recorded)
 
 
 def _seconds(record: Path) -> float | None:
@@ -105,24 +122,26 @@ def notebook_runs(root: Path) -> list[NotebookRun]:
 
 
 def count_exhibits(root: Path) -> pd.DataFrame:
-    """One row per paper: number of exhibits, of regenerated ones, of those shown by the quick profile only, of printed
-    numbers, and of printed numbers with each verdict; the last row, 'all', is their sum."""
+    """One row per paper: number of exhibits, of regenerated ones, of those shown by the quick or the open profile only, of
+    printed numbers, of printed numbers with each verdict, and of those that depart the ones with the paper's schedule; the
+    last row, 'all', is their sum."""
     rows = []
-    table = exhibits()
+    table, recorded = exhibits(), recorded_results()
     for paper in papers().index:
         mine = table[table.paper == paper]
-        row = {"paper": paper, "exhibits": len(mine), "regenerated": 0, "quick only": 0, "numbers": 0,
-               **dict.fromkeys(OF_NUMBERS, 0)}
+        row = {"paper": paper, "exhibits": len(mine), "regenerated": 0, "quick or open": 0, "numbers": 0,
+               **dict.fromkeys(OF_NUMBERS, 0), SCHEDULE: 0}
         for exhibit in mine.index:
-            found, printed = stored_comparison(exhibit, root), cells(exhibit)
+            found, comparison = stored_comparison(exhibit, root), judged(exhibit, root, recorded)
             row["regenerated"] += found is not None and found["profile"] == "paper"
-            row["quick only"] += found is not None and found["profile"] == "quick"
-            numbers = 0 if printed is None else int((printed["metric"] != "text").sum())
-            row["numbers"] += numbers
-            judged = [cell["verdict"] for cell in found["rows"] if cell["metric"] != "text"] if found else []
-            verdicts = judged or ["not run"] * numbers
+            row["quick or open"] += found is not None and found["profile"] != "paper"
+            if comparison is None:
+                continue
+            frame = comparison.frame[comparison.frame["metric"] != "text"]
+            row["numbers"] += len(frame)
             for verdict in OF_NUMBERS:
-                row[verdict] += verdicts.count(verdict)
+                row[verdict] += int((frame["verdict"] == verdict).sum())
+            row[SCHEDULE] += int((frame["schedule"] == True).sum())     # noqa: E712, None where nothing departs
         rows.append(row)
     frame = pd.DataFrame(rows).set_index("paper")
     frame.loc["all"] = frame.sum()

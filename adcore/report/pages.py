@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from markupsafe import Markup
 
 from adcore.data.manifest import load_manifest
 from adcore.errors import StoreError
+from adcore.experiments.departures import agreement, departures, recorded_results
 from adcore.experiments.provenance import commit
 from adcore.experiments.record import METRICS, Record, records, summarize
+from adcore.experiments.store import Result
 from adcore.figures.tables import comparison_html, published_html
 from adcore.papers import bibliography, errata, exhibits, glossary, papers
 from adcore.papers.errata import KINDS
 from adcore.paths import repository, runs_folder
-from adcore.report.card import NotebookRun, cells, count_exhibits, notebook_runs, stored_comparison
+from adcore.report.card import NotebookRun, cells, count_exhibits, judged, notebook_runs, stored_comparison
 from adcore.report.charts import benchmark_chart, growth_chart, record_chart
 from adcore.report.cluster import cluster_test
 from adcore.report.executed import NotebookError, markdown_to_html, to_html
@@ -64,23 +67,25 @@ def _write(folder: Path, root: Path) -> None:
     pages = _notebook_pages(runs, folder)
     # File and title of each page, for the navigation bar.
     links = [("index.html", "Score card"), *[(f"{paper}.html", paper) for paper in papers().index],
-             ("errata.html", "Errata"), ("record.html", "Real images"), ("benchmarks.html", "Speed"),
-             ("glossary.html", "Glossary"), ("bibliography.html", "Bibliography")]
+             ("errata.html", "Errata"), ("departures.html", "Where we depart"), ("record.html", "Real images"),
+             ("benchmarks.html", "Speed"), ("glossary.html", "Glossary"), ("bibliography.html", "Bibliography")]
     shared: dict[str, Any] = {"links": links, "commit": commit() or "unknown"}
 
     def page(template: str, name: str, **values: Any) -> None:
         text = templates.get_template(template).render(**shared, here=name, **values)
         (folder / name).write_text(text, encoding="utf-8")
 
-    measured = records()
+    measured, recorded = records(), recorded_results()
     tables = [{"name": record.name, "about": record.about, "html": Markup(record.html), "chart": record_chart(record.frame)}
               for record in measured]
     page("index.html", "index.html", card=count_exhibits(root), papers=papers().to_dict("index"), runs=runs, pages=pages,
          headline=headline(measured), cluster=cluster_test())
     for paper, described in papers().to_dict("index").items():
         page("paper.html", f"{paper}.html", paper=paper, described=described, pages=pages,
-             exhibits=[_exhibit(name, row, root, folder) for name, row in exhibits().iterrows() if row.paper == paper])
+             exhibits=[_exhibit(name, row, root, folder, recorded) for name, row in exhibits().iterrows()
+                       if row.paper == paper])
     page("errata.html", "errata.html", papers=papers().to_dict("index"), sections=errata_sections(), kinds=KINDS, pages=pages)
+    page("departures.html", "departures.html", sections=departing_exhibits(recorded))
     page("record.html", "record.html", tables=tables)
     page("glossary.html", "glossary.html", terms=glossary().to_dict("index"), pages=pages)
     page("bibliography.html", "bibliography.html", papers=papers().to_dict("index"), works=bibliography().to_dict("records"),
@@ -109,7 +114,7 @@ def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:
     return pages
 
 
-def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
+def _exhibit(name: str, row: Any, root: Path, folder: Path, recorded: Sequence[Result]) -> dict[str, Any]:
     """The values of one exhibit for the template paper.html; copies its figure into the report."""
     found, printed = stored_comparison(name, root), cells(name)
     damaged = found is None and (root / "exhibits" / f"{name}.json").is_file()
@@ -118,20 +123,35 @@ def _exhibit(name: str, row: Any, root: Path, folder: Path) -> dict[str, Any]:
         (folder / "exhibits").mkdir(exist_ok=True)
         shutil.copyfile(picture, folder / "exhibits" / picture.name)
     table: Markup | None = None
+    comparison = judged(name, root, recorded)
+    departs = 0 if comparison is None else comparison.counts()["departs"]
     if found is not None:
-        state, context = ("regenerated" if found["profile"] == "paper" else "quick"), found["context"]
-        if found["rows"]:
-            table = Markup(comparison_html(pd.DataFrame(found["rows"])))
+        state, context = {"paper": "regenerated"}.get(found["profile"], found["profile"]), found["context"]
     else:
         state, context = ("planned" if row.state == "planned" else "not run yet"), ""
-        if printed is not None:
-            table = Markup(published_html(printed))
+    if comparison is not None and ((found and found["rows"]) or departs):
+        table = Markup(comparison_html(comparison.frame))
+    elif printed is not None:
+        table = Markup(published_html(printed))
     return {"id": name, "number": row.number, "title": row.title, "caption": row.caption, "notebook": row.notebook,
             "needs": ", ".join(filter(None, [row.needs_data.replace(";", ", "), row.needs_weights.replace(";", ", ")])),
             "note": row.note, "state": state, "table": table, "context": context,
             "problem": f"exhibits/{name}.json cannot be read: run its notebook again" if damaged else "",
-            "cells": 0 if printed is None else len(printed),
+            "cells": 0 if printed is None else len(printed), "departs": departs,
             "picture": f"exhibits/{picture.name}" if picture.is_file() else None}
+
+
+def departing_exhibits(recorded: Sequence[Result]) -> list[dict[str, Any]]:
+    """For each exhibit with cells that depart: how they go with the printed ones, and the cells."""
+    found = []
+    for name, row in exhibits().iterrows():
+        departing = departures(name, recorded) if cells(name) is not None else pd.DataFrame()
+        if len(departing):
+            found.append({"id": name, "paper": row.paper, "number": row.number, "title": row.title,
+                          "agreement": agreement(departing).to_dict("records"), "sources": sorted(set(departing["source"])),
+                          "numbers": len(departing), "schedule": int(departing["schedule"].sum()),
+                          "table": Markup(comparison_html(departing))})
+    return found
 
 
 def errata_sections() -> dict[str, list[dict[str, str]]]:

@@ -16,7 +16,7 @@ PAPERS = {f"papers.{path.parent.name}" for path in ROOT.glob("papers/*/__init__.
 FLOORS = (
     {"__init__", "errors"},
     {"distributed"},
-    {"claims", "executor", "files", "memory", "parameters", "paths", "progress", "switch"},
+    {"claims", "deadline", "executor", "files", "memory", "parameters", "paths", "progress", "switch"},
     {"digests", "source"},
     {"cache"},
     {"data"},
@@ -31,7 +31,9 @@ FLOORS = (
     {"run_digest"},
     {"interact", "notebook", "papers.experiments", *(f"{paper}.experiments" for paper in PAPERS)},
     {"doctor", "grids", "report"},
-    {"plan", "reproduce"},
+    {"plan"},
+    {"budget"},
+    {"reproduce"},
     {"cli"},
     {"__main__"},
 )
