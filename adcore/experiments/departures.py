@@ -92,7 +92,7 @@ def departing(exhibit: str) -> Comparison:
         ParameterError: see `departures`.
     """
     found = departures(exhibit)
-    where = "; ".join(dict.fromkeys(found["source"]))
+    where = "; ".join(sorted(set("; ".join(found["source"]).split("; "))))
     return Comparison(exhibit, found[[*SHOWN, "schedule"]], f"from results/, not a reproduction: {where}", "open")
 
 
@@ -114,23 +114,27 @@ def agreement(departing: pd.DataFrame) -> pd.DataFrame:
     cells      number of cells, of those measured in the way that most cells have
     rank       Spearman's correlation of measured and printed numbers; NaN below three cells
     mean       mean of measured minus printed, in the printed unit
-    spread     twice the largest standard deviation over seeds among the cells; NaN where no cell has several seeds
-    pairs      pairs of cells whose measured numbers differ by more than the spread, and whose printed numbers differ
+    pairs      pairs of cells in one row or one column that are apart: measured numbers differ by more than twice the larger
+               standard deviation over seeds of the two, and printed numbers differ. A cell of one seed has the largest standard
+               deviation of all cells; None where no cell has several seeds
     same       of those, the pairs in which measured and printed numbers have the same order
     """
     found = []
     for metric, part in departing.groupby("metric", sort=False):
         part = part[part["like"] == part["like"].mode().iloc[0]]
         measured, printed = part["measured"].to_numpy(float), part["published"].to_numpy(float)
-        spread = 2 * part["std"].astype(float).max()
-        pairs = [(measured[i] - measured[j], printed[i] - printed[j]) for i in range(len(part)) for j in range(i)]
-        apart = [(ours, theirs) for ours, theirs in pairs if abs(ours) > spread and theirs]
+        std = part["std"].astype(float)
+        known, std = bool(std.notna().any()), std.fillna(std.max()).to_numpy()
+        rows, columns = part["row"].to_numpy(), part["column"].to_numpy()
+        pairs = [(i, j) for i in range(len(part)) for j in range(i) if rows[i] == rows[j] or columns[i] == columns[j]]
+        apart = [(measured[i] > measured[j]) == (printed[i] > printed[j]) for i, j in pairs
+                 if abs(measured[i] - measured[j]) > 2 * max(std[i], std[j]) and printed[i] != printed[j]]
         varied = len(part) > 2 and len(set(measured)) > 1 and len(set(printed)) > 1
         found.append({"metric": metric, "unit": part["unit"].iloc[0], "cells": len(part),
                       "rank": float(stats.spearmanr(measured, printed).statistic) if varied else float("nan"),
-                      "mean": float((measured - printed).mean()), "spread": spread, "pairs": len(apart),
-                      "same": sum((ours > 0) == (theirs > 0) for ours, theirs in apart)})
-    return pd.DataFrame(found)
+                      "mean": float((measured - printed).mean()), "pairs": len(apart) if known else None,
+                      "same": sum(apart) if known else None})
+    return pd.DataFrame(found, dtype=object)
 
 
 def _is_copy(dataset: str, needed: str) -> bool:
@@ -193,7 +197,7 @@ def _row(cell: Mapping[str, Any], found: pd.DataFrame, made: Mapping[str, _Made]
             "published": cell["value"], "measured": round(float(per_seed.mean()), 4), "seeds": len(per_seed),
             "std": round(float(per_seed.std()), 4) if len(per_seed) > 1 else None, "verdict": "departs",
             "why": "; ".join(_words(cell, set(found["category"]), results, changed, own)), "schedule": _at_schedule(changed),
-            "source": ", ".join(sorted({_source(one.result.provenance) for one in results}))}
+            "source": "; ".join(sorted({_source(one.result.provenance) for one in results}))}
 
 
 def _source(provenance: Mapping[str, Any]) -> str:

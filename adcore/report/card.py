@@ -23,6 +23,7 @@ from adcore.paths import runs_folder
 
 SCHEDULE = "at the paper's schedule"  # column: cells that depart, though not in how long and how a network is trained
 OF_NUMBERS = tuple(verdict for verdict in VERDICTS if verdict != "other")  # 'other' is a verdict on text
+COLUMNS = [column for verdict in OF_NUMBERS for column in ((verdict, SCHEDULE) if verdict == "departs" else (verdict,))]
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def count_exhibits(root: Path) -> pd.DataFrame:
     for paper in papers().index:
         mine = table[table.paper == paper]
         row = {"paper": paper, "exhibits": len(mine), "regenerated": 0, "quick or open": 0, "numbers": 0,
-               **dict.fromkeys(OF_NUMBERS, 0), SCHEDULE: 0}
+               **dict.fromkeys(COLUMNS, 0)}
         for exhibit in mine.index:
             found, comparison = stored_comparison(exhibit, root), judged(exhibit, root, recorded)
             row["regenerated"] += found is not None and found["profile"] == "paper"

@@ -67,7 +67,7 @@ def _write(folder: Path, root: Path) -> None:
     pages = _notebook_pages(runs, folder)
     # File and title of each page, for the navigation bar.
     links = [("index.html", "Score card"), *[(f"{paper}.html", paper) for paper in papers().index],
-             ("errata.html", "Errata"), ("departures.html", "Where we depart"), ("record.html", "Real images"),
+             ("errata.html", "Errata"), ("departures.html", "Departures"), ("record.html", "Real images"),
              ("benchmarks.html", "Speed"), ("glossary.html", "Glossary"), ("bibliography.html", "Bibliography")]
     shared: dict[str, Any] = {"links": links, "commit": commit() or "unknown"}
 
@@ -85,7 +85,7 @@ def _write(folder: Path, root: Path) -> None:
              exhibits=[_exhibit(name, row, root, folder, recorded) for name, row in exhibits().iterrows()
                        if row.paper == paper])
     page("errata.html", "errata.html", papers=papers().to_dict("index"), sections=errata_sections(), kinds=KINDS, pages=pages)
-    page("departures.html", "departures.html", sections=departing_exhibits(recorded))
+    page("departures.html", "departures.html", sections=departing_exhibits(recorded), metrics=METRICS)
     page("record.html", "record.html", tables=tables)
     page("glossary.html", "glossary.html", terms=glossary().to_dict("index"), pages=pages)
     page("bibliography.html", "bibliography.html", papers=papers().to_dict("index"), works=bibliography().to_dict("records"),
@@ -148,7 +148,7 @@ def departing_exhibits(recorded: Sequence[Result]) -> list[dict[str, Any]]:
         departing = departures(name, recorded) if cells(name) is not None else pd.DataFrame()
         if len(departing):
             found.append({"id": name, "paper": row.paper, "number": row.number, "title": row.title,
-                          "agreement": agreement(departing).to_dict("records"), "sources": sorted(set(departing["source"])),
+                          "agreement": agreement(departing).to_dict("records"), "sources": sorted(set("; ".join(departing["source"]).split("; "))),
                           "numbers": len(departing), "schedule": int(departing["schedule"].sum()),
                           "table": Markup(comparison_html(departing))})
     return found

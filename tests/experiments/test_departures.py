@@ -110,15 +110,16 @@ def test_a_notebook_on_real_images_shows_departures_and_one_on_mini_shows_none(t
 
 
 def test_agreement_counts_pairs_apart_by_hand():
-    # The spread is 2 x 1.0: all pairs are apart but 60 and 59. Of the five, 60 > 50 and 59 > 50 are printed in this order; 40 is
-    # the smallest here and printed as the largest.
-    frame = pd.DataFrame({"metric": "image_auroc", "unit": "%", "published": [80.0, 75.0, 70.0, 90.0],
-                          "measured": [60.0, 59.0, 50.0, 40.0], "std": [1.0, None, None, None], "like": "a"})
-    other = frame.iloc[:1].assign(like="b", measured=0.0)
-    row = agreement(pd.concat([frame, other])).iloc[0]
-    assert (row["cells"], row["spread"], row["pairs"], row["same"]) == (4, 2.0, 5, 2)
-    assert row["rank"] == approx(-0.2) and row["mean"] == approx((-20 - 16 - 20 - 50) / 4)
-    assert agreement(frame.assign(std=None)).iloc[0][["pairs", "same"]].tolist() == [0, 0]
+    # Rows a, b and columns x, y; the standard deviation of a cell of one seed is the largest, 2. Pairs in a row or a column:
+    # ax-ay 60-59 and ax-bx 60-57 are not apart (2 x 2), ay-by 59-40 is and has the other order, bx-by 57-40 is: 50 < 90 printed.
+    frame = pd.DataFrame({"row": list("aabb"), "column": list("xyxy"), "metric": "image_auroc", "unit": "%",
+                          "published": [80.0, 95.0, 50.0, 90.0], "measured": [60.0, 59.0, 57.0, 40.0],
+                          "std": [1.0, None, 2.0, None], "like": "a"})
+    row = agreement(pd.concat([frame, frame.iloc[:1].assign(like="b", measured=0.0)])).iloc[0]
+    assert (row["cells"], row["pairs"], row["same"]) == (4, 2, 1)
+    assert row["rank"] == approx(0, abs=1e-9) and row["mean"] == approx((-20 - 36 + 7 - 50) / 4)
+    assert agreement(frame.assign(std=None)).iloc[0][["pairs", "same"]].tolist() == [None, None]
+    assert agreement(frame.assign(std=0.1)).iloc[0]["pairs"] == 4        # ax-by and ay-bx share neither row nor column
 
 
 # --- the open profile -------------------------------------------------------------------------------------------------------
