@@ -194,6 +194,8 @@ def _tested(detector: Detector, experiment: Experiment, dataset: Dataset, store:
             "weights": detector.weights_digest + weights_mark(experiment),
             "data": images_digest([*dataset.train, *dataset.test]), "train_images": len(dataset.train),
             "test_images": len(dataset.test), "processes": processes}
+    if losses := getattr(detector, "losses", None):     # one per epoch, for learning curves
+        made["losses"] = [float(f"{loss:.6g}") for loss in losses]
     result = Result(experiment, tuple(measures), made)
     store.save(result, scores, maps)
     for path in store.folder(experiment).glob("checkpoint*"):  # one per part of a training

@@ -61,6 +61,8 @@ def test_a_grid_stopped_five_times_ends_with_the_numbers_of_an_undisturbed_one(j
     assert "left, next 'fastflow tiny cloth seed 0" in str(left[0])
     everything = [*trained, *grid("patchcore", dataset=images, **TINY)]
     assert numbers(tmp_path / "parts", everything) == numbers(tmp_path / "whole", everything) and len(everything) == 3
+    curves = [Store(tmp_path / name).load(trained[0]).provenance["losses"] for name in ("parts", "whole")]
+    assert curves[0] == curves[1] and len(curves[0]) == 8
 
 
 def test_a_training_that_would_overrun_saves_its_state_before_it_stops(jobs, images, tmp_path):
