@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import subprocess
 import threading
 import time
@@ -30,18 +31,21 @@ ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GI
 def commit() -> str:
     """The checkout's commit, followed by '+' when files below adcore/ differ from it; '' outside a checkout.
 
-    An archive that was unpacked inside another repository has no commit.
+    An archive that was unpacked inside another repository has no commit. For a copy of the files without git, on a machine that
+    only computes, the variable ADCORE_COMMIT names it.
     """
+    elsewhere = os.environ.get("ADCORE_COMMIT", "")
+    elsewhere = elsewhere if re.fullmatch(r"[0-9a-f]{7,40}\+?", elsewhere) else ""
     root = repository()
     if root is None:
-        return ""
+        return elsewhere
     try:
         if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
-            return ""
+            return elsewhere
         head = _git(root, "rev-parse", "--short=10", "HEAD")
         return head + ("+" if _git(root, "status", "--porcelain", "--", "adcore") else "")
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return elsewhere
 
 
 def _git(root: Path, *words: str) -> str:

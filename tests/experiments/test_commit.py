@@ -88,3 +88,14 @@ def test_variables_that_git_sets_for_its_hooks_do_not_name_another_repository(ch
 def test_outside_a_checkout_there_is_no_commit(monkeypatch):
     monkeypatch.setattr(provenance, "repository", lambda: None)
     assert found() == ""
+
+
+@pytest.mark.parametrize(("named", "expected"), [("0123456789", "0123456789"), ("0123456789+", "0123456789+"), ("main", ""),
+                                                 ("<b>0123456</b>", ""), ("", "")])
+def test_a_copy_without_git_has_the_commit_that_the_variable_names(checkout, monkeypatch, named, expected):
+    monkeypatch.setenv("ADCORE_COMMIT", named)
+    assert found() == expected                              # no repository
+    git(checkout.parent, "init", "--quiet")
+    assert found() == expected                              # inside another one
+    head = commit_all(checkout)
+    assert found() == head                                  # a checkout knows better
