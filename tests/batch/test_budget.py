@@ -54,10 +54,9 @@ def test_a_grid_stopped_five_times_ends_with_the_numbers_of_an_undisturbed_one(j
 
     clock = itertools.count(1)
     monkeypatch.setattr(training, "remaining", lambda: 0.0 if next(clock) % 4 == 0 else math.inf)    # stop in every fourth epoch
-    left = []
-    while not left or left[-1].left:
-        left.append(work_through(work, 5, out=tmp_path / "parts"))
-    assert len(left) == 6 and [len(one.left) for one in left] == sorted((len(one.left) for one in left), reverse=True)
+    left = [work_through(work, 5, out=tmp_path / "parts") for _ in range(6)]
+    assert not left[-1].left and all(one.left for one in left[:-1])
+    assert [len(one.left) for one in left] == sorted((len(one.left) for one in left), reverse=True)
     assert "left, next 'fastflow tiny cloth seed 0" in str(left[0])
     everything = [*trained, *grid("patchcore", dataset=images, **TINY)]
     assert numbers(tmp_path / "parts", everything) == numbers(tmp_path / "whole", everything) and len(everything) == 3
