@@ -42,7 +42,8 @@ class Outcome:
 
 
 def work_through(jobs: Sequence[Job], minutes: float, *, out: str | Path | None = None, device: str = "auto") -> Outcome:
-    """Run the unfinished experiments of the jobs, in their order, for at most so many minutes.
+    """Run the unfinished experiments of the jobs, in their order, then fit the networks into which the notebooks look, for at
+    most so many minutes.
 
     Raises:
         ParameterError: `minutes` is not a positive number, or the experiments of a notebook cannot be listed.
@@ -50,12 +51,15 @@ def work_through(jobs: Sequence[Job], minutes: float, *, out: str | Path | None 
     if not minutes > 0:
         raise ParameterError(f"minutes={minutes} must be a positive number")
     end, store = time.monotonic() + 60 * minutes, Store(out)
-    wanted: dict[tuple[str, bool], Experiment] = {}     # (key, whether the fitted network is wanted)
+    results: dict[tuple[str, bool], Experiment] = {}    # (key, whether the fitted network is wanted)
+    networks: dict[tuple[str, bool], Experiment] = {}
     for job in jobs:
         found = asked(job.notebook, {**read_parameters(job.path), **job.parameters})
         if found.problem:
             raise ParameterError(f"the experiments of {job.id} cannot be listed: {found.problem}")
-        wanted |= {(one.key, False): one for one in found.experiments} | {(one.key, True): one for one in found.models}
+        results |= {(one.key, False): one for one in found.experiments}
+        networks |= {(one.key, True): one for one in found.models}
+    wanted = results | networks     # numbers first: networks are for the figures
     problems = []
     finished = {kind for kind, one in wanted.items() if not kind[1] and is_stored(one, store)}
     try:

@@ -27,6 +27,7 @@ COLUMNS = ["method", "dataset", "category", "profile", "settings", "seed", "metr
 LATER = ["fit_seconds", "test_seconds", "test_images"]  # older files do not have these columns: they are read as empty
 
 KNOWN = ["method", "dataset", "category", "profile", "seed", "metric", "key"]  # in every row
+NAMES = ["category", "dataset", "commit", "data", "weights_digest", "key"]
 NUMBERS = ["seed", "value", "seconds", "peak_bytes", "version", *LATER]
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
@@ -104,8 +105,8 @@ def records(folder: Path | None = None) -> list[Record]:
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        # '01234' and 'NA' are names, not a number and not a missing value.
-        frame = pd.read_csv(path, dtype={"category": str, "dataset": str}, keep_default_na=False, na_values=[""])
+        # '01234' and 'NA' are names, not a number and not a missing value; a commit may be 12345e6789.
+        frame = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
     except ValueError as error:  # of pandas or of the decoder
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(f"{path} is no csv in UTF-8 ({reason}): export it again") from error
