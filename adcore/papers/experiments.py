@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from adcore.errors import ParameterError
-from adcore.experiments import Experiment, as_tuples, grid
+from adcore.experiments import Experiment, as_tuples, fitted, grid
+from adcore.experiments.intervals import gather, save_scores
+from adcore.experiments.record import export_results
+from adcore.files import atomic
 from adcore.models import PatchCore, UniAD
+from adcore.paths import repository
 
 # One protocol for all methods: the same images at 128 pixels and, where a method reads a pretrained network, the same stages of
 # the same one. The trainings are cut to about a minute of one CPU core for each category and seed; they are not the papers'.
@@ -37,11 +44,19 @@ PROTOCOL: Mapping[str, Mapping[str, Any]] = {
     "dra": _LABELED}
 
 
-def one_protocol(*, profile: str = "quick", dataset: str = "mini", categories: Sequence[str] = ("brick", "gear"),
+# In the quick profile the methods have their own quick settings, and an encoder learns from the tested category only: all seven
+# categories would take a minute.
+QUICK: Mapping[str, Mapping[str, Any]] = {"ds2": {"pretraining": "category"}, "cutpaste": {"pretraining": "category"}}
+
+# What results/one_protocol.csv and results/fine_tuned_features.csv hold.
+REAL_IMAGES: Mapping[str, Any] = {"profile": "open", "dataset": "mtd+mvtec_384+mvtec_512", "categories": (), "seeds": (0, 1, 2)}
+
+
+def one_protocol(*, profile: str = "quick", dataset: str = "mini", categories: Sequence[str] = ("brick",),
                  seeds: Sequence[int] = (0,), methods: Sequence[str] = tuple(PROTOCOL),
                  settings: Mapping[str, Mapping[str, Any]] | None = None) -> list[Experiment]:
     """`02_one_protocol`: every method on every category with every seed, by `PROTOCOL`; in the quick profile by the methods'
-    own quick settings.
+    own quick settings and `QUICK`.
 
     settings  method -> its settings that differ from these
     """
@@ -50,9 +65,68 @@ def one_protocol(*, profile: str = "quick", dataset: str = "mini", categories: S
         for method in methods:
             if method not in PROTOCOL:
                 raise ParameterError(f"methods={list(methods)}: '{method}' is not compared; there are {', '.join(PROTOCOL)}")
-            own = {**({} if profile == "quick" else PROTOCOL[method]), **as_tuples((settings or {}).get(method, {}))}
+            own = QUICK.get(method, {}) if profile == "quick" else PROTOCOL[method]
+            own = {**own, **as_tuples((settings or {}).get(method, {}))}
             found += grid(method, dataset=dataset, categories=categories, seeds=[seed], profile=profile, **own)
     return found
+
+
+def fine_tuned_features(*, profile: str = "open", dataset: str = "mini", categories: Sequence[str] = (),
+                        seeds: Sequence[int] = (0,), methods: Sequence[str] = ("patchcore", "gde")) -> list[Experiment]:
+    """Each method on ImageNet's features and on those that `contrastive` fine-tunes for the same category and seed.
+
+    The setting `weights` of the latter is a file that `save_fine_tuned` writes. It has no folder, so the file must be in one of
+    ADCORE_WEIGHTS when the experiments run.
+    """
+    common: dict[str, Any] = {"profile": profile, "dataset": dataset}
+    return [experiment for tuning in one_protocol(**common, categories=categories, seeds=seeds, methods=["contrastive"])
+            for method in methods for weights in ("default", _tuned_file(tuning))
+            for experiment in one_protocol(**common, categories=[tuning.category], seeds=[tuning.seed], methods=[method],
+                                           settings={method: {"weights": weights}})]
+
+
+def save_fine_tuned(folder: Path, *, profile: str = "open", dataset: str = "mini", categories: Sequence[str] = (),
+                    seeds: Sequence[int] = (0,), out: str | Path | None = None, device: str = "auto") -> list[Path]:
+    """Fine-tune the features of each category and seed by `contrastive` and save each backbone as a file in the folder, which
+    should be one of ADCORE_WEIGHTS. A file that is there is not made again. Returns the files.
+
+    Raises:
+        AdcoreError: see `run`.
+    """
+    paths = []
+    for tuning in one_protocol(profile=profile, dataset=dataset, categories=categories, seeds=seeds, methods=["contrastive"]):
+        paths.append(folder / _tuned_file(tuning))
+        if not paths[-1].is_file():
+            detector: Any = fitted(tuning, out=out, device=device)
+            with atomic(paths[-1]) as temporary:
+                torch.save(detector.network.extractor.network.state_dict(), temporary)
+    return paths
+
+
+def _tuned_file(tuning: Experiment) -> str:
+    return f"contrastive-{tuning.category}-{tuning.seed}-{tuning.key[:8]}.pth"
+
+
+def name_with_features(experiment: Experiment) -> str:
+    """'patchcore', or 'patchcore, fine-tuned' on features of `save_fine_tuned`."""
+    tuned = str(dict(experiment.settings).get("weights", "")).startswith("contrastive-")
+    return f"{experiment.method}, fine-tuned" if tuned else experiment.method
+
+
+def put_on_record(name: str, experiments: Sequence[Experiment], out: str | Path | None = None,
+                  folder: Path | None = None) -> list[str]:
+    """Write what is stored of the experiments to results/NAME.csv and their scores to results/NAME_scores.npz:
+
+        python -c "from adcore.papers.experiments import *; print(put_on_record('one_protocol', one_protocol(**REAL_IMAGES)))"
+
+    Experiments that are not stored yet are left out. Returns a line about each file.
+
+    Raises:
+        StoreError: none of the experiments is stored, or a file cannot be written.
+    """
+    folder = folder or (repository() or Path.cwd()) / "results"
+    return [export_results(to=folder / f"{name}.csv", out=out, only=experiments),
+            save_scores(gather(experiments, out, name_with_features), folder / f"{name}_scores.npz")]
 
 
 def start_here(*, profile: str = "quick", dataset: str = "mini", categories: Sequence[str] = ("brick", "capsule", "gear"),

@@ -148,7 +148,8 @@ def departing_exhibits(recorded: Sequence[Result]) -> list[dict[str, Any]]:
         departing = departures(name, recorded) if cells(name) is not None else pd.DataFrame()
         if len(departing):
             found.append({"id": name, "paper": row.paper, "number": row.number, "title": row.title,
-                          "agreement": agreement(departing).to_dict("records"), "sources": sorted(set("; ".join(departing["source"]).split("; "))),
+                          "agreement": agreement(departing).to_dict("records"),
+                          "sources": sorted(set("; ".join(departing["source"]).split("; "))),
                           "numbers": len(departing), "schedule": int(departing["schedule"].sum()),
                           "table": Markup(comparison_html(departing))})
     return found

@@ -53,7 +53,7 @@ def test_a_grid_stopped_five_times_ends_with_the_numbers_of_an_undisturbed_one(j
     assert str(whole) == "4 of 4 experiments are finished"
 
     clock = itertools.count(1)
-    monkeypatch.setattr(training, "remaining", lambda: 0.0 if next(clock) % 4 == 0 else math.inf)    # stop in every fourth epoch
+    monkeypatch.setattr(training, "remaining", lambda: 0.0 if next(clock) % 4 == 0 else math.inf)    # every fourth epoch
     left = [work_through(work, 5, out=tmp_path / "parts") for _ in range(6)]
     assert not left[-1].left and all(one.left for one in left[:-1])
     assert [len(one.left) for one in left] == sorted((len(one.left) for one in left), reverse=True)
@@ -99,7 +99,7 @@ def test_a_failure_is_named_and_stops_nothing_else(jobs, images, tmp_path, monke
 
 @pytest.mark.parametrize("minutes", [0, -1, math.nan])
 def test_minutes_must_be_positive(jobs, minutes):
-    with pytest.raises(ParameterError, match="minutes=.* must be a positive number"):
+    with pytest.raises(ParameterError, match=r"minutes=.* must be a positive number"):
         work_through(jobs(), minutes)
 
 

