@@ -17,7 +17,8 @@ from adcore.report.card import count_exhibits, notebook_runs
 
 def test_all_pages_are_written_and_every_link_and_picture_exists(report):
     names = {path.relative_to(report).as_posix() for path in report.rglob("*.html")}
-    fixed = {"index.html", "errata.html", "departures.html", "record.html", "benchmarks.html", "glossary.html", "bibliography.html"}
+    fixed = {"index.html", "errata.html", "departures.html", "record.html", "benchmarks.html", "glossary.html",
+             "bibliography.html"}
     assert names == {*fixed, *(f"{paper}.html" for paper in papers().index),
                      *(f"notebooks/{name}.html" for name in NAMES[:2])}
     for name in names:
