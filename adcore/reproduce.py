@@ -129,22 +129,21 @@ def reproduce(grid: str = "quick", cores: str | None = None, on: str = "local", 
 
 def _snakemake(words: Sequence[str], environment: dict[str, str], root: Path) -> int:
     """Exit status of Snakemake; 130 after an interruption by a person. Raises TimeUp after it has ended its notebooks."""
-    limited = remaining() < math.inf
-    with subprocess.Popen(words, env=environment, cwd=root, start_new_session=limited) as process:
+    if remaining() == math.inf:
+        try:
+            return subprocess.run(words, env=environment, cwd=root).returncode
+        except KeyboardInterrupt:
+            return 130
+    with subprocess.Popen(words, env=environment, cwd=root, start_new_session=True) as process:
         try:
             return process.wait()
-        except TimeUp:
+        except BaseException:
             for number in (signal.SIGINT, signal.SIGKILL):     # of the whole group: Snakemake, its notebooks, their kernels
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(20)
             raise
-        except KeyboardInterrupt:   # the terminal has told Snakemake too
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            process.kill()
-            return 130
 
 
 def _within(minutes: float, grid: str, jobs: Sequence[Job], cores: str | None, exhibits: Sequence[str]) -> int:

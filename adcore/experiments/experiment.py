@@ -19,7 +19,7 @@ from adcore.files import digest_text
 from adcore.settings import plain
 from adcore.training import checked_seed
 
-_CONFIGS: dict[tuple[str, str, str], Any] = {}  # of this process: making one takes long, and many experiments share it
+_CONFIGS: dict[str, Any] = {}  # of this process: making one takes long, and many experiments share it
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,11 @@ class Experiment:
         Raises:
             ParameterError: unknown method, profile or setting.
         """
-        kind = self.method, self.profile, repr(self.settings)   # by repr: 1, 1.0 and True would be the same key
-        if kind not in _CONFIGS:
+        try:
+            kind = f"{self.method} {self.profile} {self.settings!r}"    # as text: 1, 1.0 and True would be the same key
+        except ValueError:      # an integer of thousands of digits has no text
+            kind = ""
+        if not kind or kind not in _CONFIGS:
             method = method_named(self.method)
             _CONFIGS[kind] = method.Config.make({**profile_settings(method, self.profile), **dict(self.settings)})
         return _CONFIGS[kind]

@@ -10,7 +10,7 @@ the seeds show that.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,34 @@ def gather(experiments: Iterable[Experiment], out: str | Path | None = None,
         scores = wide.to_numpy(np.float32).T.reshape(len(methods), len(seeds), -1)
         found[str(category)] = ImageScores(tuple(methods), tuple(map(int, seeds)), labels["max"].to_numpy(np.int8), scores)
     return found
+
+
+def with_earlier(new: Mapping[str, ImageScores], old: Mapping[str, ImageScores],
+                 kept: Collection[tuple[str, str, int]]) -> dict[str, ImageScores]:
+    """The new scores, and of the old ones those of the runs `kept`, (method, category, seed), that are not among the new.
+
+    Raises:
+        StoreError: a category has other images than before.
+    """
+    found = dict(new)
+    for category, before in old.items():
+        if category in new and not np.array_equal(before.labels, new[category].labels):
+            raise StoreError(f"{category} has other test images than the scores on record: remove those and export all again")
+        rows = {(method, seed): row for (method, seed), row in _rows(before).items() if (method, category, seed) in kept}
+        rows |= _rows(new[category]) if category in new else {}
+        if not rows:
+            continue
+        methods, seeds = list(dict.fromkeys(method for method, _ in rows)), sorted({seed for _, seed in rows})
+        missing = np.full(len(before.labels), np.nan, np.float32)
+        scores = np.array([[rows.get((method, seed), missing) for seed in seeds] for method in methods])
+        found[category] = ImageScores(tuple(methods), tuple(seeds), before.labels, scores)
+    return found
+
+
+def _rows(found: ImageScores) -> dict[tuple[str, int], Array]:
+    """The scores of each method and seed that were run."""
+    return {(method, seed): row for method, part in zip(found.methods, found.scores, strict=True)
+            for seed, row in zip(found.seeds, part, strict=True) if not np.isnan(row).all()}
 
 
 def save_scores(found: Mapping[str, ImageScores], path: Path) -> str:

@@ -37,15 +37,19 @@ def export_results(dataset: str | None = None, profile: str | None = None, to: P
                    out: str | Path | None = None, only: Iterable[Experiment] | None = None) -> str:
     """Write the store's numbers, some or all, to a csv file; without `to`, return the csv text. Empty metrics are left out.
 
-    only  the experiments to write, as far as they are stored; None for all
+    only  the experiments to write; None for all. Those that are not stored keep the rows that the file `to` has of them
 
     Raises:
         StoreError: nothing to export, or the file cannot be written.
     """
     frame = load_results(out)
     frame = frame if frame.empty else frame[frame["value"].notna()]
-    if only is not None and not frame.empty:
-        frame = frame[frame["key"].isin({experiment.key for experiment in only})]
+    if only is not None:
+        keys = {experiment.key for experiment in only}
+        frame = frame if frame.empty else frame[frame["key"].isin(keys)]
+        if to is not None and to.is_file():
+            old = _read(to)
+            frame = pd.concat([old[old["key"].isin(keys - set(frame.get("key", ())))], frame], ignore_index=True)
     for column, wanted in (("dataset", dataset), ("profile", profile)):
         if wanted is not None and not frame.empty:
             frame = frame[frame[column] == wanted]

@@ -10,8 +10,8 @@ import torch
 
 from adcore.errors import ParameterError
 from adcore.experiments import Experiment, as_tuples, fitted, grid
-from adcore.experiments.intervals import gather, save_scores
-from adcore.experiments.record import export_results
+from adcore.experiments.intervals import gather, recorded_scores, save_scores, with_earlier
+from adcore.experiments.record import export_results, records
 from adcore.files import atomic
 from adcore.models import PatchCore, UniAD
 from adcore.paths import repository
@@ -119,14 +119,20 @@ def put_on_record(name: str, experiments: Sequence[Experiment], out: str | Path 
 
         python -c "from adcore.papers.experiments import *; print(put_on_record('one_protocol', one_protocol(**REAL_IMAGES)))"
 
-    Experiments that are not stored yet are left out. Returns a line about each file.
+    Experiments that are not stored keep what the files have of them, so that another machine can add its seeds. Returns a line
+    about each file.
 
     Raises:
-        StoreError: none of the experiments is stored, or a file cannot be written.
+        StoreError: none of the experiments is stored, a category has other images than before, or a file cannot be written.
     """
     folder = folder or (repository() or Path.cwd()) / "results"
-    return [export_results(to=folder / f"{name}.csv", out=out, only=experiments),
-            save_scores(gather(experiments, out, name_with_features), folder / f"{name}_scores.npz")]
+    scores, path = gather(experiments, out, name_with_features), folder / f"{name}_scores.npz"
+    if path.is_file() and (folder / f"{name}.csv").is_file():
+        names = {one.key: name_with_features(one) for one in experiments}
+        rows = next(record.frame for record in records(folder) if record.name == name)
+        kept = {(names[row.key], row.category, row.seed) for row in rows.itertuples() if row.key in names}
+        scores = with_earlier(scores, recorded_scores(name, folder), kept)
+    return [export_results(to=folder / f"{name}.csv", out=out, only=experiments), save_scores(scores, path)]
 
 
 def start_here(*, profile: str = "quick", dataset: str = "mini", categories: Sequence[str] = ("brick", "capsule", "gear"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from adcore.errors import ParameterError
-from adcore.experiments import run
+from adcore.experiments import grid, run
+from adcore.experiments.intervals import recorded_scores
+from adcore.experiments.record import records
 from adcore.features import FeatureExtractor
 from adcore.models import METHODS
 from adcore.papers import experiments as listed
@@ -88,3 +91,21 @@ def test_fine_tuned_features_are_saved_and_used_and_put_on_record(tiny, tmp_path
     assert lines[0].endswith("numbers of 2 experiments") and (tmp_path / "mine_scores.npz").is_file()
     text = (tmp_path / "mine.csv").read_text()
     assert f"weights={path.name}" in text and "weights=default" in text and str(tmp_path) not in text
+
+
+def test_another_machine_adds_its_seeds_to_the_record(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("adcore.experiments.experiment.load_dataset", lambda *_, **__: tiny)
+    first, second = (grid("gde", dataset="tiny", categories=["cloth"], seeds=[seed], backbone="efficientnet_lite0", tap=3,
+                          image_size=64, patch=32, stride=16) for seed in (0, 1))
+    for one, place in ((first, "here"), (second, "there")):
+        run(one, out=tmp_path / place, device="cpu")
+    put_on_record("mine", [*first, *second], tmp_path / "here", tmp_path)
+    alone = recorded_scores("mine", tmp_path)["cloth"]
+    put_on_record("mine", [*first, *second], tmp_path / "there", tmp_path)
+    both = recorded_scores("mine", tmp_path)["cloth"]
+    assert alone.seeds == (0,) and both.seeds == (0, 1) and np.array_equal(both.scores[:, 0], alone.scores[:, 0])
+    rows = {record.name: record.frame for record in records(tmp_path)}["mine"]
+    assert set(rows["seed"]) == {0, 1} and not np.isnan(both.scores).any()
+    put_on_record("mine", second, tmp_path / "there", tmp_path)                 # what is no longer asked for is dropped
+    rows = {record.name: record.frame for record in records(tmp_path)}["mine"]
+    assert set(rows["seed"]) == {1} and recorded_scores("mine", tmp_path)["cloth"].seeds == (1,)

@@ -17,7 +17,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to
 def test_the_table_of_measured_numbers_is_written_from_the_csv_files():
     text = RESULTS.read_text(encoding="utf-8")
     assert readme.rendered(text) == text, "run `adcore report --readme`"
-    assert "| patchcore | mtd | magnetic_tile |" in text
+    assert "| patchcore | mtd+mvtec_384+mvtec_512 | bottle |" in text
 
 
 def test_the_table_of_files_names_every_file_on_record():
