@@ -29,10 +29,10 @@ reproduce: setup  ## run every notebook (GRID=quick), write report/index.html
 	@$(BIN)/adcore reproduce --grid $(GRID) --cores $(CORES)
 
 test: setup lint  ## unit tests, the examples in docstrings, then nbval on every notebook
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --max-worker-restart 0
 	$(BIN)/python -m pytest --doctest-modules adcore --ignore adcore/kernels/triton
 	OMP_NUM_THREADS=1 ADCORE_PROGRESS=0 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	  -n 2 --dist loadfile notebooks
+	  -n 2 --dist loadfile --max-worker-restart 0 notebooks
 
 test-faults: setup  ## kill training, evaluation, papermill and Snakemake 50 times
 	ADCORE_KILLS=50 $(BIN)/python -m pytest tests/house/test_faults.py

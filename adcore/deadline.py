@@ -31,20 +31,27 @@ def deadline(seconds: float) -> Iterator[None]:
     global _until
     before, _until = _until, min(_until, time.monotonic() + seconds)
     rings = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    inside = True
 
     def ring(number: int, frame: FrameType | None) -> None:
-        raise TimeUp
+        if inside:      # an alarm on the way out would leave the timer on
+            raise TimeUp
 
     previous = signal.signal(signal.SIGALRM, ring) if rings else None
     try:
         if rings:
-            signal.setitimer(signal.ITIMER_REAL, max(remaining(), 1e-3), AGAIN)
+            _set_alarm()
         yield
     finally:
+        inside = False
         _until = before
         if rings:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_alarm()        # that of the deadline around this one, if there is one
             signal.signal(signal.SIGALRM, previous)
+
+
+def _set_alarm() -> None:
+    signal.setitimer(signal.ITIMER_REAL, *((max(remaining(), 1e-3), AGAIN) if _until < math.inf else (0.0, 0.0)))
 
 
 def remaining() -> float:

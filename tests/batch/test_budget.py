@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,22 @@ def test_an_inner_deadline_does_not_extend_the_outer_one():
         with deadline(3600):
             assert remaining() <= 60
         assert 50 < remaining() <= 60
+
+
+def test_after_an_inner_deadline_the_alarm_of_the_outer_one_rings():
+    with pytest.raises(TimeUp), deadline(0.3):
+        with deadline(3600):
+            pass
+        time.sleep(20)
+    time.sleep(0.1)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_on_the_way_out_is_not_raised_and_the_timer_is_off():
+    with deadline(3600):
+        ring = signal.getsignal(signal.SIGALRM)
+    ring(signal.SIGALRM, None)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------------
