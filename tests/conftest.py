@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -16,6 +16,13 @@ hypothesis.settings.register_profile("adcore", deadline=None)  # tests do not ch
 hypothesis.settings.load_profile("adcore")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch is imported: pytest's workers already run in parallel
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Say how a worker ended, which pytest-xdist does not. A negative status is the signal that ended it."""
+    if error:
+        print(f"\n{node.gateway.id} ended with status {node.gateway._io.wait()}", flush=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""The table of results/README.md, written from the csv files beside it between two markers, and the figure of the README."""
+"""The table of results/README.md, written from the csv files beside it between two markers, and the figures of the README."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from adcore import figures
 from adcore.data import load_dataset
 from adcore.errors import AdcoreError
 from adcore.experiments import grid, run
+from adcore.experiments.intervals import auroc_intervals, recorded_scores
 from adcore.experiments.networks import trained
 from adcore.experiments.profiles import data_options
 from adcore.experiments.record import METRICS, records, summarize
 from adcore.files import atomic, write_text
-from adcore.models import PatchCore
+from adcore.models import METHODS, PatchCore
+from adcore.papers.experiments import PROTOCOL
 from adcore.paths import repository
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -43,7 +45,7 @@ def rendered(text: str) -> str:
 
 
 def rewrite_readme() -> None:
-    """Write the table of results/README.md and draw the README's figure.
+    """Write the table of results/README.md and draw the README's figures.
 
     Raises:
         AdcoreError: not in a checkout, or the page has no place for the table.
@@ -53,8 +55,9 @@ def rewrite_readme() -> None:
         raise AdcoreError("the README is part of the checkout: run this from there")
     page = root / "results" / "README.md"
     write_text(page, rendered(page.read_text(encoding="utf-8")))
-    with atomic(root / "results" / "heat_maps.png") as temporary:
-        heat_map_figure().savefig(temporary, format="png", dpi=110)
+    for name, figure in (("heat_maps", heat_map_figure), ("one_protocol", protocol_figure)):
+        with atomic(root / "results" / f"{name}.png") as temporary:
+            figure().savefig(temporary, format="png", dpi=110)
 
 
 def heat_map_figure() -> Figure:
@@ -64,3 +67,12 @@ def heat_map_figure() -> Figure:
     dataset = load_dataset("mini", categories, **data_options("mini", "quick"))
     patchcore = run(grid(PatchCore, categories=categories))
     return figures.stored_maps(dataset, {"PatchCore": patchcore, "UniAD": trained("uniad").maps(dataset.test)}, columns=12)
+
+
+def protocol_figure() -> Figure:
+    """What `02_one_protocol` has on record: image AUROC of each method on four real categories, with intervals and seeds."""
+    figures.use_style()
+    intervals = auroc_intervals(recorded_scores("one_protocol"))
+    labeled = [name for name in PROTOCOL if hasattr(METHODS[name].Config(), "anomalies")]
+    each = intervals[intervals["category"] != "mean"]
+    return figures.method_intervals(each, "image AUROC, %", labeled, "also some labeled defects")

@@ -40,6 +40,7 @@ def test_the_growth_chart_has_one_panel_per_computation_with_both_exponents(chec
 
 def test_the_table_of_measured_numbers_is_written_only_between_its_markers(checkout, monkeypatch):
     monkeypatch.setattr(readme, "heat_map_figure", Figure)
+    monkeypatch.setattr(readme, "protocol_figure", Figure)
     path = checkout / "results" / "README.md"
     path.write_text(f"# adcore\n\nbefore \\1 \\g<0>\n{readme.BEGIN}\nstale\n{readme.END}\nafter | a | table |\n")
     readme.rewrite_readme()
