@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from html import escape
 from typing import Any
 
@@ -15,19 +16,24 @@ def _number(value: Any, digits: str = "") -> str:
 
 
 def comparison_html(frame: pd.DataFrame) -> str:
-    """A comparison's cells as an HTML table. The verdict is written as a word, not only shown by a color."""
+    """A comparison's cells as an HTML table. The verdict is written as a word, not only shown by a color. A reason that more
+    than two rows share is written once, below."""
     colors = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b",
               "departs": "#7a5195", "not run": "#777"}
-    lines = []
+    lines, times = [], Counter(str(why) for why in frame["why"] if why)
+    notes = [why for why, rows in times.items() if rows > 2]
     for row in frame.to_dict("records"):
         spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""
-        why = f"<br><small>{escape(str(row['why']))}</small>" if row["why"] else ""
+        reason = str(row["why"] or "")
+        why = f"<br><small>{escape(reason)}</small>" if reason else ""
+        why = f"<sup>{1 + notes.index(reason)}</sup>" if reason in notes else why
         cells = [row["row"], row["column"], row["metric"], f"{_number(row['published'])} {row['unit']}".strip(),
                  f"{_number(row['measured'])}{spread}", _number(row["seeds"])]
         lines.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
                      + f"<td style='color:{colors[row['verdict']]}'><b>{row['verdict']}</b>{why}</td></tr>")
     head = "".join(f"<th>{name}</th>" for name in ("row", "column", "metric", "published", "measured", "seeds", "verdict"))
-    return f"<table class='adcore-comparison'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    below = "".join(f"<p><small><sup>{i}</sup> {escape(why)}</small></p>" for i, why in enumerate(notes, start=1))
+    return f"<table class='adcore-comparison'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{below}"
 
 
 def published_html(printed: pd.DataFrame) -> str:

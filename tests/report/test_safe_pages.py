@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -183,6 +184,16 @@ def test_a_table_of_a_comparison_escapes_every_cell():
     row = dict.fromkeys(("row", "column", "metric", "unit", "published", "measured", "std", "seeds", "why"), NAME)
     table = comparison_html(pd.DataFrame([{**row, "verdict": "other"}]))
     assert harmful(table) == [] and Tags(table).text.count(NAME) == 9
+
+
+def test_a_reason_of_more_than_two_rows_is_written_once_below_the_table():
+    fields = ("row", "column", "metric", "unit", "published", "measured", "std", "seeds")
+    row = {**dict.fromkeys(fields, "x"), "verdict": "other"}
+    rows = [{**row, "why": why} for why in ("rare", "", NAME, NAME, "twice", "twice", NAME)]
+    table = comparison_html(pd.DataFrame(rows))
+    text = Tags(table).text
+    assert harmful(table) == [] and (text.count(NAME), text.count("rare"), text.count("twice")) == (1, 1, 2)
+    assert table.count("other</b><sup>1</sup>") == 3 and table.endswith(f"<sup>1</sup> {escape(NAME)}</small></p>")
 
 
 def test_the_index_links_to_the_page_of_a_notebook_with_any_name(report):
