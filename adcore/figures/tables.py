@@ -20,9 +20,9 @@ def comparison_html(frame: pd.DataFrame) -> str:
     than two rows share is written once, below."""
     colors = {"reproduced": "#1b7837", "higher": "#2166ac", "lower": "#b2182b", "other": "#b2182b",
               "departs": "#7a5195", "not run": "#777"}
-    lines, times = [], Counter(str(why) for why in frame["why"] if why)
-    notes = [why for why, rows in times.items() if rows > 2]
-    for row in frame.to_dict("records"):
+    lines, rows = [], frame.to_dict("records")
+    notes = [why for why, times in Counter(str(row["why"] or "") for row in rows).items() if why and times > 2]
+    for row in rows:
         spread = f" ± {_number(row['std'])}" if _number(row["std"]) else ""
         reason = str(row["why"] or "")
         why = f"<br><small>{escape(reason)}</small>" if reason else ""
