@@ -111,8 +111,18 @@ class _Listed(nn.Module):
         return tuple(found[node] for node in self.nodes)
 
 
-def _by_openvino(network: fx.GraphModule, nodes: Sequence[str], images: Tensor) -> Compiled:
+@functools.lru_cache(maxsize=1)
+def _core() -> Any:
+    """OpenVINO's Core, one for the whole process.
+
+    A Core gives its thread another stack for signal handlers, and takes its memory away when it is deleted. Of several Cores
+    one may leave a stack without memory, and then the next signal, such as Ctrl-C, would crash the process.
+    """
     import openvino
+    return openvino.Core()
+
+
+def _by_openvino(network: fx.GraphModule, nodes: Sequence[str], images: Tensor) -> Compiled:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
     different = tuple(dict.fromkeys(nodes))
@@ -123,7 +133,7 @@ def _by_openvino(network: fx.GraphModule, nodes: Sequence[str], images: Tensor) 
     decoder = TorchScriptPythonDecoder(traced)
     front = FrontEndManager().load_by_framework("pytorch")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(front.convert(front.load(decoder)), "CPU", settings)
+    compiled = _core().compile_model(front.convert(front.load(decoder)), "CPU", settings)
 
     def maps(images: Tensor) -> list[Tensor]:
         found = dict(zip(different, compiled(images.contiguous().numpy()).values(), strict=True))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -216,3 +218,29 @@ def test_sums_are_in_place_where_no_other_layer_uses_the_operand() -> None:
             torch.testing.assert_close(found[name], expected)
     assert torch.equal(x, kept)
     assert sum(node.target is _added for node in light.graph.nodes) == 3       # alone, number, and wide (other shape)
+
+
+INTERRUPTED = """\
+import gc, os, signal, torch
+from adcore.features import FeatureExtractor, engine
+extractors = [FeatureExtractor("resnet18", (1,), "random") for _ in range(3)]
+with engine("openvino"):
+    for extractor in extractors:
+        extractor(torch.zeros(1, 3, 32, 32))
+del extractor
+while extractors:
+    del extractors[0]           # the first first
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    torch.zeros(1)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(not INSTALLED or sys.platform == "win32", reason="needs OpenVINO, and signals between processes")
+def test_a_process_survives_ctrl_c_after_networks_were_compiled_and_deleted() -> None:
+    words = [sys.executable, "-X", "faulthandler", "-c", INTERRUPTED]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done
