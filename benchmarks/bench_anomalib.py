@@ -1,0 +1,176 @@
+"""Time whole methods beside anomalib's, the library that a user would pick: from image files to the last metric.
+
+    pip install 'adcore[bench]'
+    ADCORE_DATA=... python benchmarks/bench_anomalib.py --rounds 3
+
+PatchCore (Wide ResNet-50, layers 2 and 3, 256 to 224 pixels; 1 and 10 per cent of the patches) and FastFlow (ResNet-18, three
+layers, 256 pixels, 20 epochs) on categories of MVTec AD. Both sides read the same files, have the same weights and measure
+image AUROC, pixel AUROC and AUPRO. The weights are random and drawn from one seed, so that nothing has to be downloaded: they
+cost the same time as ImageNet's, and the scores are low on both sides. Each run is a process of its own with empty caches; the
+two take turns. Medians go to whole.csv.
+
+anomalib keeps its defaults where adcore has no equal: patches of 1536 numbers instead of 1024, image scores from the nine
+nearest patches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_whole import COLUMNS, SCORES, kept
+from side_by_side import DiffersError, machine, status_of
+
+from adcore.experiments import Experiment, grid
+from adcore.experiments.evaluation import evaluate
+from adcore.experiments.provenance import Meter, commit
+from adcore.features import FeatureExtractor
+from adcore.files import write_text
+
+DATASET = "mvtec_384"
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "patchcore {}, 1 %": ("patchcore", {"coreset": 0.01}),
+    "patchcore {}, 10 %": ("patchcore", {"coreset": 0.1}),
+    "fastflow {}, 20 epochs": ("fastflow", {"backbone": "resnet18", "epochs": 20}),
+}
+WAYS = ("anomalib", "adcore")
+
+
+def experiment(case: str, category: str, epochs: int | None) -> Experiment:
+    method, settings = CASES[case]
+    settings = settings if epochs is None or "epochs" not in settings else {**settings, "epochs": epochs}
+    (one,) = grid(method, dataset=DATASET, categories=[category], profile="paper", weights="random", **settings)
+    return one
+
+
+def by_adcore(one: Experiment) -> dict[str, float]:
+    """Seconds, peak memory and scores of one run in this process."""
+    dataset = one.data()
+    with Meter(CPU) as fitting:
+        detector = one.detector(CPU).fit(dataset.train, progress=False)
+    with Meter(CPU) as testing:
+        measures = evaluate(detector, dataset, progress=False)[2]
+    return seconds_of(fitting, testing) | {m["metric"]: 100 * m["value"] for m in measures if m["metric"] in SCORES}
+
+
+def by_anomalib(one: Experiment) -> dict[str, float]:
+    """The same with anomalib's models, data module, engine and metrics."""
+    from anomalib.data import MVTecAD
+    from anomalib.engine import Engine
+    from anomalib.metrics import AUPRO, AUROC, Evaluator
+    from anomalib.models import Fastflow, Patchcore
+    config: Any = one.config()
+    pixels = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_"}
+    metrics = [AUROC(fields=["pred_score", "gt_label"], prefix="image_"), AUROC(**pixels), AUPRO(**pixels)]
+    parts = {"backbone": config.backbone, "pre_trained": False, "visualizer": False,
+             "evaluator": Evaluator(test_metrics=metrics)}
+    root = one.data().train[0].path.parents[3]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = MVTecAD(root=root, category=one.category, num_workers=0, val_split_mode="none")
+        if one.method == "patchcore":
+            model: Any = Patchcore(layers=[f"layer{tap}" for tap in config.taps], coreset_sampling_ratio=config.coreset,
+                                   pre_processor=Patchcore.configure_pre_processor((256, 256), (224, 224)), **parts)
+            epochs, extractor = 1, model.model.feature_extractor.feature_extractor
+        else:
+            model = Fastflow(pre_processor=Fastflow.configure_pre_processor((256, 256)), **parts)
+            epochs, extractor = config.epochs, model.model.feature_extractor
+        weights = FeatureExtractor(config.backbone, config.taps, "random").network.state_dict()
+        found = extractor.load_state_dict(weights, strict=False)
+        if len(found.missing_keys) > 2:
+            raise DiffersError(f"anomalib's {config.backbone} has other tensors, such as {found.missing_keys[0]}")
+        engine = Engine(max_epochs=epochs, accelerator="cpu", default_root_dir=folder, enable_progress_bar=False,
+                        enable_model_summary=False, limit_val_batches=0)
+        with Meter(CPU) as fitting:
+            engine.fit(model=model, datamodule=data)
+        with Meter(CPU) as testing:
+            (measured,) = engine.test(model=model, datamodule=data, verbose=False)
+    scores = dict(zip(SCORES, ("image_AUROC", "pixel_AUROC", "pixel_AUPRO"), strict=True))
+    return seconds_of(fitting, testing) | {ours: 100 * float(measured[theirs]) for ours, theirs in scores.items()}
+
+
+def seconds_of(fitting: Meter, testing: Meter) -> dict[str, float]:
+    return {"seconds": fitting.seconds + testing.seconds, "fit_s": fitting.seconds, "test_s": testing.seconds,
+            "peak_gb": max(fitting.peak_bytes, testing.peak_bytes) / 2**30}
+
+
+CPU = torch.device("cpu")
+RUNS = {"anomalib": by_anomalib, "adcore": by_adcore}
+
+
+def alone(case: str, category: str, way: str, epochs: int | None) -> dict[str, float]:
+    """One run in a separate process, with empty caches.
+
+    Raises:
+        DiffersError: the run failed; the message ends with its last line.
+    """
+    words = [sys.executable, __file__, "--case", case, "--category", category, "--way", way]
+    words += [] if epochs is None else ["--epochs", str(epochs)]
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "ADCORE_CACHE": cache})
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise DiffersError(f"{case.format(category)}, {way}: {said[-1]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def rows(name: str, runs: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    """One row of the csv per way, with medians."""
+    middle = {way: {key: statistics.median(run[key] for run in found) for key in found[0]} for way, found in runs.items()}
+    return [[name, way, *(f"{one[key]:.1f}" for key in ("seconds", "fit_s", "test_s")), f"{one['peak_gb']:.2f}",
+             f"{middle[WAYS[0]]['seconds'] / one['seconds']:.1f}", *(f"{one[score]:.2f}" for score in SCORES),
+             str(len(runs[way])), machine(), commit()] for way, one in middle.items()]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), help="only these; the csv keeps the rows of the others")
+    parser.add_argument("--categories", nargs="+", default=["bottle", "grid"])
+    parser.add_argument("--epochs", type=int, help="fewer epochs of FastFlow, for a try")
+    parser.add_argument("--case", help="print one run of this case as JSON and end; with --category and --way")
+    parser.add_argument("--category")
+    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("whole.csv"))
+    asked = parser.parse_args(words)
+    if asked.case:
+        one = experiment(asked.case, asked.category, asked.epochs)
+        with contextlib.redirect_stdout(sys.stderr):       # anomalib prints
+            found = RUNS[asked.way](one)
+        print(json.dumps(found))
+        return 0
+    if importlib.util.find_spec("anomalib") is None:
+        print("this benchmark needs anomalib: pip install 'adcore[bench]'", file=sys.stderr)
+        return 2
+    for case in asked.cases:
+        for category in asked.categories:
+            runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+            name = case.format(category)
+            for _ in range(asked.rounds):
+                for way in WAYS:
+                    runs[way].append(alone(case, category, way, asked.epochs))
+                    numbers = ", ".join(f"{key} {value:.2f}" for key, value in runs[way][-1].items())
+                    print(f"{name}, {way}: {numbers}", flush=True)
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows(name, runs), *kept(asked.out, [name])])
+            write_text(asked.out, text.getvalue())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(status_of(main))

@@ -1,0 +1,49 @@
+"""The benchmark of whole methods beside anomalib's: its rows, and what it says without anomalib. The runs need real images."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from support.tiny import write_tiny
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("bench_anomalib")
+
+
+def run(seconds: float) -> dict[str, float]:
+    return {"seconds": seconds, "fit_s": seconds - 1, "test_s": 1.0, "peak_gb": 2.0, "image_auroc": 90.0, "pixel_auroc": 80.0,
+            "aupro": 70.0}
+
+
+def test_rows_are_medians_and_name_how_many_times_faster_than_anomalib(bench):
+    runs = {"anomalib": [run(100), run(300), run(120)], "adcore": [run(40), run(60)]}
+    theirs, ours = bench.rows("patchcore bottle, 1 %", runs)
+    columns = dict(zip(bench.COLUMNS, ours, strict=True))
+    assert theirs[:6] == ["patchcore bottle, 1 %", "anomalib", "120.0", "119.0", "1.0", "2.00"]
+    assert (columns["seconds"], columns["times faster"], columns["rounds"], columns["aupro"]) == ("50.0", "2.4", "2", "70.00")
+
+
+def test_an_experiment_has_the_settings_of_its_case_and_random_weights(bench, tmp_path, monkeypatch):
+    write_tiny(tmp_path / "mvtec_384")
+    monkeypatch.setenv("ADCORE_DATA", str(tmp_path))
+    for case, (method, settings) in bench.CASES.items():
+        one = bench.experiment(case, "cloth", None)
+        config = one.config()
+        assert (one.method, one.category, config.weights) == (method, "cloth", "random")
+        assert all(getattr(config, name) == value for name, value in settings.items())
+    assert bench.experiment("fastflow {}, 20 epochs", "cloth", 1).config().epochs == 1
+
+
+def test_without_anomalib_it_says_how_to_install_it(bench, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert bench.main(["--out", str(tmp_path / "whole.csv")]) == 2
+    assert "pip install 'adcore[bench]'" in capsys.readouterr().err and not (tmp_path / "whole.csv").exists()
