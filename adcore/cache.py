@@ -32,9 +32,12 @@ def entries_used() -> Iterator[dict[str, str]]:
         _used.reset(token)
 
 
-def describe(path: Path, about: dict[str, Any]) -> None:
-    """Write NAME.json beside a finished entry: `about`, and the entry's name and digest, by which `entry` knows it."""
-    (digest,) = file_digests([path])
+def describe(path: Path, about: dict[str, Any], digest: str = "") -> None:
+    """Write NAME.json beside a finished entry: `about`, and the entry's name and digest, by which `entry` knows it.
+
+    digest  the entry's, as `file_digests` computes it, when the writer knows it; '' reads the entry
+    """
+    digest = digest or file_digests([path])[0]
     write_json(path.with_suffix(".json"), {**about, "entry": path.name, "digest": digest})
     _note(path, digest)
 

@@ -6,7 +6,10 @@ function that combines the maps. An entry is one memory-mapped array (n, ...), o
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +80,8 @@ def cached_features(samples: Sequence[Sample], view: View, extractor: FeatureExt
     path = (folder or cache_room("features")) / f"{key}.npy"
     with rank_zero_first():
         if not _whole(path, len(samples), half):
-            _compute(path, samples, view, extractor, assemble, half, batch_size, device, progress)
-            describe(path, {"features": extractor.key, "view": repr(view), "what": name, "images": len(samples)})
+            digest = _compute(path, samples, view, extractor, assemble, half, batch_size, device, progress)
+            describe(path, {"features": extractor.key, "view": repr(view), "what": name, "images": len(samples)}, digest)
     stored = np.load(path, mmap_mode="c")
     return torch.from_numpy(stored)
 
@@ -94,17 +97,33 @@ def _whole(path: Path, images: int, half: bool) -> bool:
 @kept_memory()
 def _compute(path: Path, samples: Sequence[Sample], view: View, extractor: FeatureExtractor,
              assemble: Callable[[list[Tensor]], Tensor], half: bool, batch_size: int, device: str | torch.device,
-             progress: bool | None) -> None:
-    extractor = extractor.to(device)
+             progress: bool | None) -> str:
+    """Write the entry and return its digest. A thread writes a batch and digests it while the network computes the next one."""
+    extractor, digest = extractor.to(device), hashlib.blake2b()
     # Written as a file, not through a memory map: on a full disk a map kills the process, a write raises an error.
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        def write(data: bytes | np.ndarray) -> None:
+            file.write(data)
+            digest.update(data)
+
+        written: Future[None] | None = None
         title = f"features {extractor.backbone.name}"
         with progress_bar(total=len(samples), desc=title, enabled=progress) as bar:
             for images in read_images(samples, view, batch_size):
                 features = assemble(extractor(images.to(device))).cpu()
-                features = features.half() if half else features.float()
-                if file.tell() == 0:
-                    np.lib.format.write_array_header_1_0(file, {"descr": "<f2" if half else "<f4", "fortran_order": False,
-                                                                "shape": (len(samples), *features.shape[1:])})
-                file.write(features.numpy().tobytes())
+                rows = np.ascontiguousarray((features.half() if half else features.float()).numpy())
+                if written is None:
+                    written = writer.submit(write, _header((len(samples), *features.shape[1:]), rows.dtype))
+                written.result()
+                written = writer.submit(write, rows)
                 bar.update(len(features))
+        if written is not None:
+            written.result()
+    return digest.hexdigest()[:32]
+
+
+def _header(shape: tuple[int, ...], number: np.dtype) -> bytes:
+    """What an npy file begins with."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": number.str, "fortran_order": False, "shape": shape})
+    return header.getvalue()

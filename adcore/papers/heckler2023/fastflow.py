@@ -15,6 +15,7 @@ Each tap has its own flow; the map is the mean over the taps.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,10 @@ class TapFlow(nn.Module):
         z, log_det = self.flow(self.norm(features))
         return z, log_det
 
+    def loss(self, features: Tensor) -> Tensor:
+        """Negative log-likelihood, mean over the batch: (B, C, h, w) -> scalar."""
+        return nll(*self(features)).mean()
+
 
 class FastFlow(FrozenTaps):
     """FastFlow as a detector; one model per category.
@@ -119,19 +124,17 @@ class FastFlow(FrozenTaps):
             DataError: features that are constant: see `flows.check_spread`.
         """
         c = self.config
-        maps = self.cached_maps(samples, progress)
-        for tap, features in zip(c.taps, maps, strict=True):
-            check_spread(features, f"tap {tap}")
-        optimizer = torch.optim.Adam([p for p in self.flows.parameters() if p.requires_grad], c.lr,
-                                     weight_decay=c.weight_decay, fused=True)
-        self.losses = train(self.flows, self.loss, tuple(maps), optimizer, epochs=c.epochs, batch_size=c.batch_size,
-                            seed=self.seed, amp=c.amp, drop_last=True,
-                            run=Run(checkpoint, progress, self.name, f"{images_digest(samples)} {self.weights_digest}"))
+        inputs, losses = f"{images_digest(samples)} {self.weights_digest}", []
+        # The flows share nothing, so each is trained by itself: the activations of one are in memory, not those of all.
+        for i, (flow, features) in enumerate(zip(self.flows, self.cached_maps(samples, progress), strict=True)):
+            check_spread(features, f"tap {c.taps[i]}")
+            optimizer = torch.optim.Adam([p for p in flow.parameters() if p.requires_grad], c.lr,
+                                         weight_decay=c.weight_decay, fused=True)
+            own = checkpoint.with_name(f"{checkpoint.name}-{i}") if checkpoint is not None else None
+            losses.append(train(flow, flow.loss, features, optimizer, epochs=c.epochs, batch_size=c.batch_size, seed=self.seed,
+                                amp=c.amp, drop_last=True, run=Run(own, progress, f"{self.name}, tap {c.taps[i]}", inputs)))
+        self.losses = [math.fsum(epoch) for epoch in zip(*losses, strict=True)]
         return self
-
-    def loss(self, *maps: Tensor) -> Tensor:
-        """Negative log-likelihood, mean over the batch, sum over the taps: [(B, C_j, h_j, w_j)] -> scalar."""
-        return torch.stack([nll(*flow(m)).mean() for flow, m in zip(self.flows, maps, strict=True)]).sum()
 
     def _predict(self, images: Tensor) -> Prediction:
         """-exp(-|z|^2 / 2C) of each cell, upsampled bilinearly; the score is the map's maximum."""

@@ -48,7 +48,8 @@ class PatchCoreConfig(Config):
                     interpolated and smoothed; False takes the distance itself, as in the paper's Eq. (6). The order of the
                     images by their scores is the same if neighbors is 1, the order of pixels is not
     sigma           standard deviation in pixels of the Gaussian that smooths the map (`smoothed`); 0 leaves it as it is
-    max_bank_bytes  `fit` refuses to need more memory than this (see `PatchCore.memory`)
+    max_bank_bytes  `fit` refuses to hold more in memory than this (see `PatchCore.memory`); on a CPU the patches are not part
+                    of it, because they stay on disk
     """
 
     backbone: str = "wide_resnet50_2"
@@ -86,13 +87,19 @@ def neighborhood_features(maps: Sequence[Tensor], embed_dim: int) -> Tensor:
     if not embed_dim:
         # Zero padding is part of the mean, as in the unfolded neighborhoods below.
         return concatenate([F.avg_pool2d(m, 3, stride=1, padding=1) for m in maps], grid, align_corners=False)
-    embedded = []
-    for m in maps:
-        patches = F.unfold(m, 3, padding=1).transpose(1, 2)                     # (B, N_j, C_j * 9)
-        pooled = F.adaptive_avg_pool1d(patches, embed_dim).transpose(1, 2)      # (B, embed_dim, N_j)
-        embedded.append(pooled.unflatten(2, m.shape[-2:]))
-    joined = concatenate(embedded, grid, align_corners=False).flatten(2).transpose(1, 2)    # (B, N, taps * embed_dim)
-    return F.adaptive_avg_pool1d(joined, embed_dim).transpose(1, 2).unflatten(2, grid)
+    joined = concatenate([_embedded(m, embed_dim) for m in maps], grid, align_corners=False)    # (B, taps * embed_dim, h, w)
+    return joined.permute(0, 2, 3, 1).unflatten(3, (embed_dim, len(maps))).mean(4).permute(0, 3, 1, 2)
+
+
+def _embedded(m: Tensor, embed_dim: int) -> Tensor:
+    """Adaptive average pooling of each cell's C x 3 x 3 neighborhood, in this order: (B, C, h, w) -> (B, embed_dim, h, w)."""
+    channels = m.shape[1]
+    if embed_dim % channels:
+        patches = F.unfold(m, 3, padding=1).transpose(1, 2)                                     # (B, N, C * 9)
+        return F.adaptive_avg_pool1d(patches, embed_dim).transpose(1, 2).unflatten(2, m.shape[-2:])
+    # Each mean is over cells of one channel, so it is a convolution. Unfolded, a batch would take nine times its size.
+    windows = F.adaptive_avg_pool1d(torch.eye(9, device=m.device, dtype=m.dtype), embed_dim // channels)    # (9, D / C)
+    return F.conv2d(m, windows.T.reshape(-1, 1, 3, 3).repeat(channels, 1, 1, 1), padding=1, groups=channels)
 
 
 def patch_distances(features: Tensor, bank: Tensor, neighbors: int = 1, squared: bool = True) -> Tensor:
@@ -142,9 +149,9 @@ class PatchCore(FrozenTaps):
         return neighborhood_features(maps, self.config.embed_dim)
 
     def memory(self, images: int) -> dict[str, int]:
-        """Peak memory of `fit` in bytes for this number of training images, computed in advance.
+        """Bytes of what `fit` makes of this number of training images, computed in advance.
 
-        patches    all patch features
+        patches    all patch features; on a CPU a file of the cache, from which it reads
         projected  their random projection for the coreset; 0 if they are narrow enough or all are kept
         bank       the patches that are kept
         """
@@ -163,18 +170,19 @@ class PatchCore(FrozenTaps):
         """Fill the bank (Sec. 3.2). Nothing is trained; `checkpoint` is not used.
 
         Raises:
-            ParameterError: `memory` is more than `max_bank_bytes`.
+            ParameterError: it would hold more than `max_bank_bytes` in memory.
         """
         c = self.config
-        memory = self.memory(len(samples))
+        on_disk = ("patches",) if self.device.type == "cpu" else ()
+        memory = {name: size for name, size in self.memory(len(samples)).items() if name not in on_disk}
         if sum(memory.values()) > c.max_bank_bytes:
             parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
             raise ParameterError(f"the bank of {len(samples)} images takes {sum(memory.values()) / 2**30:.1f} GiB ({parts}), "
-                                 f"over max_bank_bytes={c.max_bank_bytes / 2**30:.1f} GiB: use a smaller image, a deeper tap "
-                                 f"or fewer images, or raise the limit")
-        features = cached_features(samples, self.view, self.extractor, self.features,
-                                   f"patchcore embed {c.embed_dim}", device=self.device, progress=progress)
-        patches = features.permute(0, 2, 3, 1).flatten(0, 2).to(self.device)                    # (n, D)
+                                 f"over max_bank_bytes={c.max_bank_bytes / 2**30:.1f} GiB: keep fewer patches (coreset), use "
+                                 f"a smaller image, a deeper tap or fewer images, or raise the limit")
+        features = cached_features(samples, self.view, self.extractor, lambda maps: self.features(maps).permute(0, 2, 3, 1),
+                                   f"patchcore patches {c.embed_dim}", device=self.device, progress=progress)
+        patches = features.flatten(0, 2).to(self.device)                                        # (n, D), on a CPU still on disk
         self.bank = patches[self._coreset(patches, self.kept(len(patches)), progress)]          # (m, D)
         return self
 

@@ -14,6 +14,7 @@ from adcore.data import read_images
 from adcore.errors import DataError
 from adcore.models import FastFlow, FastFlowConfig
 from adcore.papers.heckler2023.fastflow import TapFlow
+from adcore.training import epoch_seed, seeded
 
 pytestmark = pytest.mark.usefixtures("one_backbone")
 
@@ -65,13 +66,37 @@ def test_the_map_is_minus_the_probability_of_each_cell_averaged_over_the_taps(ti
     assert prediction.score.tolist() == approx([float(m.max()) for m in prediction.map])
 
 
-def test_the_loss_is_half_z_squared_minus_the_log_determinant_averaged_over_images_and_summed_over_taps():
-    one, maps = detector(taps=(3, 4)), (normal(2, 40, 8, 8).float(), normal(2, 112, 4, 4, seed=1).float())
-    by_hand = 0.0
-    for flow, x in zip(one.flows, maps, strict=True):
-        z, log_det = flow(x)
-        by_hand += sum(0.5 * float(z[i].detach().double().square().sum()) - float(log_det[i].detach()) for i in range(2)) / 2
-    assert float(one.loss(*maps)) == approx(by_hand, rel=1e-5)
+def test_the_loss_of_a_tap_is_half_z_squared_minus_the_log_determinant_averaged_over_images():
+    flow, x = detector(taps=(3,)).flows[0], normal(2, 40, 8, 8).float()
+    z, log_det = flow(x)
+    by_hand = sum(0.5 * float(z[i].detach().double().square().sum()) - float(log_det[i].detach()) for i in range(2)) / 2
+    assert float(flow.loss(x).detach()) == approx(by_hand, rel=1e-5)
+
+
+def test_flows_trained_one_after_the_other_are_those_of_one_training_on_the_sum_of_their_losses(tiny):
+    one, together = detector(taps=(3, 4), epochs=2).fit(tiny.train), detector(taps=(3, 4))
+    maps, losses = [m.float() for m in together.cached_maps(tiny.train)], []
+    optimizer = torch.optim.Adam([p for p in together.flows.parameters() if p.requires_grad], 1e-3, weight_decay=1e-5)
+    together.flows.train()
+    for epoch in range(2):
+        with seeded(epoch_seed(0, epoch)):
+            batches = torch.randperm(len(tiny.train)).split(3)
+        steps = []
+        for rows in batches:
+            loss = sum(flow.loss(m[rows.sort().values]) for flow, m in zip(together.flows, maps, strict=True))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            steps.append(float(loss.detach()))
+        losses.append(sum(steps) / len(steps))
+    assert one.losses == approx(losses, rel=1e-5)
+    for a, b in zip(one.flows.state_dict().values(), together.flows.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_tap_that_is_given_twice_has_two_trainings(tiny, tmp_path):
+    detector(taps=(3, 3), epochs=1).fit(tiny.train, checkpoint=tmp_path / "c")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["c-0", "c-1"]
 
 
 def test_training_raises_the_likelihood_and_a_defect_scores_above_every_normal_image(tiny):

@@ -63,7 +63,7 @@ def test_without_embedding_a_patch_is_the_mean_of_its_neighborhood_channel_by_ch
             np.testing.assert_allclose(found[b, c], resized(mean, 5, 6), atol=1e-12)
 
 
-@pytest.mark.parametrize("embed_dim", [7, 27, 40])
+@pytest.mark.parametrize("embed_dim", [7, 12, 27, 40])
 def test_with_embedding_a_patch_is_its_unfolded_neighborhoods_averaged_down_tap_by_tap_and_then_together(embed_dim):
     maps = [normal(1, 3, 4, 5), normal(1, 4, 2, 3, seed=1)]
     found = neighborhood_features(maps, embed_dim)[0].numpy()
@@ -109,15 +109,29 @@ def test_the_estimated_memory_includes_the_projected_patches_and_the_bank(tiny, 
     assert detector(projection=32, coreset=1.0).memory(6)["projected"] == 0
 
 
-def test_a_bank_over_the_memory_limit_is_refused_before_anything_is_computed(tiny):
-    needed = sum(detector().memory(6).values())
-    assert needed > 6 * 16 * 16 * (24 + 40) * 4
-    detector(max_bank_bytes=needed).fit(tiny.train)
-    core = detector(max_bank_bytes=needed - 1)
-    with pytest.raises(ParameterError, match=r"bank of 6 images takes 0\.0 GiB \(patches 0\.0, projected 0\.0, bank "
-                                             r"0\.0\), over max_bank_bytes=0\.0 GiB: use a smaller"):
+def test_a_bank_over_the_memory_limit_is_refused_before_anything_is_computed(tiny, monkeypatch):
+    memory = detector(projection=32).memory(6)
+    assert memory["patches"] == 6 * 16 * 16 * (24 + 40) * 4 and memory["projected"] == 6 * 16 * 16 * 32 * 4
+    held = memory["projected"] + memory["bank"]                 # on a CPU, the patches stay on disk
+    detector(projection=32, max_bank_bytes=held).fit(tiny.train)
+    core = detector(projection=32, max_bank_bytes=held - 1)
+    with pytest.raises(ParameterError, match=r"bank of 6 images takes 0\.0 GiB \(projected 0\.0, bank 0\.0\), over "
+                                             r"max_bank_bytes=0\.0 GiB: keep fewer patches \(coreset\), use a smaller"):
         core.fit(tiny.train)
     assert core.bank is None
+    core = detector(projection=32, max_bank_bytes=sum(memory.values()) - 1)
+    monkeypatch.setattr(core, "device", torch.device("cuda"))   # on a GPU, they are in its memory
+    with pytest.raises(ParameterError, match=r"takes 0\.0 GiB \(patches 0\.0, projected 0\.0, bank 0\.0\)"):
+        core.fit(tiny.train)
+
+
+def test_on_a_cpu_the_selection_reads_the_patches_from_the_cache_s_file(tiny, monkeypatch):
+    stored, compute = [], patchcore.cached_features
+    monkeypatch.setattr(patchcore, "cached_features", lambda *some, **more: stored.append(compute(*some, **more)) or stored[-1])
+    core = detector(projection=64)                              # as wide as the patches, so nothing is projected
+    monkeypatch.setattr(patchcore, "kcenter", lambda points, *_, **more: stored.append(points) or torch.arange(9))
+    core.fit(tiny.train)
+    assert stored[1].shape == (1536, 64) and stored[1].data_ptr() == stored[0].data_ptr()       # no copy
 
 
 @pytest.mark.parametrize("squared", [True, False])
