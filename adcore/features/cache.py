@@ -102,7 +102,7 @@ def _compute(path: Path, samples: Sequence[Sample], view: View, extractor: Featu
     extractor, digest = extractor.to(device), hashlib.blake2b()
     # Written as a file, not through a memory map: on a full disk a map kills the process, a write raises an error.
     with atomic(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(1) as writer:
-        def write(data: bytes | np.ndarray) -> None:
+        def write(data: bytes | memoryview) -> None:
             file.write(data)
             digest.update(data)
 
@@ -115,7 +115,7 @@ def _compute(path: Path, samples: Sequence[Sample], view: View, extractor: Featu
                 if written is None:
                     written = writer.submit(write, _header((len(samples), *features.shape[1:]), rows.dtype))
                 written.result()
-                written = writer.submit(write, rows)
+                written = writer.submit(write, rows.data)
                 bar.update(len(features))
         if written is not None:
             written.result()

@@ -90,10 +90,6 @@ class TapFlow(nn.Module):
         z, log_det = self.flow(self.norm(features))
         return z, log_det
 
-    def loss(self, features: Tensor) -> Tensor:
-        """Negative log-likelihood, mean over the batch: (B, C, h, w) -> scalar."""
-        return nll(*self(features)).mean()
-
 
 class FastFlow(FrozenTaps):
     """FastFlow as a detector; one model per category.
@@ -131,10 +127,16 @@ class FastFlow(FrozenTaps):
             optimizer = torch.optim.Adam([p for p in flow.parameters() if p.requires_grad], c.lr,
                                          weight_decay=c.weight_decay, fused=True)
             own = checkpoint.with_name(f"{checkpoint.name}-{i}") if checkpoint is not None else None
-            losses.append(train(flow, flow.loss, features, optimizer, epochs=c.epochs, batch_size=c.batch_size, seed=self.seed,
-                                amp=c.amp, drop_last=True, run=Run(own, progress, f"{self.name}, tap {c.taps[i]}", inputs)))
+            losses.append(train(flow, functools.partial(self.loss, flow), features, optimizer, epochs=c.epochs,
+                                batch_size=c.batch_size, seed=self.seed, amp=c.amp, drop_last=True,
+                                run=Run(own, progress, f"{self.name}, tap {c.taps[i]}", inputs)))
         self.losses = [math.fsum(epoch) for epoch in zip(*losses, strict=True)]
         return self
+
+    @staticmethod
+    def loss(flow: nn.Module, features: Tensor) -> Tensor:
+        """Negative log-likelihood under the flow of a tap, mean over the batch: (B, C, h, w) -> scalar."""
+        return nll(*flow(features)).mean()
 
     def _predict(self, images: Tensor) -> Prediction:
         """-exp(-|z|^2 / 2C) of each cell, upsampled bilinearly; the score is the map's maximum."""
