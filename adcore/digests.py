@@ -12,10 +12,10 @@ import json
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from adcore.ahead import ahead
 from adcore.errors import StoreError
 from adcore.files import digest_file, digest_text, write_text
 from adcore.paths import cache_room, check_owner
@@ -49,10 +49,9 @@ def file_digests(paths: Iterable[Path], algorithm: str = "blake2b") -> list[str]
         known = folders[path.parent].get(path.name)
         if known is None or known[:STATE] != state:
             unknown.append((path, state))
-    with ThreadPoolExecutor(2) as pool:
-        computed = pool.map(lambda known: digest_file(known[0], algorithm)[:32], unknown)
-        for (path, state), digest in zip(unknown, computed, strict=True):
-            folders[path.parent][path.name] = [*state, digest]
+    computed = ahead(lambda known: digest_file(known[0], algorithm)[:32], unknown)
+    for (path, state), digest in zip(unknown, computed, strict=True):
+        folders[path.parent][path.name] = [*state, digest]
     for folder in {path.parent for path, _ in unknown}:
         _remember(_place(folder, algorithm), folders[folder])
     return [folders[path.parent][path.name][-1] for path in paths]

@@ -11,23 +11,20 @@ All thresholds are used and nothing is binned. Equal scores cross the threshold 
 An AUROC below 0.5 is reported as it is, never as 1 - AUROC.
 
 All curves rise only at the V distinct scores of anomalous pixels, which are few. So the normal scores are only sorted, once for
-all metrics and in one part per thread, since the counts below can be added over parts. For each distinct anomalous score v,
-`above` normal scores are greater and `equal` ones are tied. With N normal scores every curve rises at v, from FPR = above / N
-to FPR = (above + equal) / N. It rises by the fraction of the anomalous pixels with this score (AUROC, AP), or by the sum of
-1 / (number of regions * size of the pixel's region) over these pixels (AUPRO).
+all metrics, and block by block, since the counts below can be added over blocks: maps that are mapped from a file stay there.
+For each distinct anomalous score v, `above` normal scores are greater and `equal` ones are tied. With N normal scores every
+curve rises at v, from FPR = above / N to FPR = (above + equal) / N. It rises by the fraction of the anomalous pixels with this
+score (AUROC, AP), or by the sum of 1 / (number of regions * size of the pixel's region) over these pixels (AUPRO).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import ndimage
 
 from adcore.errors import ParameterError
@@ -36,7 +33,7 @@ Array = npt.NDArray[Any]
 Maps = Sequence[Any] | Array
 """(B, H, W) as one array or tensor, or a sequence of (H, W), whose sizes may differ from image to image."""
 
-PART = 2**18  # normal scores per thread at least; fewer are sorted faster than a thread starts
+BLOCK = 2**22  # normal scores at least that are sorted together
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def image_scores(labels: Any, scores: Any) -> Scores:
 
 
 def pixel_scores(masks: Maps, maps: Maps, *, limit: float = 0.3, connectivity: int = 8) -> Scores:
-    """AUROC, AP and AUPRO over all pixels of all images, from one sort.
+    """AUROC, AP and AUPRO over all pixels of all images.
 
     Args:
         masks: 0 normal, 1 anomalous; the mask of an image without anomalies is all zeros.
@@ -164,34 +161,29 @@ class _Curve:
         return min(float((self.rise * whole).sum()) / limit, 1.0)             # rounding may give a sum above 1
 
 
-def _curves(normal: Array, anomalous: Array, weights: Array | None) -> tuple[_Curve, _Curve]:
-    """Two curves from normal scores (N,), which are sorted in place, and anomalous ones (P,). In the first, all anomalous
+def _curves(normal: Iterable[Array], anomalous: Array, weights: Array | None) -> tuple[_Curve, _Curve]:
+    """Two curves from blocks of normal scores, which are sorted in place, and anomalous ones (P,). In the first, all anomalous
     scores have the same weight; in the second, the given `weights` (P,). Without weights both are the first.
     """
     order = anomalous.argsort()[::-1]
     ranked = anomalous[order]                                                 # in descending order
     first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))        # first position of each distinct score
     thresholds = ranked[first][::-1]
-    parts = max(1, min(torch.get_num_threads(), normal.size // PART))
-    with ThreadPoolExecutor(parts) as threads:
-        found = list(threads.map(partial(_below_and_equal, thresholds), np.array_split(normal, parts)))
-    below, equal = (np.sum(numbers, axis=0)[::-1] for numbers in zip(*found, strict=True))
-    above = normal.size - below - equal
+    size, below, equal = 0, np.zeros(len(first), np.int64), np.zeros(len(first), np.int64)
+    for block in normal:
+        block.sort()
+        lower = block.searchsorted(thresholds)
+        below += lower
+        ties = np.flatnonzero(block[np.minimum(lower, block.size - 1)] == thresholds)
+        equal[ties] += block.searchsorted(thresholds[ties], side="right") - lower[ties]
+        size += block.size
+    below, equal = below[::-1], equal[::-1]
+    above = size - below - equal
     count = np.diff(first, append=ranked.size)
-    counted = _Curve(above, equal, count / ranked.size, count, normal.size)
+    counted = _Curve(above, equal, count / ranked.size, count, size)
     if weights is None:
         return counted, counted
-    return counted, _Curve(above, equal, np.add.reduceat(weights[order], first), count, normal.size)
-
-
-def _below_and_equal(thresholds: Array, normal: Array) -> tuple[Array, Array]:
-    """Number of normal scores (N,), sorted in place, below each of the ascending thresholds (V,), and number of ties."""
-    normal.sort()
-    below = normal.searchsorted(thresholds)
-    equal = np.zeros_like(below)
-    ties = np.flatnonzero(normal[np.minimum(below, normal.size - 1)] == thresholds)
-    equal[ties] = normal.searchsorted(thresholds[ties], side="right") - below[ties]
-    return below, equal
+    return counted, _Curve(above, equal, np.add.reduceat(weights[order], first), count, size)
 
 
 def _curve_of(labels: Any, scores: Any) -> _Curve:
@@ -207,7 +199,7 @@ def _curve_of(labels: Any, scores: Any) -> _Curve:
             raise ParameterError("there are no scores: AUROC and AP need normal and anomalous ones")
         raise ParameterError(f"all {anomalous.size} labels are {int(anomalous[0])}: AUROC and AP are undefined "
                              f"without both normal (0) and anomalous (1) ones")
-    return _curves(scores[~anomalous], scores[anomalous], None)[0]
+    return _curves([scores[~anomalous]], scores[anomalous], None)[0]
 
 
 def _curves_of(masks: Maps, maps: Maps, connectivity: int) -> tuple[_Curve, _Curve]:
@@ -216,33 +208,50 @@ def _curves_of(masks: Maps, maps: Maps, connectivity: int) -> tuple[_Curve, _Cur
         raise ParameterError(f"connectivity is {connectivity!r}: expected 4 or 8")
     if len(masks) != len(maps):
         raise ParameterError(f"{len(masks)} masks for {len(maps)} maps: expected one mask per image")
-    normal: list[Array] = []
     anomalous: list[Array] = []
     weights: list[Array] = []
-    regions = 0
+    regions = pixels = 0
+    for mask, scores in _pairs(masks, maps):
+        pixels += mask.size
+        if mask.any():
+            anomalous.append(scores[mask])
+            own, found = _region_weights(mask, connectivity)
+            weights.append(own)
+            regions += found
+    if not anomalous:
+        raise ParameterError(f"no anomalous region in {len(maps)} masks: pixel AUROC, AP and AUPRO are undefined "
+                             f"without one")
+    pooled = np.concatenate(anomalous)
+    if pooled.size == pixels:
+        raise ParameterError(f"no normal pixel in {len(maps)} masks: pixel AUROC, AP and AUPRO are undefined "
+                             f"without one")
+    # All anomalous scores are searched for in each block, so there are few blocks if there are many of them.
+    blocks = _blocks(_pairs(masks, maps), max(BLOCK, 4 * pooled.size))
+    return _curves(blocks, pooled, np.concatenate(weights) / regions)
+
+
+def _pairs(masks: Maps, maps: Maps) -> Iterator[tuple[Array, Array]]:
+    """Mask (H, W) bool and scores (H, W) of each image, checked."""
     for index, (mask, scores) in enumerate(zip(_images(masks), _images(maps), strict=True)):
         scores = _comparable(scores)
         if mask.shape != scores.shape or mask.ndim != 2:
             raise ParameterError(f"image {index}: mask is {mask.shape} and map {scores.shape}; expected one (H, W)")
         _check_finite(scores, f"map of image {index}")
-        mask = _as_bool(mask, f"mask of image {index}")
-        if not mask.any():
-            normal.append(scores.ravel())
-            continue
-        normal.append(scores[~mask])
-        anomalous.append(scores[mask])
-        own, found = _region_weights(mask, connectivity)
-        weights.append(own)
-        regions += found
-    if not anomalous:
-        raise ParameterError(f"no anomalous region in {len(maps)} masks: pixel AUROC, AP and AUPRO are undefined "
-                             f"without one")
-    pooled = np.concatenate(normal)
-    if not pooled.size:
-        raise ParameterError(f"no normal pixel in {len(maps)} masks: pixel AUROC, AP and AUPRO are undefined "
-                             f"without one")
-    del normal                                                                # free one of two copies of the pixels
-    return _curves(pooled, np.concatenate(anomalous), np.concatenate(weights) / regions)
+        yield _as_bool(mask, f"mask of image {index}"), scores
+
+
+def _blocks(pairs: Iterable[tuple[Array, Array]], least: int) -> Iterator[Array]:
+    """The scores of all normal pixels, in blocks of at least `least`, the last one smaller."""
+    block: list[Array] = []
+    size = 0
+    for mask, scores in pairs:
+        block.append(scores[~mask])
+        size += block[-1].size
+        if size >= least:
+            yield np.concatenate(block)
+            block, size = [], 0
+    if size:
+        yield np.concatenate(block)
 
 
 def _region_weights(mask: Array, connectivity: int) -> tuple[Array, int]:
@@ -254,9 +263,9 @@ def _region_weights(mask: Array, connectivity: int) -> tuple[Array, int]:
     return (1.0 / np.bincount(of_pixel, minlength=2)[1:])[of_pixel - 1], found
 
 
-def _images(images: Maps) -> list[Array]:
-    """(B, H, W) or a sequence of (H, W) as a list of arrays."""
-    return list(_numpy(images)) if hasattr(images, "shape") else [_numpy(image) for image in images]
+def _images(images: Maps) -> Iterable[Array]:
+    """(B, H, W) or a sequence of (H, W) as arrays, one after the other."""
+    return _numpy(images) if hasattr(images, "shape") else map(_numpy, images)
 
 
 def _numpy(values: Any) -> Array:

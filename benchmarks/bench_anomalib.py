@@ -9,8 +9,8 @@ image AUROC, pixel AUROC and AUPRO. The weights are random and drawn from one se
 cost the same time as ImageNet's, and the scores are low on both sides. Each run is a process of its own with empty caches; the
 two take turns. Medians go to whole.csv.
 
-anomalib keeps its defaults where adcore has no equal: patches of 1536 numbers instead of 1024, image scores from the nine
-nearest patches.
+PatchCore has the settings that both have: patches of 1536 numbers, distances that are not squared, and the largest of them as
+the score of the image (anomalib's default divides it by what the nine nearest patches say).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from adcore.files import write_text
 
 DATASET = "mvtec_384"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "patchcore {}, 1 %": ("patchcore", {"coreset": 0.01}),
-    "patchcore {}, 10 %": ("patchcore", {"coreset": 0.1}),
+    "patchcore {}, 1 %": ("patchcore", {"coreset": 0.01, "embed_dim": 0, "squared": False}),
+    "patchcore {}, 10 %": ("patchcore", {"coreset": 0.1, "embed_dim": 0, "squared": False}),
     "fastflow {}, 20 epochs": ("fastflow", {"backbone": "resnet18", "epochs": 20}),
 }
 WAYS = ("anomalib", "adcore")
@@ -84,6 +84,7 @@ def by_anomalib(one: Experiment) -> dict[str, float]:
         data = MVTecAD(root=root, category=one.category, num_workers=0, val_split_mode="none")
         if one.method == "patchcore":
             model: Any = Patchcore(layers=[f"layer{tap}" for tap in config.taps], coreset_sampling_ratio=config.coreset,
+                                   num_neighbors=config.neighbors,
                                    pre_processor=Patchcore.configure_pre_processor((256, 256), (224, 224)), **parts)
             epochs, extractor = 1, model.model.feature_extractor.feature_extractor
         else:

@@ -6,8 +6,8 @@ Images are RGB in [0, 1]. `adcore.features` normalizes them with the mean and st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from adcore.ahead import ahead
 from adcore.data.sample import Sample
 from adcore.errors import ParameterError, did_you_mean
 
@@ -146,13 +147,9 @@ def read_images(samples: Sequence[Sample], view: View, batch_size: int = 16, wor
     >>> [batch.shape for batch in read_images(samples, View(32), batch_size=4)]
     [torch.Size([4, 3, 32, 32]), torch.Size([2, 3, 32, 32])]
     """
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = [pool.submit(_read, sample, view) for sample in samples[: 2 * batch_size]]
-        for start in range(0, len(samples), batch_size):
-            images = [future.result() for future in ahead[:batch_size]]
-            following = samples[start + 2 * batch_size: start + 3 * batch_size]
-            ahead = ahead[batch_size:] + [pool.submit(_read, sample, view) for sample in following]
-            yield torch.stack(images)
+    images = ahead(lambda sample: view.image(sample.image), samples, most=2 * batch_size, workers=workers)
+    while batch := list(islice(images, batch_size)):
+        yield torch.stack(batch)
 
 
 def load_uint8(samples: Sequence[Sample], view: View) -> Tensor:
@@ -169,10 +166,6 @@ def load_uint8(samples: Sequence[Sample], view: View) -> Tensor:
     return torch.cat([(batch * 255).round().to(torch.uint8) for batch in read_images(samples, view)])
 
 
-def _read(sample: Sample, view: View) -> Tensor:
-    return view.image(sample.image)
-
-
 def read_masks(samples: Sequence[Sample], view: View) -> list[Tensor | None]:
     """Masks (H, W) bool in the samples' order, None where there is none.
 
@@ -184,6 +177,12 @@ def read_masks(samples: Sequence[Sample], view: View) -> list[Tensor | None]:
     >>> [mask.any().item() for mask in read_masks([normal, defective], View(64))]
     [False, True]
     """
-    with ThreadPoolExecutor(2) as pool:
-        masks = pool.map(lambda sample: sample.mask, samples)
-        return [None if mask is None else view.mask(mask) for mask in masks]
+    return list(masks_of(samples, view))
+
+
+def masks_of(samples: Sequence[Sample], view: View) -> Iterator[Tensor | None]:
+    """The masks of `read_masks` one after the other: those of a large data set together may not fit the memory."""
+    def of(sample: Sample) -> Tensor | None:
+        mask = sample.mask
+        return None if mask is None else view.mask(mask)
+    return ahead(of, samples)

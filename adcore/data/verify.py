@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from adcore.ahead import ahead
 from adcore.data.findings import Finding, broken_links, count, normal_masks, shown
 from adcore.data.mvtec import category_folders
 from adcore.data.pixels import decode, explain_mask, image_size, to_rgb
@@ -79,8 +79,8 @@ def verify_dataset(name: str | Path, progress: bool | None = None) -> str:
         raise DataError(f"{path} is a link to a file that is not there: restore the file or remove the link")
     samples = [*dataset.train, *dataset.test]
     remarks: dict[str, list[str]] = defaultdict(list)
-    with ThreadPoolExecutor(2) as pool, progress_bar(total=len(samples), desc=f"verify {name}", enabled=progress) as bar:
-        for found in pool.map(_remarks, samples):
+    with progress_bar(total=len(samples), desc=f"verify {name}", enabled=progress) as bar:
+        for found in ahead(_remarks, samples):
             for remark, path in found:
                 remarks[remark].append(shown(path, root))
             bar.update()

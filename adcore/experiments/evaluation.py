@@ -5,14 +5,17 @@ What a data set does not let us measure stays empty with a reason: an AUROC need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from adcore.data import Dataset, Sample, map_name, read_images, read_masks
+from adcore.data import Dataset, Sample, map_name, read_images
+from adcore.data.transforms import masks_of
 from adcore.detector import Detector
+from adcore.errors import StoreError
 from adcore.memory import kept_memory
 from adcore.metrics import image_scores, pixel_scores
 from adcore.progress import progress_bar
@@ -93,9 +96,15 @@ def _image_measures(samples: Sequence[Sample], scores: np.ndarray) -> Measured:
 
 
 def _pixel_measures(detector: Detector, samples: Sequence[Sample], maps: np.ndarray | None) -> Measured:
-    masks = read_masks(samples, detector.view)
-    known = [i for i, mask in enumerate(masks) if mask is not None]
-    marked = [masks[i].numpy() for i in known]  # type: ignore[union-attr]
+    known: list[int] = []                                                       # samples whose mask is known
+
+    def found() -> Iterator[np.ndarray]:
+        for i, mask in enumerate(masks_of(samples, detector.view)):
+            if mask is not None:
+                known.append(i)
+                yield mask.numpy()
+
+    marked = _on_disk(found())
     why = _mask_gap(samples)
     if not any(sample.label for sample in samples):
         why = _image_gap(samples)
@@ -104,21 +113,47 @@ def _pixel_measures(detector: Detector, samples: Sequence[Sample], maps: np.ndar
     elif why != NO_MASKS and all(mask.all() for mask in marked):
         why = "the masks mark every pixel"
     elif why != NO_MASKS and maps is not None:
-        pixel = pixel_scores(marked, maps if len(known) == len(samples) else maps[known])
+        pixel = pixel_scores(marked, [maps[i] for i in known])
         return {"pixel_auroc": (pixel.auroc, why), "pixel_ap": (pixel.ap, why), "aupro": (pixel.aupro, why)}
     return dict.fromkeys(PIXEL_METRICS, (None, why))
+
+
+def _on_disk(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """Arrays of one shape and dtype as one (n, ...), mapped from a temporary file: those of many images may not fit the memory.
+
+    The file is in the folder that `tempfile` uses (TMPDIR). It has no name, and is gone with the array.
+
+    Raises:
+        StoreError: that folder has no room left.
+    """
+    n, last = 0, np.zeros(0)
+    try:
+        # Written as a file, not through the map: on a full disk a map kills the process.
+        with tempfile.TemporaryFile() as file:
+            for last in arrays:
+                file.write(np.ascontiguousarray(last).data)
+                n += 1
+            file.flush()
+            return np.memmap(file, last.dtype, "c", shape=(n, *last.shape)) if n and last.size else np.zeros((n, *last.shape))
+    except OSError as error:
+        raise StoreError(f"the maps do not fit the temporary folder {tempfile.gettempdir()} ({error.strerror or error}): free "
+                         f"it, or set TMPDIR to another one") from error
 
 
 @kept_memory()
 def predict_all(detector: Detector, samples: Sequence[Sample], progress: bool | None = None,
                 batch_size: int = 16) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores (n,) and maps (n, H, W), or None for a method without maps."""
-    scores, maps = [], []
-    with progress_bar(total=len(samples), desc="predict", enabled=progress) as bar:
-        for images in read_images(samples, detector.view, batch_size):
-            prediction = detector.predict(images)
-            scores.append(prediction.score.float().cpu().numpy())
-            if prediction.map is not None:
-                maps.append(prediction.map.float().cpu().numpy())
-            bar.update(len(images))
-    return np.concatenate(scores) if scores else np.zeros(0, np.float32), np.concatenate(maps) if maps else None
+    """Scores (n,) and maps (n, H, W) on disk, or None for a method without maps."""
+    scores = []
+
+    def maps() -> Iterator[np.ndarray]:
+        with progress_bar(total=len(samples), desc="predict", enabled=progress) as bar:
+            for images in read_images(samples, detector.view, batch_size):
+                prediction = detector.predict(images)
+                scores.append(prediction.score.float().cpu().numpy())
+                bar.update(len(images))
+                if prediction.map is not None:
+                    yield from prediction.map.float().cpu().numpy()
+
+    found = _on_disk(maps())
+    return np.concatenate(scores) if scores else np.zeros(0, np.float32), found if len(found) else None

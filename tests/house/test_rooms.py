@@ -16,7 +16,7 @@ PAPERS = {f"papers.{path.parent.name}" for path in ROOT.glob("papers/*/__init__.
 FLOORS = (
     {"__init__", "errors"},
     {"distributed"},
-    {"claims", "deadline", "executor", "files", "memory", "parameters", "paths", "progress", "switch"},
+    {"ahead", "claims", "deadline", "executor", "files", "memory", "parameters", "paths", "progress", "switch"},
     {"digests", "source"},
     {"cache"},
     {"data"},

@@ -12,7 +12,7 @@ from pytest import approx
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from adcore.errors import ParameterError
-from adcore.metrics import Scores, aupro, auroc, average_precision, image_scores, pixel_scores
+from adcore.metrics import Scores, _blocks, aupro, auroc, average_precision, image_scores, pixel_scores
 
 # ---------------------------------------------------------------- slow, independent code
 
@@ -123,12 +123,14 @@ def test_two_hundred_thousand_pixels_agree_with_scikit_learn():
 
 
 @settings(deadline=None)
-@given(maps_with_ties(), st.integers(1, 5))
-def test_sorting_the_normal_scores_in_parts_changes_no_bit_of_the_scores(case, parts):
+@given(maps_with_ties(), st.integers(1, 60))
+def test_sorting_the_normal_scores_in_blocks_changes_no_bit_of_the_scores(case, block):
     masks, maps = case
     at_once = pixel_scores(masks, maps)
-    with mock.patch("adcore.metrics.PART", 1), mock.patch("torch.get_num_threads", lambda: parts):
+    blocks = mock.Mock(side_effect=lambda pairs, least: _blocks(pairs, block))
+    with mock.patch("adcore.metrics._blocks", blocks):
         assert pixel_scores(masks, maps) == at_once
+    assert blocks.called
 
 
 # ---------------------------------------------------------------- on paper

@@ -33,6 +33,8 @@ from adcore.kernels import kcenter, nearest
 from adcore.papers.heckler2023.frozen import FrozenTaps
 from adcore.settings import WIDTH, Range
 
+PART = 2**16  # patches whose distances to all starting points are in memory together
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchCoreConfig(Config):
@@ -153,13 +155,16 @@ class PatchCore(FrozenTaps):
 
         patches    all patch features; on a CPU a file of the cache, from which it reads
         projected  their random projection for the coreset; 0 if they are narrow enough or all are kept
+        distances  three numbers per patch in the selection of the coreset; 0 if all are kept
         bank       the patches that are kept
         """
         c, (_, h, w) = self.config, self.shapes[0]
         patches, width = images * h * w, c.embed_dim or sum(self.extractor.channels)
         keep = self.kept(patches)
-        projected = patches * c.projection if width > c.projection and keep < patches else 0
-        return {"patches": 4 * patches * width, "projected": 4 * projected, "bank": 4 * keep * width}
+        selected = patches if keep < patches else 0
+        projected = selected * c.projection if width > c.projection else 0
+        return {"patches": 4 * patches * width, "projected": 4 * projected, "distances": 12 * selected,
+                "bank": 4 * keep * width}
 
     def kept(self, patches: int) -> int:
         """Number of patches that the bank keeps out of `patches`."""
@@ -197,7 +202,8 @@ class PatchCore(FrozenTaps):
             matrix = torch.randn(d, self.config.projection, generator=generator) / self.config.projection**0.5
             points = patches @ matrix.to(patches.device)
         starts = points[torch.randperm(len(points), generator=generator)[: self.config.starts].to(points.device)]
-        return kcenter(points, keep, initial=torch.cdist(points, starts).mean(1), progress=progress)
+        initial = torch.cat([torch.cdist(part, starts).mean(1) for part in points.split(PART)])
+        return kcenter(points, keep, initial=initial, progress=progress)
 
     def _predict(self, images: Tensor) -> Prediction:
         """Distance to the nearest normal patch (Sec. 3.3), upsampled and smoothed; the score is the largest one of a patch.

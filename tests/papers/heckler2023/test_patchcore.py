@@ -103,25 +103,27 @@ def test_the_estimated_memory_includes_the_projected_patches_and_the_bank(tiny, 
     monkeypatch.setattr(patchcore, "kcenter", watched)
     core.fit(tiny.train)
     memory = core.memory(len(tiny.train))
-    assert memory == {"patches": 1536 * 64 * 4, "projected": seen[0].numel() * 4, "bank": core.bank.numel() * 4}
+    assert memory == {"patches": 1536 * 64 * 4, "projected": seen[0].numel() * 4, "distances": 1536 * 3 * 4,
+                      "bank": core.bank.numel() * 4}
     # Nothing is projected if the features are narrow already or if all are kept.
     assert detector(projection=64, coreset=0.25).memory(6)["projected"] == 0
-    assert detector(projection=32, coreset=1.0).memory(6)["projected"] == 0
+    all_kept = detector(projection=32, coreset=1.0).memory(6)
+    assert all_kept["projected"] == all_kept["distances"] == 0
 
 
 def test_a_bank_over_the_memory_limit_is_refused_before_anything_is_computed(tiny, monkeypatch):
     memory = detector(projection=32).memory(6)
     assert memory["patches"] == 6 * 16 * 16 * (24 + 40) * 4 and memory["projected"] == 6 * 16 * 16 * 32 * 4
-    held = memory["projected"] + memory["bank"]                 # on a CPU, the patches stay on disk
+    held = sum(memory.values()) - memory["patches"]                # on a CPU, the patches stay on disk
     detector(projection=32, max_bank_bytes=held).fit(tiny.train)
     core = detector(projection=32, max_bank_bytes=held - 1)
-    with pytest.raises(ParameterError, match=r"bank of 6 images takes 0\.0 GiB \(projected 0\.0, bank 0\.0\), over "
-                                             r"max_bank_bytes=0\.0 GiB: keep fewer patches \(coreset\), use a smaller"):
+    with pytest.raises(ParameterError, match=r"bank of 6 images takes 0\.0 GiB \(projected 0\.0, distances 0\.0, bank 0\.0\), "
+                                             r"over max_bank_bytes=0\.0 GiB: keep fewer patches \(coreset\), use a smaller"):
         core.fit(tiny.train)
     assert core.bank is None
     core = detector(projection=32, max_bank_bytes=sum(memory.values()) - 1)
     monkeypatch.setattr(core, "device", torch.device("cuda"))   # on a GPU, they are in its memory
-    with pytest.raises(ParameterError, match=r"takes 0\.0 GiB \(patches 0\.0, projected 0\.0, bank 0\.0\)"):
+    with pytest.raises(ParameterError, match=r"takes 0\.0 GiB \(patches 0\.0, projected 0\.0, distances 0\.0, bank 0\.0\)"):
         core.fit(tiny.train)
 
 
@@ -249,6 +251,13 @@ def test_the_selection_begins_with_the_mean_distance_to_as_many_random_patches_a
     assert len(explained) == 1
     _, others = handed_over(detector(1, starts=starts), patches, 3, monkeypatch)
     assert used == 12 or not torch.allclose(initial, others)         # another seed, other patches
+
+
+def test_the_first_distances_are_the_same_when_they_are_computed_in_parts(monkeypatch):
+    patches = normal(30, 4).float()
+    whole = handed_over(detector(), patches, 3, monkeypatch)[1]
+    monkeypatch.setattr(patchcore, "PART", 7)
+    assert torch.allclose(handed_over(detector(), patches, 3, monkeypatch)[1], whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("width", "projected"), [(7, False), (8, False), (9, True)])
