@@ -7,17 +7,20 @@ import errno
 import getpass
 import hashlib
 import json
+import math
 import os
 import platform
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
 from adcore.errors import ParameterError, StoreError, tell
@@ -215,3 +218,30 @@ def digest_text(text: str, length: int = 16) -> str:
     'ba7816bf'
     """
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def on_disk(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Blocks (b, ...) of one shape and dtype after another as one array (n, ...), mapped from a temporary file.
+
+    For what may not fit the memory, such as the maps of all test images. The file is in the folder that `tempfile` uses
+    (TMPDIR); it has no name, and is gone with the array.
+
+    >>> on_disk(np.zeros((b, 3)) for b in (2, 1)).shape
+    (3, 3)
+
+    Raises:
+        StoreError: that folder has no room left.
+    """
+    n, block = 0, np.zeros(0)
+    try:
+        # Written as a file, not through the map: on a full disk a map kills the process, a write raises an error.
+        with tempfile.TemporaryFile() as file:
+            for block in blocks:
+                file.write(np.ascontiguousarray(block).data)
+                n += len(block)
+            file.flush()
+            shape = (n, *block.shape[1:])
+            return np.memmap(file, block.dtype, "c", shape=shape) if math.prod(shape) else np.zeros(shape, block.dtype)
+    except OSError as error:
+        raise StoreError(f"cannot write to the temporary folder {tempfile.gettempdir()} ({error.strerror or error}): free it, "
+                         f"or set TMPDIR to another one") from error

@@ -5,8 +5,7 @@ What a data set does not let us measure stays empty with a reason: an AUROC need
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import pandas as pd
 from adcore.data import Dataset, Sample, map_name, read_images
 from adcore.data.transforms import masks_of
 from adcore.detector import Detector
-from adcore.errors import StoreError
+from adcore.files import on_disk
 from adcore.memory import kept_memory
 from adcore.metrics import image_scores, pixel_scores
 from adcore.progress import progress_bar
@@ -102,9 +101,9 @@ def _pixel_measures(detector: Detector, samples: Sequence[Sample], maps: np.ndar
         for i, mask in enumerate(masks_of(samples, detector.view)):
             if mask is not None:
                 known.append(i)
-                yield mask.numpy()
+                yield mask[None].numpy()
 
-    marked = _on_disk(found())
+    marked = on_disk(found())
     why = _mask_gap(samples)
     if not any(sample.label for sample in samples):
         why = _image_gap(samples)
@@ -116,28 +115,6 @@ def _pixel_measures(detector: Detector, samples: Sequence[Sample], maps: np.ndar
         pixel = pixel_scores(marked, [maps[i] for i in known])
         return {"pixel_auroc": (pixel.auroc, why), "pixel_ap": (pixel.ap, why), "aupro": (pixel.aupro, why)}
     return dict.fromkeys(PIXEL_METRICS, (None, why))
-
-
-def _on_disk(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """Arrays of one shape and dtype as one (n, ...), mapped from a temporary file: those of many images may not fit the memory.
-
-    The file is in the folder that `tempfile` uses (TMPDIR). It has no name, and is gone with the array.
-
-    Raises:
-        StoreError: that folder has no room left.
-    """
-    n, last = 0, np.zeros(0)
-    try:
-        # Written as a file, not through the map: on a full disk a map kills the process.
-        with tempfile.TemporaryFile() as file:
-            for last in arrays:
-                file.write(np.ascontiguousarray(last).data)
-                n += 1
-            file.flush()
-            return np.memmap(file, last.dtype, "c", shape=(n, *last.shape)) if n and last.size else np.zeros((n, *last.shape))
-    except OSError as error:
-        raise StoreError(f"the maps do not fit the temporary folder {tempfile.gettempdir()} ({error.strerror or error}): free "
-                         f"it, or set TMPDIR to another one") from error
 
 
 @kept_memory()
@@ -153,7 +130,7 @@ def predict_all(detector: Detector, samples: Sequence[Sample], progress: bool | 
                 scores.append(prediction.score.float().cpu().numpy())
                 bar.update(len(images))
                 if prediction.map is not None:
-                    yield from prediction.map.float().cpu().numpy()
+                    yield prediction.map.float().cpu().numpy()
 
-    found = _on_disk(maps())
+    found = on_disk(maps())
     return np.concatenate(scores) if scores else np.zeros(0, np.float32), found if len(found) else None

@@ -75,6 +75,34 @@ def benchmark_chart(frame: pd.DataFrame | None) -> str | None:
         return as_data(figure)
 
 
+def whole_chart(frame: pd.DataFrame | None) -> str | None:
+    """One panel per case, with one bar per library: seconds of fitting and of testing."""
+    if frame is None or frame.empty:
+        return None
+    cases = list(frame.groupby("case", sort=False))
+    rows = -(-len(cases) // 2)
+    with matplotlib.rc_context():
+        use_style()
+        figure = Figure(figsize=(9.6, 0.3 + 1.25 * rows), layout="constrained")
+        panels = figure.subplots(rows, 2, squeeze=False).ravel()
+        for axes, (case, runs) in zip(panels, cases, strict=False):
+            axes.barh(runs["way"], runs["fit_s"], 0.6, color=COLORS[0], label="fit")
+            axes.barh(runs["way"], runs["test_s"], 0.6, left=runs["fit_s"], color=COLORS[1], hatch=HATCHES[1],
+                      edgecolor="white", label="test and metrics")
+            for y, (seconds, memory) in enumerate(zip(runs["seconds"], runs["peak_gb"], strict=True)):
+                axes.text(seconds, y, f" {seconds:.0f} s, {memory:.1f} GB", va="center", fontsize=8)
+            axes.set_title(f"{case}: {runs['times faster'].iloc[-1]:.1f} times faster", fontsize=8.5, parse_math=False)
+            axes.set_xlim(0, 1.35 * runs["seconds"].max())
+            axes.grid(axis="y", visible=False)
+            axes.invert_yaxis()
+        for axes in panels[len(cases):]:
+            axes.set_axis_off()
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        figure.supxlabel("seconds", fontsize=8.5)
+        return as_data(figure)
+
+
 def growth_chart(frame: pd.DataFrame | None) -> str | None:
     """One panel per computation and growing size: seconds and peak memory over the size, on logarithmic axes.
 

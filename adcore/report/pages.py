@@ -25,7 +25,7 @@ from adcore.papers import bibliography, errata, exhibits, glossary, papers
 from adcore.papers.errata import KINDS
 from adcore.paths import repository, runs_folder
 from adcore.report.card import NotebookRun, cells, count_exhibits, judged, notebook_runs, stored_comparison
-from adcore.report.charts import benchmark_chart, growth_chart, record_chart
+from adcore.report.charts import benchmark_chart, growth_chart, record_chart, whole_chart
 from adcore.report.cluster import cluster_test
 from adcore.report.executed import NotebookError, markdown_to_html, to_html
 from adcore.report.safe import environment
@@ -90,10 +90,13 @@ def _write(folder: Path, root: Path) -> None:
     page("glossary.html", "glossary.html", terms=glossary().to_dict("index"), pages=pages)
     page("bibliography.html", "bibliography.html", papers=papers().to_dict("index"), works=bibliography().to_dict("records"),
          datasets=[entry for entry in load_manifest().values() if entry.kind == "dataset" and entry.citation != "adcore"])
-    frames = {name: benchmarks_on_record(name) for name in ("results", "whole", "growth", "kcenter_memory")}
+    frames = {name: benchmarks_on_record(name) for name in ("results", "whole", "growth", "large", "kcenter_memory")}
+    if (whole := frames["whole"]) is not None:              # beside another library, or before and after the fast paths
+        beside = whole["way"].isin(["anomalib", "adcore"])
+        frames |= {"peers": whole[beside] if beside.any() else None, "whole": None if beside.all() else whole[~beside]}
     speed = {name: None if frame is None else _table(frame) for name, frame in frames.items()}
     page("benchmarks.html", "benchmarks.html", chart=benchmark_chart(frames["results"]),
-         growth_chart=growth_chart(frames["growth"]), **speed)
+         peers_chart=whole_chart(frames.get("peers")), growth_chart=growth_chart(frames["growth"]), **speed)
 
 
 def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:

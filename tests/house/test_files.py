@@ -12,11 +12,13 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,17 @@ from PIL import Image
 
 from adcore import files, paths
 from adcore.errors import DataError, ParameterError, StoreError, did_you_mean, tell
-from adcore.files import atomic, digest_file, digest_text, one_at_a_time, open_plain, private_folder, write_json, write_text
+from adcore.files import (
+    atomic,
+    digest_file,
+    digest_text,
+    on_disk,
+    one_at_a_time,
+    open_plain,
+    private_folder,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -363,3 +375,24 @@ def test_without_variables_the_folders_are_in_the_user_s_home(tmp_path, monkeypa
     monkeypatch.setattr(paths, "repository", lambda: None)
     monkeypatch.chdir(tmp_path)
     assert paths.runs_folder() == tmp_path / "runs"
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (0, 3), (1,)])
+def test_blocks_on_disk_are_one_array_without_a_file_that_stays(tmp_path, monkeypatch, sizes):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    blocks = [np.arange(6 * b, dtype=np.float32).reshape(b, 2, 3) + b for b in sizes]
+    found = on_disk(block.transpose(0, 2, 1) for block in blocks)       # not contiguous
+    assert isinstance(found, np.memmap) and found.dtype == np.float32 and list(tmp_path.iterdir()) == []
+    assert np.array_equal(found, np.concatenate(blocks).transpose(0, 2, 1))
+    found[0] = 0                                                        # of one's own, as any array
+
+
+def test_no_block_on_disk_is_an_empty_array():
+    assert on_disk([]).shape == (0,) and on_disk([np.zeros((0, 4), bool)]).shape == (0, 4)
+
+
+def test_a_full_temporary_folder_raises_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    blocks = (np.zeros(2**17) for _ in range(9))                        # of one MB
+    with no_file_above(2**22), pytest.raises(StoreError, match=rf"^cannot write to the temporary folder {tmp_path} \(.*\): "):
+        on_disk(blocks)

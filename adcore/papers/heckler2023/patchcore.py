@@ -29,6 +29,7 @@ from adcore.data.transforms import Size, as_size
 from adcore.detector import Config, Prediction
 from adcore.errors import AdcoreError, ParameterError
 from adcore.features import Tap, cached_features, concatenate
+from adcore.files import on_disk
 from adcore.kernels import kcenter, nearest
 from adcore.papers.heckler2023.frozen import FrozenTaps
 from adcore.settings import WIDTH, Range
@@ -50,8 +51,7 @@ class PatchCoreConfig(Config):
                     interpolated and smoothed; False takes the distance itself, as in the paper's Eq. (6). The order of the
                     images by their scores is the same if neighbors is 1, the order of pixels is not
     sigma           standard deviation in pixels of the Gaussian that smooths the map (`smoothed`); 0 leaves it as it is
-    max_bank_bytes  `fit` refuses to hold more in memory than this (see `PatchCore.memory`); on a CPU the patches are not part
-                    of it, because they stay on disk
+    max_bank_bytes  `fit` refuses to hold more in memory than this (see `PatchCore.memory`)
     """
 
     backbone: str = "wide_resnet50_2"
@@ -151,9 +151,10 @@ class PatchCore(FrozenTaps):
         return neighborhood_features(maps, self.config.embed_dim)
 
     def memory(self, images: int) -> dict[str, int]:
-        """Bytes of what `fit` makes of this number of training images, computed in advance.
+        """Bytes that `fit` needs for this number of training images, computed in advance. On a CPU the patches and their
+        projections are files, which it reads part by part, and the rest is memory; on a GPU all is memory.
 
-        patches    all patch features; on a CPU a file of the cache, from which it reads
+        patches    all patch features
         projected  their random projection for the coreset; 0 if they are narrow enough or all are kept
         distances  three numbers per patch in the selection of the coreset; 0 if all are kept
         bank       the patches that are kept
@@ -178,8 +179,8 @@ class PatchCore(FrozenTaps):
             ParameterError: it would hold more than `max_bank_bytes` in memory.
         """
         c = self.config
-        on_disk = ("patches",) if self.device.type == "cpu" else ()
-        memory = {name: size for name, size in self.memory(len(samples)).items() if name not in on_disk}
+        in_files = ("patches", "projected") if self.device.type == "cpu" else ()
+        memory = {name: size for name, size in self.memory(len(samples)).items() if name not in in_files}
         if sum(memory.values()) > c.max_bank_bytes:
             parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
             raise ParameterError(f"the bank of {len(samples)} images takes {sum(memory.values()) / 2**30:.1f} GiB ({parts}), "
@@ -200,10 +201,16 @@ class PatchCore(FrozenTaps):
         points = patches
         if d > self.config.projection:
             matrix = torch.randn(d, self.config.projection, generator=generator) / self.config.projection**0.5
-            points = patches @ matrix.to(patches.device)
+            points = self._projected(patches, matrix.to(patches.device))
         starts = points[torch.randperm(len(points), generator=generator)[: self.config.starts].to(points.device)]
         initial = torch.cat([torch.cdist(part, starts).mean(1) for part in points.split(PART)])
         return kcenter(points, keep, initial=initial, progress=progress)
+
+    def _projected(self, patches: Tensor, matrix: Tensor) -> Tensor:
+        """patches @ matrix: (n, D), (D, d) -> (n, d); on a CPU in a file, as the patches are."""
+        if patches.device.type != "cpu":
+            return patches @ matrix
+        return torch.from_numpy(on_disk((part @ matrix).numpy() for part in patches.split(PART)))
 
     def _predict(self, images: Tensor) -> Prediction:
         """Distance to the nearest normal patch (Sec. 3.3), upsampled and smoothed; the score is the largest one of a patch.

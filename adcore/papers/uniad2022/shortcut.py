@@ -108,8 +108,8 @@ def diagnose(detector: Reconstruction, samples: Sequence[Sample]) -> dict[str, f
             kinds.setdefault(sample.defect, []).append(sample)
     in_turn = [sample for turn in itertools.zip_longest(*kinds.values()) for sample in turn if sample is not None]
     # A small defect may have no pixel left at the size of the view.
-    defective = [sample for sample in in_turn
-                 if (mask := sample.mask) is not None and bool(detector.view.mask(mask).any())][:MOST_IMAGES]
+    marked = (sample for sample in in_turn if (mask := sample.mask) is not None and bool(detector.view.mask(mask).any()))
+    defective = list(itertools.islice(marked, MOST_IMAGES))
     if not defective or not normal:
         return {}
     table = shortcut_measures(detector, defective)

@@ -114,15 +114,15 @@ def test_the_estimated_memory_includes_the_projected_patches_and_the_bank(tiny, 
 def test_a_bank_over_the_memory_limit_is_refused_before_anything_is_computed(tiny, monkeypatch):
     memory = detector(projection=32).memory(6)
     assert memory["patches"] == 6 * 16 * 16 * (24 + 40) * 4 and memory["projected"] == 6 * 16 * 16 * 32 * 4
-    held = sum(memory.values()) - memory["patches"]                # on a CPU, the patches stay on disk
+    held = memory["distances"] + memory["bank"]                 # on a CPU, the patches and their projections are files
     detector(projection=32, max_bank_bytes=held).fit(tiny.train)
     core = detector(projection=32, max_bank_bytes=held - 1)
-    with pytest.raises(ParameterError, match=r"bank of 6 images takes 0\.0 GiB \(projected 0\.0, distances 0\.0, bank 0\.0\), "
+    with pytest.raises(ParameterError, match=r"bank of 6 images takes 0\.0 GiB \(distances 0\.0, bank 0\.0\), "
                                              r"over max_bank_bytes=0\.0 GiB: keep fewer patches \(coreset\), use a smaller"):
         core.fit(tiny.train)
     assert core.bank is None
     core = detector(projection=32, max_bank_bytes=sum(memory.values()) - 1)
-    monkeypatch.setattr(core, "device", torch.device("cuda"))   # on a GPU, they are in its memory
+    monkeypatch.setattr(core, "device", torch.device("cuda"))   # on a GPU, all is in its memory
     with pytest.raises(ParameterError, match=r"takes 0\.0 GiB \(patches 0\.0, projected 0\.0, distances 0\.0, bank 0\.0\)"):
         core.fit(tiny.train)
 
@@ -257,7 +257,7 @@ def test_the_first_distances_are_the_same_when_they_are_computed_in_parts(monkey
     patches = normal(30, 4).float()
     whole = handed_over(detector(), patches, 3, monkeypatch)[1]
     monkeypatch.setattr(patchcore, "PART", 7)
-    assert torch.allclose(handed_over(detector(), patches, 3, monkeypatch)[1], whole, rtol=1e-5)
+    assert torch.allclose(handed_over(detector(), patches, 3, monkeypatch)[1], whole, atol=1e-3)
 
 
 @pytest.mark.parametrize(("width", "projected"), [(7, False), (8, False), (9, True)])
