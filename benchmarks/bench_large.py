@@ -109,7 +109,7 @@ def digesting_again(root: Path) -> Callable[[], Any]:
 # Name of the job -> what prepares the call that is measured, whether its images are for training, and its fixed sizes.
 JOBS: dict[str, tuple[Callable[[Path], Callable[[], Any]], bool, str]] = {
     "PatchCore, fit": (fitting, True, "64 patches an image, 1000 kept, max_bank_bytes 64 MiB"),
-    "UniAD, fit": (training, True, "2 epochs on cached features, 16 tokens of 744 channels"),
+    "UniAD, fit": (training, True, "2 epochs on cached features, 16 tokens of 192 channels"),
     "PatchCore, test and metrics": (testing, False, "bank of 1000 patches of 200 images"),
     "verify": (verifying, False, "half of the images with a mask"),
     "digests, first": (digesting, False, ""),

@@ -55,7 +55,8 @@ SMALL: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 WAYS = ("before", "after")
 SCORES = ("image_auroc", "pixel_auroc", "aupro")
-COLUMNS = ["case", "way", "seconds", "fit_s", "test_s", "peak_gb", "times faster", *SCORES, "rounds", "machine", "commit"]
+COLUMNS = ["case", "way", "seconds", "fit_s", "test_s", "peak_gb", "times faster", *SCORES, "rounds", "machine", "commit",
+           "five starts"]       # the last: image AUROC when the coreset starts elsewhere, see bench_anomalib.py
 
 
 @contextlib.contextmanager
@@ -103,15 +104,17 @@ def lines(case: str, runs: dict[str, list[dict[str, float]]]) -> list[list[str]]
     middle = {way: {name: statistics.median(run[name] for run in found) for name in found[0]} for way, found in runs.items()}
     return [[case, way, *(f"{middle[way][name]:.1f}" for name in ("seconds", "fit_s", "test_s")),
              f"{middle[way]['peak_gb']:.2f}", f"{middle['before']['seconds'] / middle[way]['seconds']:.1f}",
-             *(f"{middle[way][name]:.2f}" for name in SCORES), str(len(runs[way])), machine(), commit()] for way in WAYS]
+             *(f"{middle[way][name]:.2f}" for name in SCORES), str(len(runs[way])), machine(), commit(), ""] for way in WAYS]
 
 
-def kept(path: Path, measured: Collection[str]) -> list[list[str]]:
-    """Rows of the csv for cases that are not measured now."""
+def kept(path: Path, measured: Collection[str], columns: Collection[str] = COLUMNS) -> list[list[str]]:
+    """Rows of the csv for cases that are not measured now; empty in the last columns if the csv is from before these."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [line for line in list(csv.reader(file))[1:] if line and line[0] not in measured]
+        head, *lines = csv.reader(file)
+    missing = [""] * (len(columns) - len(head))
+    return [line + missing for line in lines if line and line[0] not in measured]
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import importlib.util
 from pathlib import Path
@@ -41,6 +42,28 @@ def test_an_experiment_has_the_settings_of_its_case_and_random_weights(bench, tm
         assert (one.method, one.category, config.weights) == (method, "cloth", "random")
         assert all(getattr(config, name) == value for name, value in settings.items())
     assert bench.experiment("fastflow {}, 20 epochs", "cloth", 1).config().epochs == 1
+
+
+def test_the_scores_of_five_starts_go_into_the_row_of_adcore_and_no_other(bench, tmp_path, monkeypatch):
+    out = tmp_path / "whole.csv"
+    out.write_text("case,way,image_auroc\n\"fastflow cloth, 20 epochs\",adcore,1\n\"patchcore cloth, 1 %\",anomalib,2\n"
+                   "\"patchcore cloth, 1 %\",adcore,3\n", encoding="utf-8")
+    monkeypatch.setattr(bench, "alone", lambda *words: {"low": 64.24, "high": 76.78} if words[2] == "starts" else {})
+    assert bench.main(["--starts", "--cases", "patchcore {}, 1 %", "--categories", "cloth", "--out", str(out)]) == 0
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = [row for _, *row in csv.reader(file)][1:]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [("adcore", "1", ""), ("anomalib", "2", ""),
+                                                          ("adcore", "3", "64.2 to 76.8")]
+
+
+def test_another_start_gives_another_coreset_of_the_same_features(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADCORE_DATA", str(write_tiny(tmp_path / "mvtec_384").parent))
+    monkeypatch.setenv("ADCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(bench.CASES, "small", ("patchcore", {"coreset": 3, "backbone": "resnet18", "taps": (1, 2),
+                                                             "image_size": 64, "crop": None, "embed_dim": 0}))
+    found = bench.by_start(bench.experiment("small", "cloth", None))
+    assert 0 <= found["low"] <= found["high"] <= 100
+    assert len(list((tmp_path / "cache" / "features").glob("*.npy"))) == 1
 
 
 def test_without_anomalib_it_says_how_to_install_it(bench, monkeypatch, capsys, tmp_path):

@@ -82,8 +82,17 @@ def test_a_damaged_comparison_counts_as_missing_and_is_named_on_its_page(checkou
 def test_the_pages_of_records_and_of_speed_show_their_numbers(report):
     assert "91.0 ± 1.4" in (report / "record.html").read_text() and "91.0 ± 1.4" in (report / "index.html").read_text()
     speed = (report / "benchmarks.html").read_text()
-    assert "adeval" in speed and speed.count("data:image/png;base64,") == 2
-    assert "<h2>Growth</h2>" in speed and "1.25" in speed and "Whole methods" not in speed    # there is no whole.csv
+    assert "adeval" in speed and speed.count("data:image/png;base64,") == 3
+    assert "<h2>Growth</h2>" in speed and "1.25" in speed and "321" in speed
+    _, beside, before, many, parts, _ = re.split(r"<h2>(?:Whole methods \w+|Many images|Parts|Growth)", speed)
+    assert "anomalib" in beside and "uniad screw" not in beside and "uniad screw" in before and "anomalib" not in before
+    assert "321" in many and "adeval" in parts
+
+
+def test_without_measurements_the_page_of_speed_says_how_to_get_them(checkout, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "benchmarks_on_record", lambda name: None)
+    page = (write_report(tmp_path / "report", tmp_path / "runs").parent / "benchmarks.html").read_text()
+    assert re.findall("<h2>.*?</h2>", page) == ["<h2>Parts</h2>"] and "run <code>make bench</code>" in page
 
 
 # --- cluster ----------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,17 @@ def test_the_growth_chart_has_one_panel_per_computation_with_both_exponents(chec
     assert [axes.get_ylabel() for axes in drawn[0].axes].count("peak MB") == 1         # nearest needs no memory of its own
 
 
+def test_the_chart_of_whole_methods_has_a_panel_per_case_with_the_seconds_of_fit_and_test(checkout, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "as_data", lambda figure: drawn.append(figure) or "data:")
+    whole = pages.benchmarks_on_record("whole")
+    assert charts.whole_chart(whole) == "data:" and charts.whole_chart(None) is None
+    first, second = (axes for axes in drawn[0].axes if axes.get_title())
+    assert (first.get_title(), second.get_title()) == ("patchcore bottle: 5.0 times faster", "uniad screw: 5.0 times faster")
+    assert [(bar.get_x(), bar.get_width()) for bar in first.patches] == [(0, 60), (0, 12), (60, 20), (12, 4)]
+    assert [text.get_text() for text in first.texts] == [" 80 s, 3.5 GB", " 16 s, 2.0 GB"]
+
+
 def test_the_table_of_measured_numbers_is_written_only_between_its_markers(checkout, monkeypatch):
     monkeypatch.setattr(readme, "heat_map_figure", Figure)
     monkeypatch.setattr(readme, "protocol_figure", Figure)

@@ -72,6 +72,19 @@ def subnet(kernel: int, hidden_ratio: float, channels: int, out: int) -> nn.Sequ
                          nn.Conv2d(hidden, out, kernel, padding="same"))
 
 
+class Step(AllInOneBlock):
+    """FrEIA's coupling, scale, shift and permutation. Here the permutation takes the channels in their new order. FrEIA's
+    product with a matrix of zeros and ones is a fifth of all products of a training step."""
+
+    def _permute(self, x: Tensor, rev: bool = False) -> tuple[Tensor, Tensor]:
+        if rev:
+            permuted: tuple[Tensor, Tensor] = super()._permute(x, rev)
+            return permuted
+        scale, order = self.global_scale_activation(self.global_scale), self.w_perm[:, :, 0, 0].argmax(1)
+        x, by, offset = (values.index_select(1, order) for values in (x, scale, self.global_offset))
+        return x * by + offset, scale.log().sum()
+
+
 class TapFlow(nn.Module):
     """The flow of one tap: layer norm, then `steps` affine couplings, each followed by a fixed permutation of channels."""
 
@@ -82,7 +95,7 @@ class TapFlow(nn.Module):
         with seeded_permutations():
             for step in range(config.steps):
                 kernel = 1 if config.kernels == "alternating" and step % 2 else 3
-                self.flow.append(AllInOneBlock, subnet_constructor=functools.partial(subnet, kernel, config.hidden_ratio),
+                self.flow.append(Step, subnet_constructor=functools.partial(subnet, kernel, config.hidden_ratio),
                                  affine_clamping=config.clamp, permute_soft=False)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from adcore.data import read_images
 from adcore.errors import DataError
 from adcore.models import FastFlow, FastFlowConfig
-from adcore.papers.heckler2023.fastflow import TapFlow
+from adcore.papers.heckler2023.fastflow import Step, TapFlow
 from adcore.training import epoch_seed, seeded
 
 pytestmark = pytest.mark.usefixtures("one_backbone")
@@ -36,6 +36,21 @@ def test_each_step_moves_every_channel_to_one_place_and_mixes_none():
         matrix = step.w_perm[:, :, 0, 0]
         assert set(matrix.flatten().tolist()) == {0, 1} and not step.w_perm.requires_grad
         assert matrix.sum(0).tolist() == matrix.sum(1).tolist() == [1] * 7 and not torch.equal(matrix, torch.eye(7))
+
+
+def test_a_step_and_its_inverse_are_freia_s(monkeypatch):
+    with seeded(0):
+        ours = TapFlow((6, 4, 5), FastFlowConfig(steps=3)).flow
+    for step in ours:
+        step.global_scale.data += normal(*step.global_scale.shape).float()
+        step.global_offset.data += normal(*step.global_offset.shape, seed=1).float()
+    x = normal(2, 6, 4, 5, seed=2).float()
+    z, log_det = ours(x)
+    back, _ = ours(z, rev=True)
+    monkeypatch.delattr(Step, "_permute")
+    by_freia, its_log_det = ours(x)
+    assert torch.equal(z, by_freia) and torch.allclose(log_det, its_log_det, rtol=1e-6)
+    assert torch.allclose(back, x, atol=1e-4) and not torch.allclose(z, x, atol=0.1)
 
 
 @pytest.mark.parametrize(("ratio", "hidden"), [(1.0, 4), (0.5, 2), (0.16, 1)])
