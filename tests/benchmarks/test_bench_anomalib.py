@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 from support.tiny import write_tiny
 
@@ -70,3 +71,12 @@ def test_without_anomalib_it_says_how_to_install_it(bench, monkeypatch, capsys, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert bench.main(["--out", str(tmp_path / "whole.csv")]) == 2
     assert "pip install 'adcore[bench]'" in capsys.readouterr().err and not (tmp_path / "whole.csv").exists()
+
+
+def test_the_readme_names_the_ratios_that_are_on_record():
+    whole = pd.read_csv(BENCHMARKS / "whole.csv")
+    text = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    for method, sentence in (("patchcore", "PatchCore is {} to {} times as fast"), ("fastflow", "FastFlow {} to {} times,")):
+        ours, theirs = (whole[whole["case"].str.startswith(method) & (whole["way"] == way)] for way in ("adcore", "anomalib"))
+        assert sentence.format(ours["times faster"].min(), ours["times faster"].max()) in text
+        assert len(ours) >= 2 and (ours["peak_gb"].to_numpy() < theirs["peak_gb"].to_numpy()).all()
