@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 Maps = Sequence[Any] | Array
 """(B, H, W) as one array or tensor, or a sequence of (H, W), whose sizes may differ from image to image."""
 
-BLOCK = 2**22  # normal scores at least that are sorted together
+BLOCK = 2**22  # normal scores that are sorted together, or more
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def image_scores(labels: Any, scores: Any) -> Scores:
     if scores.ndim != 1:
         raise ParameterError(f"image scores are {scores.shape}, expected (n,): one score per image; "
                              f"for anomaly maps use pixel_scores")
-    curve = _curve_of(labels, scores)
-    return Scores(auroc=curve.auroc(), ap=curve.average_precision())
+    curves = _curves_of(labels, scores)
+    return Scores(auroc=curves.auroc(), ap=curves.average_precision())
 
 
 def pixel_scores(masks: Maps, maps: Maps, *, limit: float = 0.3, connectivity: int = 8) -> Scores:
@@ -84,8 +84,8 @@ def pixel_scores(masks: Maps, maps: Maps, *, limit: float = 0.3, connectivity: i
             no anomalous or no normal pixel, a limit or connectivity out of range.
     """
     _check_limit(limit)
-    curve, regions = _curves_of(masks, maps, connectivity)
-    return Scores(auroc=curve.auroc(), ap=curve.average_precision(), aupro=regions.area(limit))
+    curves = _pixel_curves(masks, maps, connectivity)
+    return Scores(auroc=curves.auroc(), ap=curves.average_precision(), aupro=curves.aupro(limit))
 
 
 def auroc(labels: Any, scores: Any) -> float:
@@ -96,7 +96,7 @@ def auroc(labels: Any, scores: Any) -> float:
     >>> auroc([0, 0, 1, 1], [1, 2, 2, 3])
     0.875
     """
-    return _curve_of(labels, scores).auroc()
+    return _curves_of(labels, scores).auroc()
 
 
 def average_precision(labels: Any, scores: Any) -> float:
@@ -107,7 +107,7 @@ def average_precision(labels: Any, scores: Any) -> float:
     >>> average_precision([0, 1, 0, 1], [1, 2, 3, 4])
     0.8333333333333333
     """
-    return _curve_of(labels, scores).average_precision()
+    return _curves_of(labels, scores).average_precision()
 
 
 def aupro(masks: Maps, maps: Maps, limit: float = 0.3, connectivity: int = 8) -> float:
@@ -118,24 +118,24 @@ def aupro(masks: Maps, maps: Maps, limit: float = 0.3, connectivity: int = 8) ->
     (1.0, 0.25)
     """
     _check_limit(limit)
-    return _curves_of(masks, maps, connectivity)[1].area(limit)
+    return _pixel_curves(masks, maps, connectivity).aupro(limit)
 
 
 @dataclass(frozen=True)
-class _Curve:
-    """A curve at its V thresholds, the distinct anomalous scores in descending order; it is level between them.
+class _Curves:
+    """All curves at their V thresholds, the distinct anomalous scores in descending order; they are level between them.
 
     above   (V,) int64    number of normal scores greater than the threshold
     equal   (V,) int64    number of normal scores equal to it
-    rise    (V,) float64  height by which the curve rises there; the sum is 1
-    count   (V,) int64    number of anomalous scores equal to it
+    count   (V,) int64    number of anomalous scores equal to it: the rise of the curves of AUROC and AP
+    rise    (V,) float64  the rise of the curve of AUPRO; the sum is 1. Without regions there is none
     normal                number of all normal scores, N
     """
 
     above: Array
     equal: Array
-    rise: Array
     count: Array
+    rise: Array | None
     normal: int
 
     def auroc(self) -> float:
@@ -147,8 +147,8 @@ class _Curve:
         precision = found / (found + self.above + self.equal)
         return float((self.count * precision).sum() / found[-1])
 
-    def area(self, limit: float) -> float:
-        """Area below the curve from FPR 0 to `limit`, divided by `limit`.
+    def aupro(self, limit: float) -> float:
+        """Area below the curve of AUPRO from FPR 0 to `limit`, divided by `limit`.
 
         A rise between FPR start and end lifts the curve to its right, which adds an area of rise * (limit - middle). If it
         crosses the limit, only the fraction (limit - start) / (end - start) of the rise counts, and the area is a triangle.
@@ -161,33 +161,32 @@ class _Curve:
         return min(float((self.rise * whole).sum()) / limit, 1.0)             # rounding may give a sum above 1
 
 
-def _curves(normal: Iterable[Array], anomalous: Array, weights: Array | None) -> tuple[_Curve, _Curve]:
-    """Two curves from blocks of normal scores, which are sorted in place, and anomalous ones (P,). In the first, all anomalous
-    scores have the same weight; in the second, the given `weights` (P,). Without weights both are the first.
-    """
-    order = anomalous.argsort()[::-1]
-    ranked = anomalous[order]                                                 # in descending order
+def _curves(normal: Iterable[Array], anomalous: Array, weights: Array | None = None) -> _Curves:
+    """The curves of blocks of normal scores, which are sorted in place, and of anomalous scores (P,) with the `weights` (P,) of
+    their pixels in AUPRO. Arrays of P or V numbers are what limits it, so none is kept longer than needed."""
+    order = anomalous.argsort()
+    ranked = anomalous[order]
     first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))        # first position of each distinct score
-    thresholds = ranked[first][::-1]
-    size, below, equal = 0, np.zeros(len(first), np.int64), np.zeros(len(first), np.int64)
+    rise = None if weights is None else np.add.reduceat(weights[order], first)[::-1]
+    count = np.diff(first, append=ranked.size)[::-1]
+    thresholds = ranked[first]
+    del order, ranked, first
+    above, equal = np.zeros(len(thresholds), np.int64), np.zeros(len(thresholds), np.int64)
+    size = 0
     for block in normal:
         block.sort()
         lower = block.searchsorted(thresholds)
-        below += lower
         ties = np.flatnonzero(block[np.minimum(lower, block.size - 1)] == thresholds)
-        equal[ties] += block.searchsorted(thresholds[ties], side="right") - lower[ties]
+        tied = block.searchsorted(thresholds[ties], side="right") - lower[ties]
+        above += block.size - lower
+        above[ties] -= tied
+        equal[ties] += tied
         size += block.size
-    below, equal = below[::-1], equal[::-1]
-    above = size - below - equal
-    count = np.diff(first, append=ranked.size)
-    counted = _Curve(above, equal, count / ranked.size, count, size)
-    if weights is None:
-        return counted, counted
-    return counted, _Curve(above, equal, np.add.reduceat(weights[order], first), count, size)
+    return _Curves(above[::-1], equal[::-1], count, rise, size)
 
 
-def _curve_of(labels: Any, scores: Any) -> _Curve:
-    """The curve of labels and scores, which are checked."""
+def _curves_of(labels: Any, scores: Any) -> _Curves:
+    """The curves of labels and scores, which are checked."""
     labels, scores = _numpy(labels), _comparable(_numpy(scores))
     if labels.shape != scores.shape:
         raise ParameterError(f"labels are {labels.shape} and scores {scores.shape}: they must have the same shape")
@@ -199,35 +198,40 @@ def _curve_of(labels: Any, scores: Any) -> _Curve:
             raise ParameterError("there are no scores: AUROC and AP need normal and anomalous ones")
         raise ParameterError(f"all {anomalous.size} labels are {int(anomalous[0])}: AUROC and AP are undefined "
                              f"without both normal (0) and anomalous (1) ones")
-    return _curves([scores[~anomalous]], scores[anomalous], None)[0]
+    return _curves([scores[~anomalous]], scores[anomalous])
 
 
-def _curves_of(masks: Maps, maps: Maps, connectivity: int) -> tuple[_Curve, _Curve]:
-    """Two curves of masks and maps, which are checked: with the same weight for every anomalous pixel, and for every region."""
+def _pixel_curves(masks: Maps, maps: Maps, connectivity: int) -> _Curves:
+    """The curves of all pixels of masks and maps, which are checked."""
     if connectivity not in (4, 8):
         raise ParameterError(f"connectivity is {connectivity!r}: expected 4 or 8")
     if len(masks) != len(maps):
         raise ParameterError(f"{len(masks)} masks for {len(maps)} maps: expected one mask per image")
-    anomalous: list[Array] = []
-    weights: list[Array] = []
-    regions = pixels = 0
-    for mask, scores in _pairs(masks, maps):
-        pixels += mask.size
-        if mask.any():
-            anomalous.append(scores[mask])
-            own, found = _region_weights(mask, connectivity)
-            weights.append(own)
-            regions += found
-    if not anomalous:
+    anomalous, weights, pixels = _anomalous(_pairs(masks, maps), connectivity)
+    if not anomalous.size:
         raise ParameterError(f"no anomalous region in {len(maps)} masks: pixel AUROC, AP and AUPRO are undefined "
                              f"without one")
-    pooled = np.concatenate(anomalous)
-    if pooled.size == pixels:
+    if anomalous.size == pixels:
         raise ParameterError(f"no normal pixel in {len(maps)} masks: pixel AUROC, AP and AUPRO are undefined "
                              f"without one")
     # All anomalous scores are searched for in each block, so there are few blocks if there are many of them.
-    blocks = _blocks(_pairs(masks, maps), max(BLOCK, 4 * pooled.size))
-    return _curves(blocks, pooled, np.concatenate(weights) / regions)
+    size = min(max(BLOCK, 4 * anomalous.size), pixels - anomalous.size)
+    return _curves(_blocks(_pairs(masks, maps), size), anomalous, weights)
+
+
+def _anomalous(pairs: Iterable[tuple[Array, Array]], connectivity: int) -> tuple[Array, Array, int]:
+    """Scores (P,) of all anomalous pixels, their weights (P,) in the mean over the regions, and the number of all pixels."""
+    found: list[Array] = []
+    weights: list[Array] = []
+    regions = pixels = 0
+    for mask, scores in pairs:
+        pixels += mask.size
+        if mask.any():
+            found.append(scores[mask])
+            own, count = _region_weights(mask, connectivity)
+            weights.append(own)
+            regions += count
+    return (np.concatenate(found), np.concatenate(weights) / regions, pixels) if found else (np.zeros(0), np.zeros(0), pixels)
 
 
 def _pairs(masks: Maps, maps: Maps) -> Iterator[tuple[Array, Array]]:
@@ -240,18 +244,24 @@ def _pairs(masks: Maps, maps: Maps) -> Iterator[tuple[Array, Array]]:
         yield _as_bool(mask, f"mask of image {index}"), scores
 
 
-def _blocks(pairs: Iterable[tuple[Array, Array]], least: int) -> Iterator[Array]:
-    """The scores of all normal pixels, in blocks of at least `least`, the last one smaller."""
-    block: list[Array] = []
-    size = 0
+def _blocks(pairs: Iterable[tuple[Array, Array]], size: int) -> Iterator[Array]:
+    """The scores of all normal pixels, in blocks of `size`, the last one smaller. A block is overwritten by the next one."""
+    block, filled = np.empty(size, np.float32), 0
     for mask, scores in pairs:
-        block.append(scores[~mask])
-        size += block[-1].size
-        if size >= least:
-            yield np.concatenate(block)
-            block, size = [], 0
-    if size:
-        yield np.concatenate(block)
+        normal = scores[~mask]
+        if normal.dtype != block.dtype:         # float64; converting either would cost precision or memory
+            if filled:
+                yield block[:filled]
+            block, filled = np.empty(size, normal.dtype), 0
+        while filled + normal.size >= size:
+            room = size - filled
+            block[filled:] = normal[:room]
+            yield block
+            normal, filled = normal[room:], 0
+        block[filled:filled + normal.size] = normal
+        filled += normal.size
+    if filled:
+        yield block[:filled]
 
 
 def _region_weights(mask: Array, connectivity: int) -> tuple[Array, int]:

@@ -121,16 +121,19 @@ def _pixel_measures(detector: Detector, samples: Sequence[Sample], maps: np.ndar
 def predict_all(detector: Detector, samples: Sequence[Sample], progress: bool | None = None,
                 batch_size: int = 16) -> tuple[np.ndarray, np.ndarray | None]:
     """Scores (n,) and maps (n, H, W) on disk, or None for a method without maps."""
-    scores = []
+    scores = np.zeros(len(samples), np.float32)
+    done = 0
 
     def maps() -> Iterator[np.ndarray]:
+        nonlocal done
         with progress_bar(total=len(samples), desc="predict", enabled=progress) as bar:
             for images in read_images(samples, detector.view, batch_size):
                 prediction = detector.predict(images)
-                scores.append(prediction.score.float().cpu().numpy())
+                scores[done:done + len(images)] = prediction.score.float().cpu().numpy()
+                done += len(images)
                 bar.update(len(images))
                 if prediction.map is not None:
                     yield prediction.map.float().cpu().numpy()
 
     found = on_disk(maps())
-    return np.concatenate(scores) if scores else np.zeros(0, np.float32), found if len(found) else None
+    return scores, found if len(found) else None

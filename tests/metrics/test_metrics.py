@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, against a slow loop over every threshold and region, and against values computed on paper."""
 
 import itertools
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -131,6 +132,32 @@ def test_sorting_the_normal_scores_in_blocks_changes_no_bit_of_the_scores(case, 
     with mock.patch("adcore.metrics._blocks", blocks):
         assert pixel_scores(masks, maps) == at_once
     assert blocks.called
+
+
+def test_images_of_float32_and_float64_are_pooled_without_rounding_either():
+    rng = np.random.default_rng(1)
+    masks = rng.random((6, 9, 9)) < 0.2
+    maps = [rng.normal(size=(9, 9)).astype([np.float32, np.float64][i % 2]) for i in range(6)]
+    maps[0][~masks[0]] += np.float32(1)
+    maps[1][~masks[1]] += 1e-12
+    assert pixel_scores(masks, maps) == pixel_scores(masks, np.array(maps, np.float64))
+
+
+def test_metrics_take_memory_for_a_block_of_normal_scores_and_for_the_anomalous_ones(tmp_path):
+    """The maps of ten times as many normal images, mapped from a file, take no more."""
+    def peak(images: int) -> int:
+        maps = np.memmap(tmp_path / f"{images}", np.float32, "w+", shape=(images, 64, 64))
+        maps[:] = np.random.default_rng(0).normal(size=maps.shape)
+        masks = np.memmap(tmp_path / f"{images} masks", bool, "w+", shape=maps.shape)
+        masks[:50, :20, :20] = True
+        tracemalloc.start()
+        pixel_scores(masks, maps)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    with mock.patch("adcore.metrics.BLOCK", 2**16):
+        assert peak(500) == approx(peak(50), rel=0.1)
 
 
 # ---------------------------------------------------------------- on paper
