@@ -28,28 +28,26 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_each_path_has_a_context_in_which_its_plain_code_is_used(bench):
     points, first = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.linspace(8, 9, 40)
-    with bench.PATHS["k-center"][1]():
+    with bench.PATHS["k-center"]():
         assert patchcore.kcenter is not kcenter
         picks = patchcore.kcenter(points, 5, initial=first, progress=False)
     assert torch.equal(picks, kcenter(points, 5, initial=first))
-    with bench.PATHS["nearest"][1]():
+    with bench.PATHS["nearest"]():
         assert patchcore.nearest is bench.plain_nearest
-    with bench.PATHS["kept memory"][1]():
+    with bench.PATHS["kept memory"]():
         assert memory._glibc() is None
-    with bench.PATHS["dropout"][1]():
+    with bench.PATHS["dropout"]():
         assert not fast.takes(points, 0.1)
-    with bench.PATHS["mixture and colors"][1]():
+    with bench.PATHS["mixture and colors"]():
         assert use_plain()
     config = uniad.UniADConfig(hidden=16, heads=2, ffn=16, neighbors=1, encoder_layers=1, decoder_layers=1)
-    with bench.PATHS["attention"][1]():
+    with bench.PATHS["attention"]():
         plain = uniad.UniADNetwork(8, (4, 4), config)
     kinds = [type(part).__name__ for part in plain.modules()]
     assert "Plain" in kinds and "Attention" not in kinds and fast.takes(points, 0.1)
 
 
 def test_a_row_has_both_times_and_the_differences_of_scores_and_maps(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "PATHS", {})
-    monkeypatch.setattr(bench, "ENGINES", {"patchcore": "nearest"})     # the only path of this run
     out = tmp_path / "paths.csv"
     out.write_text("case,path\nanother,nearest\n", encoding="utf-8")
     assert bench.main(["--small", "--out", str(out)]) == 0
