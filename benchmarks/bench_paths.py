@@ -40,6 +40,8 @@ from adcore.files import write_text
 from adcore.kernels import kernels
 from adcore.kernels.kcenter import plain_kcenter
 from adcore.kernels.nearest import plain_nearest
+from adcore.models import PatchCore
+from adcore.papers.heckler2023 import patchcore
 from adcore.papers.uniad2022.transformer import Attention
 from adcore.papers.uniad2022.uniad import UniADNetwork
 
@@ -53,10 +55,10 @@ CASES: dict[str, Case] = {
     "patchcore bottle, 10 %": ("patchcore", "mvtec_384", "bottle", {"weights": "random"}, ("nearest",)),
     "contrastive bottle, 2 epochs": ("contrastive", "mvtec_384", "bottle", {
         "backbone": "efficientnet_lite0", "negatives": "photographs", "epochs": 2},
-        ("mixture and colors", "kept memory", "openvino")),
+        ("mixture and colors",)),
     "uniad screw, 4 epochs": ("uniad", "mvtec_512", "screw", {
         "backbone": "efficientnet_lite0", "image_size": 224, "epochs": 4, "batch_size": 32},
-        ("attention", "dropout", "kept memory", "openvino")),
+        ("attention", "dropout", "kept memory")),
 }
 SMALL: dict[str, Case] = {
     "patchcore mini": ("patchcore", "mini", "gear", {"backbone": "efficientnet_lite0", "taps": (2, 3), "image_size": 64,
@@ -88,6 +90,14 @@ PATHS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 RANDOM = ("attention", "dropout")       # without these, other random numbers are drawn
 
 
+def other_bank(path: str) -> contextlib.AbstractContextManager[Any]:
+    """PatchCore picks patches that do not depend on rounding."""
+    kcenter = patchcore.kcenter
+    return mock.patch.object(patchcore, "kcenter", lambda points, k, initial, progress: (
+        kcenter(points.double(), min(k, 200), initial=initial.double(), progress=False) if path == "k-center"
+        else torch.arange(0, len(points), 100)))
+
+
 def once(one: Experiment, path: str, without: bool, to: Path) -> float:
     """Seconds of one run in this process; its scores and maps go to a file."""
     dataset, device = one.data(), torch.device("cpu")
@@ -97,6 +107,9 @@ def once(one: Experiment, path: str, without: bool, to: Path) -> float:
         detector = one.detector(device).fit(dataset.train, progress=False)
         evaluate(detector, dataset, progress=False)
         seconds = time.perf_counter() - start
+        if isinstance(detector, PatchCore):
+            with other_bank(path):
+                detector.fit(dataset.train, progress=False)
         scores, maps = predict_all(detector, dataset.test, False)
     np.savez(to, scores=scores, maps=maps if maps is not None else np.zeros(0))
     return seconds
