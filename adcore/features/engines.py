@@ -1,13 +1,10 @@
-"""Engines that compute a frozen backbone on a CPU: torch, torch with Winograd convolutions, or OpenVINO.
+"""Engines that compute a frozen backbone on a CPU: torch or OpenVINO.
 
-    ADCORE_ENGINE=winograd python ...        for a whole program
+    ADCORE_ENGINE=openvino python ...        for a whole program
     with engine("openvino"): ...             for a block; overrides the environment variable
 
     torch      the network of its library, unchanged; the default
-    winograd   batch norms are folded into the convolutions before them, and 3 x 3 convolutions use a quarter of the
-               multiplications: the fastest for Wide ResNet-50 and similar networks. Such a layer needs four times the memory
-               for its weights
-    openvino   the traced network, compiled for the processor: the fastest for EfficientNets. pip install 'adcore[fast]'
+    openvino   the traced network, compiled for the processor: faster for EfficientNets. pip install 'adcore[fast]'
 
 Features differ from torch's by float32 rounding. The default does not depend on the installed packages, so the numbers do not
 either; results store the name of the engine. Networks that are trained, and networks on a GPU, always use torch.
@@ -26,22 +23,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from adcore.errors import ParameterError
-from adcore.features.folded import folded
 from adcore.switch import Switch
 
-ENGINE = Switch("engine", "ADCORE_ENGINE", ("torch", "winograd", "openvino"))
+ENGINE = Switch("engine", "ADCORE_ENGINE", ("torch", "openvino"))
 
 Compiled = Callable[[Tensor], list[Tensor]]
-# For each network its last compilation, with the engine, the versions of the weights and the image size that it is for.
+# For each network its last compilation, with the versions of the weights and the image size that it is for.
 _compiled: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Compiled]] = weakref.WeakKeyDictionary()
 
 
 def engine(choice: str) -> AbstractContextManager[None]:
-    """Select the engine of frozen backbones within a block: 'torch', 'winograd' or 'openvino'.
+    """Select the engine of frozen backbones within a block: 'torch' or 'openvino'.
 
-    >>> with engine("winograd"):
+    >>> with engine("torch"):
     ...     chosen_engine()
-    'winograd'
+    'torch'
 
     Raises:
         ParameterError: an unknown engine.
@@ -50,7 +46,7 @@ def engine(choice: str) -> AbstractContextManager[None]:
 
 
 def chosen_engine() -> str:
-    """The selected engine: 'torch', 'winograd' or 'openvino'.
+    """The selected engine: 'torch' or 'openvino'.
 
     >>> with engine("torch"):
     ...     chosen_engine()
@@ -67,36 +63,19 @@ def chosen_engine() -> str:
 
 
 @torch.no_grad()
-def compiled_maps(choice: str, network: fx.GraphModule, nodes: Sequence[str], images: Tensor) -> list[Tensor]:
-    """The maps at `nodes` of `network(images)`, which is a dictionary, in float32.
+def compiled_maps(network: fx.GraphModule, nodes: Sequence[str], images: Tensor) -> list[Tensor]:
+    """The maps at `nodes` of `network(images)`, which is a dictionary, in float32, computed by OpenVINO.
 
-    choice   'winograd' or 'openvino'
-    network  in eval mode, on the CPU; compiled at its first call, and again if its weights have changed or, with OpenVINO, if
-             images have another height or width
+    network  in eval mode, on the CPU; compiled at its first call, and again if its weights have changed or if images have
+             another height or width
     images   (B, 3, H, W) float32
-
-    >>> from adcore.features import FeatureExtractor
-    >>> extractor = FeatureExtractor("resnet18", (1, 2), "random")
-    >>> [m.shape[1:] for m in compiled_maps("winograd", extractor.network, extractor.nodes, torch.zeros(1, 3, 64, 64))]
-    [torch.Size([64, 16, 16]), torch.Size([128, 8, 8])]
     """
     weights = sum(tensor._version for tensor in (*network.parameters(), *network.buffers()))
-    size = images.shape[2:] if choice == "openvino" else ()   # a trace treats values computed from the size as constants
-    state = (choice, weights, *size)
+    state = (weights, *images.shape[2:])                      # a trace treats values computed from the size as constants
     known = _compiled.get(network)
     if known is None or known[0] != state:
-        compiled = _by_openvino if choice == "openvino" else _by_winograd
-        known = _compiled[network] = state, compiled(network, nodes, images)
+        known = _compiled[network] = state, _by_openvino(network, nodes, images)
     return known[1](images)
-
-
-def _by_winograd(network: fx.GraphModule, nodes: Sequence[str], images: Tensor) -> Compiled:
-    light = folded(network)
-
-    def maps(images: Tensor) -> list[Tensor]:
-        found = light(images.contiguous(memory_format=torch.channels_last))
-        return [found[node] for node in nodes]
-    return maps
 
 
 class _Listed(nn.Module):

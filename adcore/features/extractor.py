@@ -101,8 +101,8 @@ class FeatureExtractor(nn.Module):
             DataError: a feature is NaN or infinite.
         """
         x = (images - self.mean) / self.std
-        if (engine := self.engine) != "torch":
-            maps = compiled_maps(engine, self.network, self.nodes, x)
+        if self.engine == "openvino":
+            maps = compiled_maps(self.network, self.nodes, x)
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 found = self.network(x.contiguous(memory_format=torch.channels_last))
