@@ -13,8 +13,8 @@ from adcore.errors import ParameterError, did_you_mean
 class Switch:
     """A setting. The `with` block overrides the environment variable; the first choice is the default.
 
-    name      name of the setting in error messages, such as 'engine'
-    variable  environment variable, such as 'ADCORE_ENGINE'
+    name      name of the setting in error messages, such as 'kernels'
+    variable  environment variable, such as 'ADCORE_KERNELS'
     choices   allowed values
 
     >>> color = Switch("color", "ADCORE_COLOR", ("red", "blue"))

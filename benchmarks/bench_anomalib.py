@@ -38,8 +38,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from bench_whole import COLUMNS, SCORES, kept
-from side_by_side import DiffersError, machine, status_of
+from side_by_side import DiffersError, kept, machine, status_of
 
 from adcore.experiments import Experiment, grid
 from adcore.experiments.evaluation import evaluate
@@ -47,6 +46,9 @@ from adcore.experiments.provenance import Meter, commit
 from adcore.features import FeatureExtractor
 from adcore.files import write_text
 
+SCORES = ("image_auroc", "pixel_auroc", "aupro")
+COLUMNS = ["case", "way", "seconds", "fit_s", "test_s", "peak_gb", "times faster", *SCORES, "rounds", "machine", "commit",
+           "five starts"]
 DATASET = "mvtec_384"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "patchcore {}, 1 %": ("patchcore", {"coreset": 0.01, "embed_dim": 0, "squared": False}),
@@ -165,7 +167,7 @@ def rows(name: str, runs: dict[str, list[dict[str, float]]]) -> list[list[str]]:
 def with_starts(path: Path, name: str, found: dict[str, float]) -> list[list[str]]:
     """All rows of the csv; adcore's row of the case has the scores of five starts."""
     span = f"{found['low']:.1f} to {found['high']:.1f}"
-    return [[*row[:-1], span] if row[:2] == [name, "adcore"] else row for row in kept(path, [])]
+    return [[*row[:-1], span] if row[:2] == [name, "adcore"] else row for row in kept(path, [], COLUMNS)]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -198,7 +200,7 @@ def main(words: Sequence[str] | None = None) -> int:
             for _, way in itertools.product(range(asked.rounds), WAYS):
                 runs[way].append(alone(case, category, way, asked.epochs))
                 print(f"{name}, {way}: {', '.join(f'{key} {value:.2f}' for key, value in runs[way][-1].items())}", flush=True)
-            rows_now = [*kept(asked.out, [name]), *rows(name, runs)]
+            rows_now = [*kept(asked.out, [name], COLUMNS), *rows(name, runs)]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows_now])
         write_text(asked.out, text.getvalue())

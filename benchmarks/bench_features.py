@@ -1,4 +1,4 @@
-"""Time feature extraction by each engine against the same network in eager torch, called in the usual way.
+"""Time feature extraction against the same network in eager torch, called in the usual way.
 
     python benchmarks/bench_features.py --batch 16 --rounds 5
 
@@ -20,27 +20,16 @@ import torch
 from side_by_side import RESULTS, Peer, merge, race, status_of
 from torch import Tensor
 
-from adcore.errors import ParameterError
-from adcore.features import FeatureExtractor, engine
-from adcore.features.engines import ENGINE, chosen_engine
+from adcore.features import FeatureExtractor
 from adcore.memory import kept_memory
 
 CASES = (("wide_resnet50_2", (1, 2, 3), 256), ("efficientnet_b4", (1, 2, 3, 4), 224))
 SMALL = (("resnet18", (1, 2), 64),)
 
 
-def extracted(extractor: FeatureExtractor, images: Tensor, choice: str) -> list[Tensor]:
-    with engine(choice), torch.inference_mode():
+def extracted(extractor: FeatureExtractor, images: Tensor) -> list[Tensor]:
+    with torch.inference_mode():
         return extractor(images)
-
-
-def installed(choice: str) -> bool:
-    try:
-        with engine(choice):
-            return bool(chosen_engine())
-    except ParameterError as error:
-        print(f"{choice}: skipped ({error})")
-        return False
 
 
 def eager(extractor: FeatureExtractor, images: Tensor) -> Callable[[], list[Tensor]]:
@@ -73,12 +62,9 @@ def main(words: Sequence[str] | None = None) -> int:
     for name, taps, side in SMALL if arguments.small else CASES:
         extractor = FeatureExtractor(name, taps, "random")
         images = torch.rand(arguments.batch, 3, side, side, generator=torch.Generator().manual_seed(0))
-        for choice in filter(installed, ENGINE.choices):
-            library = ("openvino",) if choice == "openvino" else ()
-            peer = Peer("torch, eager", partial(eager, extractor, images), ("torchvision", "timm", *library))
-            rows += race(f"features.FeatureExtractor, {choice}", f"{name}, batch {arguments.batch}, {side}x{side}",
-                         partial(extracted, extractor, images, choice), [peer], disagreement, arguments.rounds,
-                         setting=kept_memory)
+        peer = Peer("torch, eager", partial(eager, extractor, images), ("torchvision", "timm"))
+        rows += race("features.FeatureExtractor", f"{name}, batch {arguments.batch}, {side}x{side}",
+                     partial(extracted, extractor, images), [peer], disagreement, arguments.rounds, setting=kept_memory)
     merge(arguments.out, rows)
     return 0
 

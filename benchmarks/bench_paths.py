@@ -29,13 +29,11 @@ from unittest import mock
 import numpy as np
 import torch
 from bench_uniad import Plain
-from bench_whole import kept
-from side_by_side import DiffersError, machine, status_of
+from side_by_side import DiffersError, kept, machine, status_of
 
 from adcore.experiments import Experiment, grid
 from adcore.experiments.evaluation import evaluate, predict_all
 from adcore.experiments.provenance import commit
-from adcore.features import engine
 from adcore.files import write_text
 from adcore.kernels import kernels
 from adcore.kernels.kcenter import plain_kcenter
@@ -53,8 +51,6 @@ CASES: dict[str, Case] = {
     "patchcore bottle, 1 %": ("patchcore", "mvtec_384", "bottle", {"weights": "random", "coreset": 0.01},
                               ("k-center", "kept memory")),
     "patchcore bottle, 10 %": ("patchcore", "mvtec_384", "bottle", {"weights": "random"}, ("nearest",)),
-    "patchcore bottle, EfficientNet": ("patchcore", "mvtec_384", "bottle", {
-        "backbone": "efficientnet_lite0", "taps": (3, 4), "coreset": 0.01}, ("openvino",)),
     "contrastive bottle, 2 epochs": ("contrastive", "mvtec_384", "bottle", {
         "backbone": "efficientnet_lite0", "negatives": "photographs", "epochs": 2},
         ("mixture and colors", "kept memory")),
@@ -79,7 +75,7 @@ def plain_attention() -> contextlib.AbstractContextManager[Any]:
     return mock.patch("adcore.papers.uniad2022.uniad.UniADNetwork", network)
 
 
-# Name -> the context without it. The engine openvino, which is off by default, is compared with `torch`.
+# Name -> the context without it.
 PATHS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "kept memory": lambda: mock.patch("adcore.memory._glibc", lambda: None),
     "k-center": lambda: mock.patch(
@@ -103,8 +99,7 @@ def other_bank(path: str) -> contextlib.AbstractContextManager[Any]:
 def once(one: Experiment, path: str, without: bool, to: Path) -> float:
     """Seconds of one run in this process; its scores and maps go to a file."""
     dataset, device = one.data(), torch.device("cpu")
-    around = PATHS[path]() if path in PATHS and without else contextlib.nullcontext()
-    with engine("torch" if path in PATHS or without else path), around:
+    with PATHS[path]() if without else contextlib.nullcontext():
         start = time.perf_counter()
         detector = one.detector(device).fit(dataset.train, progress=False)
         evaluate(detector, dataset, progress=False)

@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -161,3 +161,13 @@ def merge(path: Path, rows: list[dict[str, str]]) -> None:
     writer.writeheader()
     writer.writerows(merged[key] for key in sorted(merged))
     write_text(path, text.getvalue())
+
+
+def kept(path: Path, measured: Collection[str], columns: Collection[str]) -> list[list[str]]:
+    """Rows of a csv of cases that are not measured now; empty in the last columns if the csv is from before these."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *lines = csv.reader(file)
+    missing = [""] * (len(columns) - len(head))
+    return [line + missing for line in lines if line and line[0] not in measured]

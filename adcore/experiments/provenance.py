@@ -9,7 +9,6 @@ import re
 import subprocess
 import threading
 import time
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,19 +69,15 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def versions(device: torch.device | None = None) -> dict[str, str]:
-    """Versions of the packages that affect numbers, and of the feature engine chosen for `device` (default: a CPU)."""
+def versions() -> dict[str, str]:
+    """Versions of the packages that affect numbers."""
     import numpy
     import sklearn
     import timm
     import torchvision
-
-    from adcore.features.engines import chosen_engine
-    chosen = chosen_engine() if device is None or device.type == "cpu" else "torch"
-    engine = {} if chosen == "torch" else {chosen: metadata.version("openvino") if chosen == "openvino" else adcore.__version__}
     return {"adcore": adcore.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "torchvision": torchvision.__version__, "timm": timm.__version__, "numpy": numpy.__version__,
-            "scikit-learn": sklearn.__version__, **engine}
+            "scikit-learn": sklearn.__version__}
 
 
 @functools.lru_cache(maxsize=32)
@@ -131,5 +126,5 @@ class Meter:
 
 def origin(device: torch.device, method: str) -> dict[str, Any]:
     """Where a result comes from, as plain values. Taken before the work starts: files may change while a long run lasts."""
-    return {"versions": versions(device), "commit": commit(), "code": fingerprint(method), "device": device.type,
+    return {"versions": versions(), "commit": commit(), "code": fingerprint(method), "device": device.type,
             "machine": machine(device)}

@@ -18,7 +18,6 @@ from torchvision.models.feature_extraction import get_graph_node_names
 
 from adcore.errors import DataError, ParameterError
 from adcore.features.backbones import find_backbone
-from adcore.features.engines import chosen_engine, compiled_maps
 from adcore.features.statistics import Statistics, statistics_of
 from adcore.features.weights import load_weights, resolve_weights, weights_digest
 
@@ -70,20 +69,12 @@ class FeatureExtractor(nn.Module):
         self.channels, self.strides = self._measure()
 
     @property
-    def engine(self) -> str:
-        """The engine that computes the maps: the selected one if the extractor is frozen, on a CPU and float32; else
-        'torch'."""
-        fits = self.frozen and self.mean.device.type == "cpu" and self.mean.dtype == torch.float32
-        return chosen_engine() if fits else "torch"
-
-    @property
     def key(self) -> str:
         """Text that identifies everything on which the features depend, except the images."""
         own = (self.backbone.mean, self.backbone.std)
         normalized = "" if self.statistics == own else f"-{self.statistics}"  # one file may be used with two normalizations
-        engine = "" if self.engine == "torch" else f"-{self.engine}"
         padded = f"-padded {self.backbone.native}" if self.backbone.native else ""
-        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalized}{padded}{engine}"
+        return f"{self.backbone.name}-{self.digest}-{','.join(self.nodes)}{normalized}{padded}"
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """As in any module, but a frozen extractor stays in eval mode: its features must not depend on the rest of a batch."""
@@ -101,12 +92,9 @@ class FeatureExtractor(nn.Module):
             DataError: a feature is NaN or infinite.
         """
         x = (images - self.mean) / self.std
-        if self.engine == "openvino":
-            maps = compiled_maps(self.network, self.nodes, x)
-        else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                found = self.network(x.contiguous(memory_format=torch.channels_last))
-            maps = [found[node] for node in self.nodes]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            found = self.network(x.contiguous(memory_format=torch.channels_last))
+        maps = [found[node] for node in self.nodes]
         for tap, features in zip(self.taps, maps, strict=True):
             if features.numel() and not all(map(math.isfinite, _extremes(features.detach()))):
                 bad = [i for i in range(len(features)) if not bool(torch.isfinite(features[i]).all())]

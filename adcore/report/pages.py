@@ -91,13 +91,9 @@ def _write(folder: Path, root: Path) -> None:
     page("bibliography.html", "bibliography.html", papers=papers().to_dict("index"), works=bibliography().to_dict("records"),
          datasets=[entry for entry in load_manifest().values() if entry.kind == "dataset" and entry.citation != "adcore"])
     frames = {name: benchmarks_on_record(name) for name in ("results", "whole", "paths", "growth", "large", "kcenter_memory")}
-    frames["peers"] = None
-    if (whole := frames["whole"]) is not None:              # beside another library, or before and after the fast paths
-        beside = whole["way"].isin(["anomalib", "adcore"])
-        frames |= {"peers": whole[beside], "whole": whole[~beside]}
     speed = {name: None if frame is None or frame.empty else _table(frame) for name, frame in frames.items()}
     page("benchmarks.html", "benchmarks.html", chart=benchmark_chart(frames["results"]),
-         peers_chart=whole_chart(frames["peers"]), growth_chart=growth_chart(frames["growth"]), **speed)
+         whole_chart=whole_chart(frames["whole"]), growth_chart=growth_chart(frames["growth"]), **speed)
 
 
 def _notebook_pages(runs: list[NotebookRun], folder: Path) -> dict[str, str]:
