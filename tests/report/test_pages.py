@@ -84,8 +84,8 @@ def test_the_pages_of_records_and_of_speed_show_their_numbers(report):
     speed = (report / "benchmarks.html").read_text()
     assert "adeval" in speed and speed.count("data:image/png;base64,") == 3
     assert "<h2>Growth</h2>" in speed and "1.25" in speed and "321" in speed
-    _, beside, before, many, parts, _ = re.split(r"<h2>(?:Whole methods \w+|Many images|Parts|Growth)", speed)
-    assert "anomalib" in beside and "uniad screw" not in beside and "uniad screw" in before and "anomalib" not in before
+    _, beside, less, many, parts, _ = re.split(r"<h2>(?:Whole methods \w+|One fast path less|Many images|Parts|Growth)", speed)
+    assert "anomalib" in beside and "dropout" in less and "anomalib" not in less
     assert "321" in many and "adeval" in parts
 
 
