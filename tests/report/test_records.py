@@ -44,7 +44,7 @@ def test_the_chart_of_whole_methods_has_a_panel_per_case_with_the_seconds_of_fit
     whole = pages.benchmarks_on_record("whole")
     assert charts.whole_chart(whole) == "data:" and charts.whole_chart(None) is None
     first, second = (axes for axes in drawn[0].axes if axes.get_title())
-    assert (first.get_title(), second.get_title()) == ("patchcore bottle: 5.0 times faster", "uniad screw: 5.0 times faster")
+    assert (first.get_title(), second.get_title()) == ("patchcore bottle: 5.0 times faster", "fastflow grid: 5.0 times faster")
     assert [(bar.get_x(), bar.get_width()) for bar in first.patches] == [(0, 60), (0, 12), (60, 20), (12, 4)]
     assert [text.get_text() for text in first.texts] == [" 80 s, 3.5 GB", " 16 s, 2.0 GB"]
 
