@@ -98,7 +98,7 @@ def whole_chart(frame: pd.DataFrame | None) -> str | None:
         for axes in panels[len(cases):]:
             axes.set_axis_off()
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
         figure.supxlabel("seconds", fontsize=8.5)
         return as_data(figure)
 

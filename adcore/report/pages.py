@@ -175,7 +175,7 @@ def headline(measured: list[Record]) -> Markup | None:
 
 def _table(frame: pd.DataFrame) -> Markup:
     """A table whose names and cells pandas has escaped."""
-    return Markup(frame.to_html(index=False, border=0))
+    return Markup(frame.to_html(index=False, border=0, na_rep=""))
 
 
 def benchmarks_on_record(name: str) -> pd.DataFrame | None:
