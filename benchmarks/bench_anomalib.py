@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import importlib.util
-import io
 import itertools
 import json
 import os
@@ -38,13 +36,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from side_by_side import DiffersError, kept, machine, status_of
+from side_by_side import DiffersError, kept, machine, status_of, write_rows
 
 from adcore.experiments import Experiment, grid
 from adcore.experiments.evaluation import evaluate
 from adcore.experiments.provenance import Meter, commit
 from adcore.features import FeatureExtractor
-from adcore.files import write_text
 
 SCORES = ("image_auroc", "pixel_auroc", "aupro")
 COLUMNS = ["case", "way", "seconds", "fit_s", "test_s", "peak_gb", "times faster", *SCORES, "rounds", "machine", "commit",
@@ -201,9 +198,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 runs[way].append(alone(case, category, way, asked.epochs))
                 print(f"{name}, {way}: {', '.join(f'{key} {value:.2f}' for key, value in runs[way][-1].items())}", flush=True)
             rows_now = [*kept(asked.out, [name], COLUMNS), *rows(name, runs)]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows_now])
-        write_text(asked.out, text.getvalue())
+        write_rows(asked.out, COLUMNS, rows_now)
     return 0
 
 

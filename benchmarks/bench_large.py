@@ -11,8 +11,6 @@ of mapped files, such as cached features, come on top while there is room. "Resi
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import platform
@@ -29,14 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from side_by_side import DiffersError, machine, status_of
+from side_by_side import DiffersError, machine, status_of, write_rows
 
 from adcore.data import load_dataset
 from adcore.data.verify import verify_dataset
 from adcore.experiments.evaluation import evaluate
 from adcore.experiments.provenance import commit
 from adcore.features import images_digest
-from adcore.files import write_text
 from adcore.models import PatchCore, PatchCoreConfig, UniAD, UniADConfig
 
 COLUMNS = ["job", "images", "seconds", "memory_mb", "resident_mb", "fixed", "machine", "versions", "commit"]
@@ -185,9 +182,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 print(f"{job}, {n} images: {', '.join(f'{name} {value:.1f}' for name, value in found.items())}", flush=True)
                 rows.append([job, str(n), f"{found['seconds']:.2f}", f"{found['memory_mb']:.0f}", f"{found['resident_mb']:.0f}",
                              fixed, machine(), versions, commit()])
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    write_text(asked.out, text.getvalue())
+    write_rows(asked.out, COLUMNS, rows)
     return 0
 
 

@@ -4,16 +4,15 @@
 
 A run is a fit and a test on real images, from the files to the last metric, in a process of its own with empty caches. "With"
 and "without" take turns; paths.csv contains medians. `score` and `map` are the largest differences of the test images' scores
-and maps, as a fraction of the largest score and of the largest value of a map; they are empty for dropout, which draws other
-random numbers. Without the fast k-center, the picks differ where two patches are almost equally far, and so does the bank.
+and maps, as a fraction of the largest score and of the largest value of a map; they are empty for UniAD, whose plain code draws
+other random numbers. Rounding decides which of two almost equally far patches PatchCore's coreset picks, and so all later ones.
+So its two are measured with another bank: every hundredth patch, or, for k-center, 200 that it picks in double precision.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import json
 import os
 import statistics
@@ -29,12 +28,11 @@ from unittest import mock
 import numpy as np
 import torch
 from bench_uniad import Plain
-from side_by_side import DiffersError, kept, machine, status_of
+from side_by_side import DiffersError, kept, machine, status_of, write_rows
 
 from adcore.experiments import Experiment, grid
 from adcore.experiments.evaluation import evaluate, predict_all
 from adcore.experiments.provenance import commit
-from adcore.files import write_text
 from adcore.kernels import kernels
 from adcore.kernels.kcenter import plain_kcenter
 from adcore.kernels.nearest import plain_nearest
@@ -75,7 +73,7 @@ def plain_attention() -> contextlib.AbstractContextManager[Any]:
     return mock.patch("adcore.papers.uniad2022.uniad.UniADNetwork", network)
 
 
-# Name -> the context without it.
+# Name -> the context without it
 PATHS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "kept memory": lambda: mock.patch("adcore.memory._glibc", lambda: None),
     "k-center": lambda: mock.patch(
@@ -166,9 +164,7 @@ def main(words: Sequence[str] | None = None) -> int:
                   flush=True)
             rows.append([case, path, f"{ours:.1f}", f"{plain:.1f}", f"{plain / ours:.2f}", score, of_maps, str(asked.rounds),
                          machine(), commit()])
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-        write_text(asked.out, text.getvalue())
+        write_rows(asked.out, COLUMNS, rows)
     return 0
 
 

@@ -171,3 +171,10 @@ def kept(path: Path, measured: Collection[str], columns: Collection[str]) -> lis
         head, *lines = csv.reader(file)
     missing = [""] * (len(columns) - len(head))
     return [line + missing for line in lines if line and line[0] not in measured]
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a csv atomically."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_text(path, text.getvalue())
